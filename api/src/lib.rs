@@ -1,0 +1,1 @@
+//! The HTTP API, authentication and authorisation, watch streams, agent streams and the Rust client.

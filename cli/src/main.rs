@@ -1,0 +1,3 @@
+//! The holdfast binary: every role and every command.
+
+fn main() {}

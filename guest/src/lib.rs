@@ -1,0 +1,1 @@
+//! PID 1 of a microVM and the protocol that it speaks with the node agent.

@@ -1,0 +1,1 @@
+//! Partition tests of the real processes.

@@ -1,0 +1,1 @@
+//! The node agent: keeps the desired microVMs running, with or without a control plane.

@@ -1,0 +1,1 @@
+//! The WireGuard mesh shared by edge and node.

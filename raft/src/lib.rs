@@ -1,0 +1,1 @@
+//! The replicated log: openraft over mTLS and redb, membership, linearizable reads.

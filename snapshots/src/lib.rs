@@ -1,0 +1,1 @@
+//! The snapshot format: what a member sends to another and what a backup is made of.

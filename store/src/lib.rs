@@ -1,0 +1,1 @@
+//! The state machine: decide and evolve over redb tables, digests, rebuild.

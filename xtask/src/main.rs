@@ -1,0 +1,3 @@
+//! What the project runs on itself: demo, test, bench, ci.
+
+fn main() {}
