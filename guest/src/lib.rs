@@ -1,1 +1,26 @@
-//! PID 1 of a microVM and the protocol that it speaks with the node agent.
+//! The protocol between a node agent and PID 1 of a microVM, as pure code: frames, messages, and the buffer that
+//! holds a workload's output until an agent has it.
+//!
+//! Nothing here does I/O, reads a clock or allocates more than a named bound. Either peer may be hostile to this
+//! code: whatever bytes arrive, decoding answers with an error and never panics (I14). Messages that hold secret
+//! material redact it in `Debug` (I10).
+//!
+//! One conversation is a *session*, opened by the agent with [`message::HostMessage::Sync`]. Every frame of either
+//! side carries the session's number, so that what a dead agent left half-written in a pipe is never taken for
+//! part of the next conversation.
+
+pub mod config;
+pub mod config_parts;
+pub mod frame;
+pub mod lines;
+pub mod log_buffer;
+pub mod message;
+
+/// Version of the protocol; the first byte of every frame. A peer refuses frames of another version.
+pub const PROTOCOL_VERSION: u8 = 1;
+
+/// Name of the virtio-serial port that carries the protocol, where the VMM offers virtio-serial.
+pub const SERIAL_PORT_NAME: &str = "holdfast.channel";
+
+/// The vsock port on which the guest listens, where the VMM offers vsock.
+pub const VSOCK_PORT: u32 = 1024;
