@@ -1,1 +1,38 @@
-//! Ids, resources, commands, events and the rules over them: plain data, no I/O, no clock.
+//! The vocabulary of Holdfast: ids, names, resources, commands, events, errors, and the pure rules over them.
+//!
+//! Everything here is plain data and pure functions. This crate never does I/O, never reads a clock, never draws
+//! randomness and knows no async runtime; time and fresh ids arrive in a [`Context`]. It is the bottom of the
+//! workspace: it depends on nothing of ours.
+//!
+//! Invariants that begin here: I4 (a [`Context`] carries the idempotency key), I8 (one [`Hostname`] spelling per
+//! name), I9 (every resource carries its org), I14 (bytes become typed values once, with an error that says what
+//! to do).
+
+pub mod agent;
+pub mod command;
+pub mod context;
+pub mod event;
+pub mod hostname;
+pub mod id;
+pub mod limits;
+pub mod manifest;
+pub mod name;
+pub mod node_prefix;
+pub mod number;
+pub mod rejection;
+pub mod resource;
+pub mod scope;
+
+pub use command::Command;
+pub use context::{Actor, Context, Proposal};
+pub use event::{Aggregate, Event, EventPayload};
+pub use hostname::Hostname;
+pub use id::{
+    AppId, ClusterId, DeploymentId, EdgeId, EnrolmentId, EnvId, InstanceId, NodeId, OrgId, ReleaseId,
+    RequestId, RouteId, ServiceId, TokenId, UserId,
+};
+pub use manifest::Manifest;
+pub use name::{AgentName, AppName, EnvName, OrgName, PortName, ProcessName, VolumeName};
+pub use number::{Digest, Incarnation, LogIndex, MemberId, Revision, Timestamp};
+pub use rejection::{Accepted, Code, Outcome, Output, Rejection};
+pub use scope::{Role, Scope};

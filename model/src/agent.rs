@@ -1,0 +1,323 @@
+//! What the control plane and its agents say to one another: the frames of the follow stream, and reports.
+//!
+//! An agent holds one stream and receives only what is its own. A frame never means «you have nothing to do» unless
+//! it says so: the absence of frames, of items or of a control plane changes nothing (I5).
+
+use crate::manifest::{Health, Port, Resources, Restart};
+use crate::resource::{Capacity, Image, InstanceReason, InstanceState};
+use crate::{
+    AppName, ClusterId, EnvName, Hostname, Incarnation, InstanceId, OrgName, ProcessName, RequestId,
+    Revision, RouteId,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
+
+/// The version of these frames.
+pub const FOLLOW_PROTOCOL: u16 = 1;
+/// The longest encoded frame, in bytes.
+pub const FRAME_BYTES_MAX: usize = 1 << 20;
+/// Items in one frame at most.
+pub const FRAME_ITEMS_MAX: usize = 1_000;
+/// Observations in one report at most.
+pub const REPORT_OBSERVATIONS_MAX: usize = 1_000;
+/// The longest detail of an observation, in bytes.
+pub const DETAIL_BYTES_MAX: usize = 512;
+/// Lines of one page of logs at most.
+pub const LOG_LINES_MAX: usize = 1_000;
+
+/// Where in which history a state stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// Its incarnation.
+    pub incarnation: Incarnation,
+    /// The revision.
+    pub revision: Revision,
+}
+
+/// What an agent follows: items with a key.
+pub trait Followed:
+    Serialize + DeserializeOwned + Clone + PartialEq + std::fmt::Debug + Send + Sync + 'static
+{
+    /// What identifies an item.
+    type Key: Serialize + DeserializeOwned + Copy + Ord + std::fmt::Debug + Send + Sync + 'static;
+
+    /// The item's key.
+    fn key(&self) -> Self::Key;
+
+    /// Big-endian bytes of a key, for an ordered table.
+    fn key_bytes(key: &Self::Key) -> [u8; 16];
+}
+
+/// One message from the control plane to an agent. New kinds are added at the end.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(bound = "T: Followed")]
+pub enum Frame<T: Followed> {
+    /// A whole state begins; items follow in frames of their own.
+    SnapshotBegin {
+        /// The state's place.
+        stamp: Stamp,
+        /// How many items will follow.
+        items: u64,
+        /// Removals up to this revision are confirmed (I7).
+        confirmed_through: Revision,
+    },
+    /// Some of a snapshot's items.
+    SnapshotItems(Vec<T>),
+    /// The snapshot is whole.
+    SnapshotEnd,
+    /// A change from one revision to another.
+    Delta {
+        /// The revision that it builds on: any other is refused.
+        from: Revision,
+        /// The state's place after it.
+        stamp: Stamp,
+        /// New or changed items.
+        upserts: Vec<T>,
+        /// Keys of items that are gone.
+        removes: Vec<T::Key>,
+        /// Removals up to this revision are confirmed (I7).
+        confirmed_through: Revision,
+    },
+    /// Nothing changed for this agent up to here.
+    Heartbeat {
+        /// The state's place.
+        stamp: Stamp,
+        /// Removals up to this revision are confirmed (I7).
+        confirmed_through: Revision,
+    },
+    /// A question to the agent; the answer travels in a request of the agent's own.
+    Call {
+        /// Names the answer.
+        id: RequestId,
+        /// What is asked.
+        call: AgentCall,
+    },
+}
+
+/// What the control plane may ask of a connected agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AgentCall {
+    /// Lines that an instance wrote.
+    Logs {
+        /// Which instance.
+        instance: InstanceId,
+        /// Lines after this sequence number; `None` for the last `limit`.
+        after: Option<u64>,
+        /// Lines at most.
+        limit: u32,
+        /// Wait up to this long for a first line, in milliseconds.
+        wait_ms: u64,
+    },
+}
+
+/// An agent's answer to a call.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CallAnswer {
+    /// Lines, oldest first.
+    Logs(Vec<LogLine>),
+    /// It does not have what was asked for.
+    NotFound,
+}
+
+/// One line that a workload wrote.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLine {
+    /// Rises by one with each line of an instance.
+    pub seq: u64,
+    /// When the node got it, in milliseconds since the Unix epoch.
+    pub time_ms: u64,
+    /// Where it came from.
+    pub stream: LogStream,
+    /// The line, without its end, lossily decoded.
+    pub text: String,
+}
+
+/// Where a line came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogStream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+    /// The platform's own remarks.
+    System,
+}
+
+/// Whether a backend is told the client's address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProxyProtocol {
+    /// No.
+    #[default]
+    Off,
+    /// By a PROXY v2 header.
+    V2,
+}
+
+/// What an edge follows: a route with its backends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EdgeRoute {
+    /// The route.
+    pub id: RouteId,
+    /// The name in the ClientHello; `None` takes any TCP connection to the port.
+    pub hostname: Option<Hostname>,
+    /// The edge's TCP port.
+    pub listen_port: u16,
+    /// Whether backends are told the client's address.
+    pub proxy_protocol: ProxyProtocol,
+    /// Where it leads, ordered by instance.
+    pub backends: Vec<Backend>,
+}
+
+/// An instance that a route leads to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backend {
+    /// Which instance.
+    pub instance: InstanceId,
+    /// Its address.
+    pub address: Ipv6Addr,
+    /// Its port.
+    pub port: u16,
+    /// No new connections, if another backend can take them.
+    pub draining: bool,
+}
+
+impl Followed for EdgeRoute {
+    type Key = RouteId;
+
+    fn key(&self) -> RouteId {
+        self.id
+    }
+
+    fn key_bytes(key: &RouteId) -> [u8; 16] {
+        key.to_key()
+    }
+}
+
+/// What a node follows: an instance that it should run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeInstance {
+    /// Which instance.
+    pub id: InstanceId,
+    /// Whose, for people.
+    pub org: OrgName,
+    /// Of which app, for people.
+    pub app: AppName,
+    /// Of which env, for people.
+    pub env: EnvName,
+    /// Which process.
+    pub process: ProcessName,
+    /// What it runs.
+    pub image: Image,
+    /// Program and arguments; `None` runs the image's own.
+    pub command: Option<Vec<String>>,
+    /// Working folder; `None` is the image's own.
+    pub workdir: Option<String>,
+    /// User; `None` is the image's own.
+    pub user: Option<String>,
+    /// Plain variables.
+    pub vars: BTreeMap<String, String>,
+    /// What it may use.
+    pub resources: Resources,
+    /// Ports that it serves.
+    pub ports: Vec<Port>,
+    /// How to tell that it serves.
+    pub health: Option<Health>,
+    /// What happens when it ends.
+    pub restart: Restart,
+    /// Its address.
+    pub address: Ipv6Addr,
+    /// What the node should do with it.
+    pub desired: Desired,
+}
+
+/// What a node should do with an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Desired {
+    /// Keep it running.
+    Run,
+    /// Let it finish its connections, then end it.
+    Drain {
+        /// Before TERM, in milliseconds.
+        grace_ms: u64,
+    },
+}
+
+impl Followed for NodeInstance {
+    type Key = InstanceId;
+
+    fn key(&self) -> InstanceId {
+        self.id
+    }
+
+    fn key_bytes(key: &InstanceId) -> [u8; 16] {
+        key.to_key()
+    }
+}
+
+/// What a node saw of one instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Observation {
+    /// Which instance.
+    pub instance: InstanceId,
+    /// How it stands.
+    pub state: InstanceState,
+    /// Why.
+    pub reason: Option<InstanceReason>,
+    /// For people, at most [`DETAIL_BYTES_MAX`].
+    pub detail: Option<String>,
+    /// Restarts by the node so far.
+    pub restarts: u32,
+}
+
+/// An update that an agent holds back until it is confirmed (I7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// The update's revision.
+    pub revision: Revision,
+    /// Items that it would remove.
+    pub removes: u64,
+    /// Items that the agent has.
+    pub of: u64,
+}
+
+/// What an agent reports every [`HEARTBEAT_MS`](crate::limits::HEARTBEAT_MS), and at once when it changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// The revision that it acts on.
+    pub applied: Revision,
+    /// The incarnation of that revision.
+    pub incarnation: Incarnation,
+    /// An update that it holds back.
+    pub held: Option<Held>,
+    /// What only this kind of agent reports.
+    pub detail: ReportDetail,
+}
+
+/// What only one kind of agent reports.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReportDetail {
+    /// From a node: every instance that it knows.
+    Node {
+        /// What it saw.
+        observations: Vec<Observation>,
+        /// What it has.
+        capacity: Capacity,
+        /// Its VMM probe's verdict, for people.
+        vmm: String,
+    },
+    /// From an edge.
+    Edge {
+        /// Routes in its table.
+        routes: u64,
+        /// Open client connections.
+        connections: u64,
+    },
+}

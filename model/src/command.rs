@@ -1,0 +1,241 @@
+//! What can be asked of the cluster. A command is decided in log order, by every member alike.
+
+use crate::agent::{Observation, ProxyProtocol};
+use crate::resource::{Capacity, EnrolmentKind, Image, RouteTarget, TokenKind};
+use crate::{
+    AgentName, AppId, AppName, ClusterId, Digest, EdgeId, EnvId, EnvName, Incarnation, LogIndex, Manifest,
+    NodeId, OrgId, OrgName, PortName, ProcessName, ReleaseId, Revision, RouteId, Scope, Timestamp, TokenId,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A command. New ones are added at the end: their number is part of the stored form.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// Makes the cluster; the first command of its history.
+    InitCluster {
+        /// Its id.
+        cluster: ClusterId,
+        /// Where it begins.
+        incarnation: Incarnation,
+        /// The first member.
+        member: NewMember,
+        /// The first operator's token.
+        operator: NewToken,
+    },
+    /// Makes an org.
+    CreateOrg {
+        /// Its name.
+        name: OrgName,
+    },
+    /// Makes an app.
+    CreateApp {
+        /// Whose.
+        org: OrgId,
+        /// Its name.
+        name: AppName,
+    },
+    /// Makes an env.
+    CreateEnv {
+        /// Of which app.
+        app: AppId,
+        /// Its name.
+        name: EnvName,
+    },
+    /// Makes a token.
+    CreateToken(NewToken),
+    /// Ends a token at once (I11).
+    RevokeToken {
+        /// Which.
+        token: TokenId,
+    },
+    /// Makes a one-time permission to join.
+    CreateEnrolment {
+        /// As what.
+        kind: EnrolmentKind,
+        /// Digest of the secret.
+        digest: Digest,
+        /// When it ends.
+        expires_at: Timestamp,
+    },
+    /// Joins with an enrolment's secret.
+    Enrol {
+        /// Digest of the secret.
+        digest: Digest,
+        /// Digest of the joiner's public key.
+        key: Digest,
+        /// As what.
+        joiner: Joiner,
+    },
+    /// Makes a release.
+    CreateRelease {
+        /// Of which env.
+        env: EnvId,
+        /// The image, by digest.
+        image: Image,
+        /// The manifest, parsed.
+        manifest: Manifest,
+    },
+    /// Rolls out a release.
+    Deploy {
+        /// Over which env.
+        env: EnvId,
+        /// What.
+        release: ReleaseId,
+        /// How many of each process; a process that is not named keeps its number, or takes its manifest's.
+        counts: BTreeMap<ProcessName, u32>,
+    },
+    /// Changes the number of instances of processes.
+    Scale {
+        /// Of which env.
+        env: EnvId,
+        /// How many of each.
+        counts: BTreeMap<ProcessName, u32>,
+    },
+    /// Makes a route. Hostnames are claimed here, in log order (I8).
+    CreateRoute {
+        /// Of which env.
+        env: EnvId,
+        /// What it is reached by.
+        target: RouteTarget,
+        /// The edge's port.
+        listen_port: u16,
+        /// Where it leads.
+        process: ProcessName,
+        /// The process's port.
+        port: PortName,
+        /// Whether the backend is told the client's address.
+        proxy_protocol: ProxyProtocol,
+    },
+    /// Deletes a route.
+    DeleteRoute {
+        /// Which.
+        route: RouteId,
+        /// The version that the caller saw.
+        expected_version: Option<u64>,
+    },
+    /// What a node saw change on its instances.
+    ReportInstances {
+        /// Which node.
+        node: NodeId,
+        /// What it saw.
+        observations: Vec<Observation>,
+    },
+    /// What a node has; sent when it changes.
+    ReportNode {
+        /// Which node.
+        node: NodeId,
+        /// What it has.
+        capacity: Capacity,
+        /// Its VMM probe's verdict.
+        vmm: String,
+    },
+    /// What the leader heard and did not hear of nodes, already judged by I7's rules.
+    ReportSilence {
+        /// Nodes that have been silent since then.
+        silent: BTreeMap<NodeId, Timestamp>,
+        /// Nodes that were unreachable and are back.
+        back: BTreeSet<NodeId>,
+    },
+    /// Time passed: roll-outs move on, waits end.
+    Tick,
+    /// Confirms removals that an agent holds back (I7).
+    ConfirmRemovals {
+        /// Which agent.
+        agent: AgentRef,
+        /// Up to which revision.
+        through: Revision,
+    },
+    /// Takes a node out of use by moving its instances away.
+    DrainNode {
+        /// Which.
+        node: NodeId,
+    },
+    /// Takes a drained node back into use.
+    ActivateNode {
+        /// Which.
+        node: NodeId,
+    },
+    /// A member's digest of its state right after a log index; every other member compares its own (I1).
+    /// Changes nothing and makes no event.
+    VerifyDigest {
+        /// After which entry.
+        at: LogIndex,
+        /// Of the state.
+        digest: Digest,
+    },
+    /// Deletes an app with everything in it.
+    DeleteApp {
+        /// Which.
+        app: AppId,
+        /// The version that the caller saw.
+        expected_version: Option<u64>,
+    },
+}
+
+/// A token to be made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewToken {
+    /// For people.
+    pub name: AgentName,
+    /// Digest of the token.
+    pub digest: Digest,
+    /// Whom it stands for.
+    pub kind: TokenKind,
+    /// What it may do.
+    pub scopes: BTreeSet<Scope>,
+    /// When it ends.
+    pub expires_at: Timestamp,
+}
+
+/// A member to be made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewMember {
+    /// Its name.
+    pub name: AgentName,
+    /// Where other members reach it, `host:port`.
+    pub raft_addr: String,
+    /// Where the API listens, `host:port`.
+    pub api_addr: String,
+}
+
+/// Who joins.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Joiner {
+    /// A member.
+    Member(NewMember),
+    /// A node.
+    Node {
+        /// Its name.
+        name: AgentName,
+        /// What it has.
+        capacity: Capacity,
+    },
+    /// An edge.
+    Edge {
+        /// Its name.
+        name: AgentName,
+    },
+}
+
+impl Joiner {
+    /// The kind of enrolment that it needs.
+    pub const fn kind(&self) -> EnrolmentKind {
+        match self {
+            Self::Member(_) => EnrolmentKind::Member,
+            Self::Node { .. } => EnrolmentKind::Node,
+            Self::Edge { .. } => EnrolmentKind::Edge,
+        }
+    }
+}
+
+/// A node or an edge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AgentRef {
+    /// A node.
+    Node(NodeId),
+    /// An edge.
+    Edge(EdgeId),
+}

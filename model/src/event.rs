@@ -1,0 +1,221 @@
+//! What happened: the one history that every view is a function of (I1, I13). Events never hold secret material.
+
+use crate::command::AgentRef;
+use crate::context::Correlation;
+use crate::resource::{
+    App, Capacity, Cluster, Deployment, DeploymentFailure, DeploymentState, Edge, Enrolled, Enrolment, Env,
+    Instance, InstanceReason, InstanceState, Member, Node, NodeState, Org, Release, Route, Token,
+    Unschedulable,
+};
+use crate::{
+    Actor, AppId, ClusterId, DeploymentId, Digest, EdgeId, EnrolmentId, EnvId, InstanceId, MemberId, NodeId,
+    OrgId, ReleaseId, RequestId, Revision, RouteId, Timestamp, TokenId,
+};
+use serde::{Deserialize, Serialize};
+
+/// The resource that an event is about; events of one aggregate are numbered from 1 without a gap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Aggregate {
+    /// The cluster.
+    Cluster(ClusterId),
+    /// An org.
+    Org(OrgId),
+    /// An app.
+    App(AppId),
+    /// An env.
+    Env(EnvId),
+    /// A release.
+    Release(ReleaseId),
+    /// A deployment.
+    Deployment(DeploymentId),
+    /// An instance.
+    Instance(InstanceId),
+    /// A route.
+    Route(RouteId),
+    /// A node.
+    Node(NodeId),
+    /// An edge.
+    Edge(EdgeId),
+    /// A member.
+    Member(MemberId),
+    /// A token.
+    Token(TokenId),
+    /// An enrolment.
+    Enrolment(EnrolmentId),
+}
+
+/// One event.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// Its place in the history: gapless, from 1.
+    pub revision: Revision,
+    /// When, as the leader's context says.
+    pub time: Timestamp,
+    /// The form of `payload`.
+    pub version: u16,
+    /// What it is about.
+    pub aggregate: Aggregate,
+    /// Its place among the aggregate's events: gapless, from 1.
+    pub aggregate_seq: u64,
+    /// Who caused it.
+    pub actor: Actor,
+    /// Whose it is; `None` for the cluster's own.
+    pub org: Option<OrgId>,
+    /// The request that caused it.
+    pub request_id: RequestId,
+    /// The caller's idempotency key.
+    pub idempotency_key: Option<String>,
+    /// The deployment that it belongs to.
+    pub correlation: Option<Correlation>,
+    /// The first event of the same command, for those after it.
+    pub causation: Option<Revision>,
+    /// What happened.
+    pub payload: EventPayload,
+    /// Digest over the chain so far and this event: no event can be changed, removed or moved unnoticed.
+    pub chain: Digest,
+}
+
+/// The form of payloads that this build writes.
+pub const EVENT_VERSION: u16 = 1;
+
+/// What happened. New kinds are added at the end: their number is part of the stored form.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EventPayload {
+    /// The cluster began.
+    ClusterInitialised(Cluster),
+    /// An org was made.
+    OrgCreated(Org),
+    /// An app was made.
+    AppCreated(App),
+    /// An app and all that it held is gone.
+    AppDeleted {
+        /// Which.
+        app: AppId,
+    },
+    /// An env was made.
+    EnvCreated(Env),
+    /// A token was made.
+    TokenCreated(Token),
+    /// A token ended.
+    TokenRevoked {
+        /// Which.
+        token: TokenId,
+    },
+    /// An enrolment was made.
+    EnrolmentCreated(Enrolment),
+    /// An enrolment was used.
+    EnrolmentUsed {
+        /// Which.
+        enrolment: EnrolmentId,
+        /// By the key with this digest.
+        key: Digest,
+        /// What it became.
+        enrolled: Enrolled,
+    },
+    /// A member joined.
+    MemberEnrolled(Member),
+    /// A node joined.
+    NodeEnrolled(Node),
+    /// An edge joined.
+    EdgeEnrolled(Edge),
+    /// A node's state changed.
+    NodeStateChanged {
+        /// Which.
+        node: NodeId,
+        /// To what.
+        state: NodeState,
+        /// Since when it is silent, if it is.
+        silent_since: Option<Timestamp>,
+    },
+    /// What a node has changed.
+    NodeDescribed {
+        /// Which.
+        node: NodeId,
+        /// What it has.
+        capacity: Capacity,
+        /// Its VMM probe's verdict.
+        vmm: String,
+    },
+    /// A release was made.
+    ReleaseCreated(Box<Release>),
+    /// A deployment began.
+    DeploymentStarted(Deployment),
+    /// A deployment's state changed.
+    DeploymentStateChanged {
+        /// Which.
+        deployment: DeploymentId,
+        /// To what.
+        state: DeploymentState,
+        /// Why, if it failed.
+        failure: Option<DeploymentFailure>,
+    },
+    /// Placement of a deployment's instances became blocked, or free again.
+    DeploymentBlocked {
+        /// Which.
+        deployment: DeploymentId,
+        /// By what; `None` when it is free again.
+        unschedulable: Option<Unschedulable>,
+    },
+    /// An instance was placed.
+    InstancePlaced(Instance),
+    /// An instance's state changed.
+    InstanceStateChanged {
+        /// Which.
+        instance: InstanceId,
+        /// To what.
+        state: InstanceState,
+        /// Why.
+        reason: Option<InstanceReason>,
+        /// For people.
+        detail: Option<String>,
+        /// Restarts by its node so far.
+        restarts: u32,
+    },
+    /// A route was made.
+    RouteCreated(Route),
+    /// A route is gone.
+    RouteDeleted {
+        /// Which.
+        route: RouteId,
+    },
+    /// Removals that an agent holds were confirmed.
+    RemovalsConfirmed {
+        /// Which agent.
+        agent: AgentRef,
+        /// Up to which revision.
+        through: Revision,
+    },
+}
+
+impl EventPayload {
+    /// The kind's stable name, as people and scripts see it.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::ClusterInitialised(_) => "cluster_initialised",
+            Self::OrgCreated(_) => "org_created",
+            Self::AppCreated(_) => "app_created",
+            Self::AppDeleted { .. } => "app_deleted",
+            Self::EnvCreated(_) => "env_created",
+            Self::TokenCreated(_) => "token_created",
+            Self::TokenRevoked { .. } => "token_revoked",
+            Self::EnrolmentCreated(_) => "enrolment_created",
+            Self::EnrolmentUsed { .. } => "enrolment_used",
+            Self::MemberEnrolled(_) => "member_enrolled",
+            Self::NodeEnrolled(_) => "node_enrolled",
+            Self::EdgeEnrolled(_) => "edge_enrolled",
+            Self::NodeStateChanged { .. } => "node_state_changed",
+            Self::NodeDescribed { .. } => "node_described",
+            Self::ReleaseCreated(_) => "release_created",
+            Self::DeploymentStarted(_) => "deployment_started",
+            Self::DeploymentStateChanged { .. } => "deployment_state_changed",
+            Self::DeploymentBlocked { .. } => "deployment_blocked",
+            Self::InstancePlaced(_) => "instance_placed",
+            Self::InstanceStateChanged { .. } => "instance_state_changed",
+            Self::RouteCreated(_) => "route_created",
+            Self::RouteDeleted { .. } => "route_deleted",
+            Self::RemovalsConfirmed { .. } => "removals_confirmed",
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Every limit that more than one crate must agree on, with its unit in its name.
+
+/// The largest request body, in bytes.
+pub const BODY_BYTES_MAX: usize = 1 << 20;
+/// The longest idempotency key, in bytes.
+pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 128;
+/// How long an idempotency key's outcome is kept, in milliseconds (SPEC: at least 24 h).
+pub const IDEMPOTENCY_KEPT_MS: u64 = 48 * 3_600_000;
+/// Items on one page by default.
+pub const PAGE_DEFAULT: usize = 50;
+/// Items on one page at most.
+pub const PAGE_MAX: usize = 200;
+
+/// Instances of one process at most.
+pub const SCALE_MAX: u32 = 100;
+/// Process types of one manifest at most.
+pub const PROCESSES_MAX: usize = 16;
+/// Ports of one process at most.
+pub const PORTS_MAX: usize = 16;
+/// Volumes of one manifest at most.
+pub const VOLUMES_MAX: usize = 16;
+/// Plain variables of one process or manifest at most.
+pub const VARS_MAX: usize = 256;
+/// The longest value of a plain variable, in bytes.
+pub const VAR_VALUE_BYTES_MAX: usize = 64 << 10;
+/// Arguments of one command at most.
+pub const COMMAND_ARGS_MAX: usize = 128;
+/// The longest manifest, in bytes.
+pub const MANIFEST_BYTES_MAX: usize = 256 << 10;
+/// Secrets that one process may require.
+pub const SECRETS_MAX: usize = 256;
+
+/// Memory that a VMM takes beside its guest's, in MiB.
+pub const VMM_OVERHEAD_MIB: u64 = 64;
+/// The least memory of a guest, in MiB.
+pub const MEMORY_MIB_MIN: u64 = 64;
+/// The most memory of a guest, in MiB.
+pub const MEMORY_MIB_MAX: u64 = 1 << 20;
+/// The most virtual CPUs of a guest, in thousandths.
+pub const CPU_MILLI_MAX: u64 = 64_000;
+/// The least scratch disk, in MiB.
+pub const DISK_MIB_MIN: u64 = 1 << 10;
+/// CPU that may be promised per CPU that a node has, in thousandths (4.0).
+pub const CPU_OVERCOMMIT_MILLI: u64 = 4_000;
+
+/// Instances that a roll-out may have beyond the wanted number.
+pub const ROLLOUT_SURGE: u32 = 1;
+/// The longest roll-out, in milliseconds.
+pub const ROLLOUT_MS_MAX: u64 = 600_000;
+/// The longest start of an instance, in milliseconds.
+pub const INSTANCE_START_MS_MAX: u64 = 120_000;
+/// Replacements per process in one deployment before it fails.
+pub const REPLACEMENTS_MAX: u32 = 3;
+/// How long a draining instance finishes its connections before TERM, in milliseconds.
+pub const DRAIN_GRACE_MS: u64 = 10_000;
+/// How long a workload has after TERM before KILL, in milliseconds.
+pub const TERM_GRACE_MS: u64 = 10_000;
+
+/// How often an agent reports, in milliseconds.
+pub const HEARTBEAT_MS: u64 = 5_000;
+/// Silence after which a node counts as unreachable, in milliseconds.
+pub const UNREACHABLE_MS: u64 = 30_000;
+/// Silence after which an unreachable node's instances are placed elsewhere, in milliseconds.
+pub const RESCHEDULE_MS: u64 = 120_000;
+/// The share of nodes that may go silent before the control plane suspects itself, in per cent (I7).
+pub const SILENT_NODES_PERCENT_MAX: u64 = 50;
+/// The share of an agent's items that one update may remove unconfirmed, in per cent (I7).
+pub const REMOVED_ITEMS_PERCENT_MAX: u64 = 50;
+/// Removals up to this many never need a confirmation, whatever their share (I7).
+pub const REMOVED_ITEMS_FREE: u64 = 8;
+
+/// How long an enrolment is valid by default, in milliseconds.
+pub const ENROLMENT_MS: u64 = 3_600_000;
+/// How long an enrolment is valid at most, in milliseconds.
+pub const ENROLMENT_MS_MAX: u64 = 24 * 3_600_000;
+/// How long a token is valid at most, in milliseconds (one year).
+pub const TOKEN_MS_MAX: u64 = 366 * 24 * 3_600_000;
+
+/// Ports that no route may listen on: remote shells, mail, and file sharing.
+pub const DENIED_PORTS: &[u16] = &[22, 23, 25, 137, 138, 139, 445];
+/// The overlay's own UDP and TCP port.
+pub const OVERLAY_PORT: u16 = 51820;
+/// Where members' API listens by default.
+pub const API_PORT: u16 = 7443;
+/// Where members' Raft transport listens by default.
+pub const RAFT_PORT: u16 = 7444;
