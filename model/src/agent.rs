@@ -27,6 +27,30 @@ pub const DETAIL_BYTES_MAX: usize = 512;
 /// Lines of one page of logs at most.
 pub const LOG_LINES_MAX: usize = 1_000;
 
+/// Where an agent follows: `GET` with the query [`FollowQuery`]. The body is an endless stream of frames, each a
+/// big-endian `u32` of its length, at most [`FRAME_BYTES_MAX`], and then so many bytes of postcard.
+pub const FOLLOW_PATH: &str = "/v1/agent/follow";
+/// Where an agent reports: `POST` of a [`Report`] as JSON.
+pub const REPORT_PATH: &str = "/v1/agent/report";
+/// Where an agent answers a [`Frame::Call`]: `POST` of a [`CallAnswer`] as JSON to this path, `/` and the call's id.
+pub const ANSWER_PATH: &str = "/v1/agent/answers";
+/// The media type of the follow stream.
+pub const FRAMES_MEDIA_TYPE: &str = "application/vnd.holdfast.frames";
+
+/// What an agent says when it begins to follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FollowQuery {
+    /// [`FOLLOW_PROTOCOL`] of the agent.
+    pub protocol: u16,
+    /// The incarnation that it has; absent when it has nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incarnation: Option<Incarnation>,
+    /// The revision that it has; absent when it has nothing. The answer begins with a snapshot, or with a delta or
+    /// heartbeat that builds on exactly this revision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<Revision>,
+}
+
 /// Where in which history a state stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {
