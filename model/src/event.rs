@@ -14,7 +14,9 @@ use crate::{
 use serde::{Deserialize, Serialize};
 
 /// The resource that an event is about; events of one aggregate are numbered from 1 without a gap.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Aggregate {
     /// The cluster.
@@ -46,7 +48,7 @@ pub enum Aggregate {
 }
 
 /// One event.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Event {
     /// Its place in the history: gapless, from 1.
     pub revision: Revision,
@@ -80,7 +82,7 @@ pub struct Event {
 pub const EVENT_VERSION: u16 = 1;
 
 /// What happened. New kinds are added at the end: their number is part of the stored form.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EventPayload {
     /// The cluster began.

@@ -9,6 +9,7 @@
 //! to do).
 
 pub mod agent;
+pub mod api;
 pub mod command;
 pub mod context;
 pub mod event;
@@ -21,6 +22,7 @@ pub mod node_prefix;
 pub mod number;
 pub mod rejection;
 pub mod resource;
+mod schema;
 pub mod scope;
 
 pub use command::Command;

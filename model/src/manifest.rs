@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// A whole manifest, checked and normalised.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Manifest {
     /// The app that it is for.
     pub app: AppName,
@@ -25,7 +25,7 @@ pub struct Manifest {
 }
 
 /// One process type.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Process {
     /// Program and arguments; `None` runs the image's own.
     pub command: Option<Vec<String>>,
@@ -52,7 +52,7 @@ pub struct Process {
 }
 
 /// What happens when a workload ends.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Restart {
     /// When to restart.
     pub policy: RestartPolicy,
@@ -63,7 +63,7 @@ pub struct Restart {
 }
 
 /// When to restart a workload that ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum RestartPolicy {
     /// Whatever its exit status.
@@ -75,7 +75,7 @@ pub enum RestartPolicy {
 }
 
 /// What an instance may use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Resources {
     /// Guest memory in MiB, exactly.
     pub memory_mib: u64,
@@ -86,7 +86,7 @@ pub struct Resources {
 }
 
 /// How many instances.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Scaling {
     /// The number that a first deployment starts.
     pub min: u32,
@@ -95,7 +95,7 @@ pub struct Scaling {
 }
 
 /// A port that a process listens on inside its guest.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Port {
     /// What routes call it.
     pub name: PortName,
@@ -104,7 +104,7 @@ pub struct Port {
 }
 
 /// A health check, run by the guest's init inside the guest.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Health {
     /// What is tried.
     pub check: HealthCheck,
@@ -121,7 +121,7 @@ pub struct Health {
 }
 
 /// What a health check tries.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum HealthCheck {
     /// A TCP connection to this port opens.
@@ -144,7 +144,7 @@ pub enum HealthCheck {
 }
 
 /// Where a volume appears in a process.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Mount {
     /// Which volume.
     pub volume: VolumeName,
@@ -155,7 +155,7 @@ pub struct Mount {
 }
 
 /// A volume that the app needs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Volume {
     /// Its size in MiB.
     pub size_mib: u64,

@@ -1,15 +1,15 @@
 //! Addresses of the overlay: a ULA /48 for the cluster (RFC 4193), a /64 for a node, a /128 for an instance.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::net::Ipv6Addr;
 
 /// The cluster's /48.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ClusterPrefix([u8; 6]);
 
 /// A node's /64.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NodePrefix([u8; 8]);
 
 impl ClusterPrefix {
@@ -54,6 +54,40 @@ impl fmt::Display for ClusterPrefix {
     }
 }
 
+macro_rules! prefix_serde {
+    ($name:ident, $bytes:literal, $suffix:literal) => {
+        // Text for people, bytes in what is stored.
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                if s.is_human_readable() { s.collect_str(self) } else { self.0.serialize(s) }
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                if !d.is_human_readable() {
+                    return <[u8; $bytes]>::deserialize(d).map(Self);
+                }
+                let text = String::deserialize(d)?;
+                let fail =
+                    || serde::de::Error::custom(concat!("expected an IPv6 prefix that ends in ", $suffix));
+                let address: Ipv6Addr =
+                    text.strip_suffix($suffix).and_then(|t| t.parse().ok()).ok_or_else(fail)?;
+                let octets = address.octets();
+                if octets[$bytes..].iter().any(|b| *b != 0) {
+                    return Err(fail());
+                }
+                let mut bytes = [0u8; $bytes];
+                bytes.copy_from_slice(&octets[..$bytes]);
+                Ok(Self(bytes))
+            }
+        }
+    };
+}
+
+prefix_serde!(ClusterPrefix, 6, "/48");
+prefix_serde!(NodePrefix, 8, "/64");
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,6 +99,9 @@ mod tests {
         let (a, b) = (cluster.node(1), cluster.node(2));
         assert_eq!(a.to_string(), "fd01:203:405:1::/64");
         assert_eq!(a.address(1), "fd01:203:405:1::1".parse::<Ipv6Addr>().unwrap());
+        let json = serde_json::to_string(&a).unwrap();
+        assert_eq!(json, "\"fd01:203:405:1::/64\"");
+        assert_eq!(serde_json::from_str::<NodePrefix>(&json).unwrap(), a);
         assert!(a.contains(a.address(u64::MAX)) && !b.contains(a.address(1)));
     }
 }

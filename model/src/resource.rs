@@ -14,7 +14,7 @@ use std::net::Ipv6Addr;
 use std::str::FromStr;
 
 /// The cluster itself: one row.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Cluster {
     /// Its id.
     pub id: ClusterId,
@@ -33,7 +33,7 @@ pub struct Cluster {
 }
 
 /// An organisation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Org {
     /// Its id.
     pub id: OrgId,
@@ -46,7 +46,7 @@ pub struct Org {
 }
 
 /// An application.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct App {
     /// Its id.
     pub id: AppId,
@@ -61,7 +61,7 @@ pub struct App {
 }
 
 /// An environment.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Env {
     /// Its id.
     pub id: EnvId,
@@ -86,7 +86,7 @@ pub struct Env {
 }
 
 /// An image by digest.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Image {
     /// Registry and repository, as in `registry.example:5000/team/app`.
     pub repository: String,
@@ -159,7 +159,7 @@ impl TryFrom<String> for ImageDigest {
 }
 
 /// A release: what runs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Release {
     /// Its id.
     pub id: ReleaseId,
@@ -182,7 +182,7 @@ pub struct Release {
 }
 
 /// How a deployment stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DeploymentState {
     /// Instances are being replaced.
@@ -196,7 +196,7 @@ pub enum DeploymentState {
 }
 
 /// Why a deployment exists.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DeploymentCause {
     /// Somebody deployed a release.
@@ -208,7 +208,7 @@ pub enum DeploymentCause {
 }
 
 /// Why a deployment failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DeploymentFailure {
     /// More instances had to be replaced than [`limits::REPLACEMENTS_MAX`](crate::limits::REPLACEMENTS_MAX).
@@ -218,7 +218,7 @@ pub enum DeploymentFailure {
 }
 
 /// A roll-out of a release over an env.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Deployment {
     /// Its id.
     pub id: DeploymentId,
@@ -251,7 +251,7 @@ pub struct Deployment {
 }
 
 /// Why an instance cannot be placed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Unschedulable {
     /// No node has the memory.
@@ -271,7 +271,9 @@ pub enum Unschedulable {
 }
 
 /// How an instance stands. `Stopped` and `Failed` are final.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum InstanceState {
     /// Placed, being fetched, started or restarted; not serving.
@@ -294,7 +296,7 @@ impl InstanceState {
 }
 
 /// Why an instance is where it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum InstanceReason {
     /// The image could not be fetched.
@@ -330,7 +332,7 @@ pub enum InstanceReason {
 }
 
 /// One microVM's worth of a process.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Instance {
     /// Its id.
     pub id: InstanceId,
@@ -349,6 +351,7 @@ pub struct Instance {
     /// Where.
     pub node: NodeId,
     /// Its address in the overlay.
+    #[schema(value_type = String, format = Ipv6)]
     pub address: Ipv6Addr,
     /// Memory that it was placed with, in MiB.
     pub memory_mib: u64,
@@ -371,7 +374,7 @@ pub struct Instance {
 }
 
 /// What a route is reached by.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RouteTarget {
     /// TLS with this server name; never terminated.
@@ -384,7 +387,7 @@ pub enum RouteTarget {
 }
 
 /// A hostname or port that leads to a process.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Route {
     /// Its id.
     pub id: RouteId,
@@ -411,7 +414,7 @@ pub struct Route {
 }
 
 /// How a node stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NodeState {
     /// Takes instances.
@@ -427,7 +430,7 @@ pub enum NodeState {
 }
 
 /// What a node has for instances.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Capacity {
     /// Memory in MiB.
     pub memory_mib: u64,
@@ -436,7 +439,7 @@ pub struct Capacity {
 }
 
 /// A host that runs instances.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Node {
     /// Its id.
     pub id: NodeId,
@@ -463,7 +466,7 @@ pub struct Node {
 }
 
 /// A host that routes public traffic.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Edge {
     /// Its id.
     pub id: EdgeId,
@@ -480,7 +483,7 @@ pub struct Edge {
 }
 
 /// A control-plane member, as the state knows it; Raft's membership follows it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Member {
     /// Its id, never reused.
     pub id: MemberId,
@@ -497,7 +500,7 @@ pub struct Member {
 }
 
 /// Whom a token stands for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TokenKind {
     /// Runs the cluster; bound to no org.
@@ -507,7 +510,7 @@ pub enum TokenKind {
 }
 
 /// A bearer token; the token itself is stored nowhere.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Token {
     /// Its id.
     pub id: TokenId,
@@ -528,7 +531,7 @@ pub struct Token {
 }
 
 /// What an enrolment lets somebody join as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EnrolmentKind {
     /// A control-plane member.
@@ -540,7 +543,7 @@ pub enum EnrolmentKind {
 }
 
 /// A one-time permission to join; the secret itself is stored nowhere.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Enrolment {
     /// Its id.
     pub id: EnrolmentId,
@@ -559,7 +562,7 @@ pub struct Enrolment {
 }
 
 /// What an enrolment became.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Enrolled {
     /// A member.

@@ -391,7 +391,8 @@ impl Checker<'_> {
                 HealthCheck::Command { argv }
             }
             _ => {
-                return self.fail(at, "needs exactly one of `tcp = true`, `http = true` or `command = [...]`");
+                return self
+                    .fail(at, "needs exactly one of `tcp = true`, `http = true` or `command = [...]`");
             }
         };
         let time = |name: &str, text: Option<String>, default: u64| match text {

@@ -1,0 +1,436 @@
+//! Bodies of the HTTP API under `/v1`, shared by server, client and the OpenAPI document.
+//!
+//! Resources travel as in [`resource`](crate::resource). Every answer carries the revision that it was read at.
+
+use crate::agent::{Held, LogLine, ProxyProtocol};
+use crate::command::Joiner;
+use crate::resource::{Edge, Enrolled, EnrolmentKind, Image, Member, Node, RouteTarget, Token, TokenKind};
+use crate::{
+    AgentName, AppName, ClusterId, DeploymentId, EnrolmentId, EnvName, Incarnation, MemberId, OrgId, OrgName,
+    PortName, ProcessName, ReleaseId, Revision, Role, Scope, Timestamp,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use utoipa::ToSchema;
+
+/// The media type of a problem (RFC 9457).
+pub const PROBLEM_MEDIA_TYPE: &str = "application/problem+json";
+/// The media type of one JSON value a line.
+pub const NDJSON_MEDIA_TYPE: &str = "application/x-ndjson";
+/// The header that makes a mutation safe to repeat (I4).
+pub const IDEMPOTENCY_HEADER: &str = "idempotency-key";
+/// The header that names the request.
+pub const REQUEST_ID_HEADER: &str = "x-request-id";
+/// The header that tells the revision that an answer was read at.
+pub const REVISION_HEADER: &str = "x-holdfast-revision";
+
+/// One resource, at a revision.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Answer<T> {
+    /// Read at, or made by.
+    pub revision: Revision,
+    /// The resource.
+    pub item: T,
+}
+
+/// A page of resources, at a revision.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Page<T> {
+    /// Read at.
+    pub revision: Revision,
+    /// The resources, in the order of their ids.
+    pub items: Vec<T>,
+    /// Pass as `cursor` for the next page; absent on the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// What a mutation without a resource of its own answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Done {
+    /// Made by, or current when nothing had to change.
+    pub revision: Revision,
+}
+
+/// A problem (RFC 9457) with our members.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Problem {
+    /// A URI reference that names the kind: `urn:holdfast:problem:<code>`.
+    pub r#type: String,
+    /// The kind in words.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// What happened and what to do.
+    pub detail: String,
+    /// The stable code.
+    pub code: String,
+    /// The request that it answers.
+    pub request_id: String,
+    /// Whether the same request may succeed later.
+    pub retryable: bool,
+    /// More, by code.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub details: BTreeMap<String, String>,
+}
+
+/// Makes an org.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateOrg {
+    /// Its name, unique in the cluster.
+    pub name: OrgName,
+}
+
+/// Makes an app.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateApp {
+    /// Its name, unique in the org.
+    pub name: AppName,
+}
+
+/// Makes an env.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateEnv {
+    /// Its name, unique in the app.
+    pub name: EnvName,
+}
+
+/// Makes a release.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateRelease {
+    /// The image, by digest: tags are resolved before, once.
+    pub image: Image,
+    /// The text of `holdfast.toml`.
+    pub manifest: String,
+}
+
+/// Rolls out a release.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateDeployment {
+    /// What.
+    pub release: ReleaseId,
+    /// How many of each process; others keep their number, or take their manifest's.
+    #[serde(default)]
+    pub counts: BTreeMap<ProcessName, u32>,
+}
+
+/// Changes numbers of instances.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Scale {
+    /// How many of each process.
+    pub counts: BTreeMap<ProcessName, u32>,
+}
+
+/// Makes a route.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateRoute {
+    /// What it is reached by.
+    pub target: RouteTarget,
+    /// The edge's port.
+    pub listen_port: u16,
+    /// The process that it leads to.
+    pub process: ProcessName,
+    /// The process's port, by name.
+    pub port: PortName,
+    /// Whether the backend is told the client's address; the backend must expect it.
+    #[serde(default)]
+    pub proxy_protocol: ProxyProtocol,
+}
+
+/// Makes a token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateToken {
+    /// For people.
+    pub name: AgentName,
+    /// The org that it works in; absent makes an operator's.
+    pub org: Option<OrgId>,
+    /// A role's scopes.
+    pub role: Option<Role>,
+    /// Scopes beside the role's.
+    #[serde(default)]
+    pub scopes: BTreeSet<Scope>,
+    /// How long it is valid, in seconds.
+    pub ttl_s: u64,
+}
+
+/// A token that was just made: the only time that it is shown.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CreatedToken {
+    /// What is known of it.
+    pub token: TokenView,
+    /// The token itself.
+    pub secret: String,
+}
+
+impl std::fmt::Debug for CreatedToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CreatedToken").field("token", &self.token).field("secret", &"[redacted]").finish()
+    }
+}
+
+/// A token as it may be seen: without the digest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TokenView {
+    /// Its id.
+    pub id: crate::TokenId,
+    /// For people.
+    pub name: AgentName,
+    /// Whom it stands for.
+    pub kind: TokenKind,
+    /// What it may do.
+    pub scopes: BTreeSet<Scope>,
+    /// When it ends.
+    pub expires_at: Timestamp,
+    /// When it was revoked.
+    pub revoked_at: Option<Timestamp>,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+impl From<Token> for TokenView {
+    fn from(t: Token) -> Self {
+        Self {
+            id: t.id,
+            name: t.name,
+            kind: t.kind,
+            scopes: t.scopes,
+            expires_at: t.expires_at,
+            revoked_at: t.revoked_at,
+            created_at: t.created_at,
+        }
+    }
+}
+
+/// Makes a one-time permission to join.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateEnrolment {
+    /// As what.
+    pub kind: EnrolmentKind,
+    /// How long it is valid, in seconds; an hour by default, a day at most.
+    pub ttl_s: Option<u64>,
+}
+
+/// An enrolment that was just made: the only time that its secret is shown.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CreatedEnrolment {
+    /// Its id.
+    pub id: EnrolmentId,
+    /// As what it lets in.
+    pub kind: EnrolmentKind,
+    /// When it ends.
+    pub expires_at: Timestamp,
+    /// The secret itself.
+    pub secret: String,
+    /// SHA-256 of the cluster's CA certificate, in hexadecimal: the joiner checks whom it talks to.
+    pub ca_pin: String,
+}
+
+impl std::fmt::Debug for CreatedEnrolment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CreatedEnrolment")
+            .field("id", &self.id)
+            .field("secret", &"[redacted]")
+            .finish_non_exhaustive()
+    }
+}
+
+/// Joins with an enrolment's secret.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Enrol {
+    /// The secret.
+    pub secret: String,
+    /// A certificate signing request (PKCS #10, PEM) by the joiner's own key.
+    pub csr_pem: String,
+    /// Who joins.
+    pub joiner: Joiner,
+}
+
+impl std::fmt::Debug for Enrol {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Enrol")
+            .field("secret", &"[redacted]")
+            .field("joiner", &self.joiner)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a joiner gets.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct EnrolAnswer {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// Its incarnation.
+    pub incarnation: Incarnation,
+    /// Who the joiner is from now on.
+    pub enrolled: Enrolled,
+    /// Its certificate chain, PEM.
+    pub certificate_pem: String,
+    /// The cluster's CA certificate, PEM.
+    pub ca_pem: String,
+    /// Every member, to follow and to fail over to.
+    pub members: Vec<Member>,
+    /// The CA's key, PEM: for a joining member only, which signs in its turn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_key_pem: Option<String>,
+}
+
+impl std::fmt::Debug for EnrolAnswer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EnrolAnswer")
+            .field("cluster", &self.cluster)
+            .field("enrolled", &self.enrolled)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Asks for a fresh certificate, over a connection that is authenticated with the old one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Renew {
+    /// A certificate signing request (PKCS #10, PEM).
+    pub csr_pem: String,
+}
+
+/// A fresh certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Renewed {
+    /// The certificate chain, PEM.
+    pub certificate_pem: String,
+    /// The cluster's CA certificate, PEM.
+    pub ca_pem: String,
+}
+
+/// Confirms removals that an agent holds back (I7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ConfirmRemovals {
+    /// Up to this revision.
+    pub through: Revision,
+}
+
+/// Who a token is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct WhoAmI {
+    /// The token.
+    pub token: TokenView,
+    /// The org's name, if it is bound to one.
+    pub org: Option<OrgName>,
+    /// The cluster.
+    pub cluster: ClusterId,
+}
+
+/// How the cluster stands, as the asked member sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ClusterStatus {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// Its incarnation.
+    pub incarnation: Incarnation,
+    /// What every member supports.
+    pub version: u32,
+    /// The member that answers.
+    pub member: MemberId,
+    /// The leader that it knows.
+    pub leader: Option<MemberId>,
+    /// Raft's term.
+    pub term: u64,
+    /// The last log index that it applied.
+    pub applied: u64,
+    /// Every member.
+    pub members: Vec<MemberStatus>,
+}
+
+/// One member.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MemberStatus {
+    /// Who it is.
+    pub member: Member,
+    /// Whether it votes, follows only, or is not yet part of Raft's membership.
+    pub role: MemberRole,
+}
+
+/// A member's part in Raft.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MemberRole {
+    /// Votes.
+    Voter,
+    /// Follows only.
+    Learner,
+    /// Enrolled, not yet in.
+    Joining,
+    /// Gone for good.
+    Removed,
+}
+
+/// A node and what was last heard of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NodeStatus {
+    /// The node.
+    pub node: Node,
+    /// Instances placed on it.
+    pub instances: u64,
+    /// Memory promised, in MiB, with the VMMs' own.
+    pub memory_mib_used: u64,
+    /// CPU promised, in thousandths.
+    pub cpu_milli_used: u64,
+    /// What was last heard of it.
+    pub contact: Option<Contact>,
+}
+
+/// An edge and what was last heard of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct EdgeStatus {
+    /// The edge.
+    pub edge: Edge,
+    /// What was last heard of it.
+    pub contact: Option<Contact>,
+}
+
+/// What a member last heard of an agent. Not replicated: it is as old as it says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Contact {
+    /// When, as that member read its clock.
+    pub at: Timestamp,
+    /// The member that heard it.
+    pub member: MemberId,
+    /// The revision that the agent acts on.
+    pub applied: Revision,
+    /// An update that it holds back.
+    pub held: Option<Held>,
+}
+
+/// A page of an instance's lines.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LogPage {
+    /// Oldest first.
+    pub lines: Vec<LogLine>,
+}
+
+/// How fresh a read must be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Consistency {
+    /// It sees every write that was acknowledged before it began (I3).
+    #[default]
+    Linearizable,
+    /// What this member has now.
+    Stale,
+}
+
+/// The deployment that a deploy or scale made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StartedDeployment {
+    /// Its id.
+    pub id: DeploymentId,
+}
