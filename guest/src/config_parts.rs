@@ -25,7 +25,9 @@ pub enum ConfigError {
     #[error("The guest's configuration is not of the form that this release expects.")]
     Form(#[source] postcard::Error),
     /// A piece is not the next one.
-    #[error("A piece of the configuration arrived at byte {offset} where byte {expected} was due; send it whole again.")]
+    #[error(
+        "A piece of the configuration arrived at byte {offset} where byte {expected} was due; send it whole again."
+    )]
     OutOfOrder {
         /// Where the piece says that it belongs.
         offset: usize,
@@ -65,7 +67,12 @@ impl Assembly {
     }
 
     /// Takes the next piece; answers with the configuration when it is whole. A piece at offset 0 starts afresh.
-    pub fn push(&mut self, offset: u32, total: u32, piece: &[u8]) -> Result<Option<GuestConfig>, ConfigError> {
+    pub fn push(
+        &mut self,
+        offset: u32,
+        total: u32,
+        piece: &[u8],
+    ) -> Result<Option<GuestConfig>, ConfigError> {
         let (offset, total) = (offset as usize, total as usize);
         if offset == 0 {
             self.bytes.clear();

@@ -37,7 +37,8 @@ impl LineCutter {
                 emit(Line { bytes: std::mem::take(&mut self.pending), continues: true });
             }
             let room = LINE_BYTES_MAX - self.pending.len();
-            let end = output.iter().take(room).position(|byte| *byte == b'\n').unwrap_or(room.min(output.len()));
+            let end =
+                output.iter().take(room).position(|byte| *byte == b'\n').unwrap_or(room.min(output.len()));
             let (text, rest) = output.split_at(end);
             self.pending.extend_from_slice(text);
             output = rest;

@@ -1,0 +1,2 @@
+//! `holdfast-init`: PID 1 of a microVM.
+fn main() {}

@@ -1,0 +1,123 @@
+//! What goes wrong with a VMM, one variant per step that failed.
+
+use std::{io, path::PathBuf};
+
+use super::VmmKind;
+
+/// A failure of a VMM, its process or its folder.
+#[derive(Debug, thiserror::Error)]
+pub enum VmmError {
+    /// The specification is out of bounds.
+    #[error("Instance '{instance_id}' cannot be started: {problem}.")]
+    Spec {
+        /// Which instance.
+        instance_id: String,
+        /// Which rule is broken.
+        problem: &'static str,
+    },
+    /// The folder's path cannot be used.
+    #[error("The folder '{}' cannot hold a microVM: {problem}.", .path.display())]
+    FolderPath {
+        /// The folder.
+        path: PathBuf,
+        /// Which rule is broken.
+        problem: &'static str,
+    },
+    /// A file or folder of the machine could not be read or written.
+    #[error("'{}' could not be {action}; check its permissions and the free space of its disk.", .path.display())]
+    File {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was tried, as a past participle.
+        action: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A machine already runs from the folder.
+    #[error("A microVM (process {pid}) already runs from '{}'; adopt it, or kill it before starting another.", .folder.display())]
+    AlreadyRunning {
+        /// The folder.
+        folder: PathBuf,
+        /// The process.
+        pid: u32,
+    },
+    /// The record of a machine cannot be understood.
+    #[error("The record '{}' is not one that this release wrote; remove the folder if its microVM is gone.", .path.display())]
+    Record {
+        /// The record.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The program could not be started.
+    #[error("The program '{}' could not be started; install it, or name it in the node's configuration.", .program.display())]
+    Spawn {
+        /// The program.
+        program: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The program ended when it should have run.
+    #[error("{kind} ended while instance '{instance_id}' was being started; it said: {said}")]
+    EndedAtOnce {
+        /// Which back-end.
+        kind: VmmKind,
+        /// Which instance.
+        instance_id: String,
+        /// The end of its error output.
+        said: String,
+    },
+    /// The program's control socket did not answer in time.
+    #[error("The control socket '{}' did not {expected} within {seconds} s; the VMM may hang, and is killed.", .path.display())]
+    ControlDeadline {
+        /// The socket.
+        path: PathBuf,
+        /// What it should have done.
+        expected: &'static str,
+        /// How long was waited.
+        seconds: u64,
+    },
+    /// The program's control socket could not be used.
+    #[error("The control socket '{}' could not be {action}.", .path.display())]
+    Control {
+        /// The socket.
+        path: PathBuf,
+        /// What was tried, as a past participle.
+        action: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The program refused a request.
+    #[error("{kind} refused '{request}': {answer}")]
+    Refused {
+        /// Which back-end.
+        kind: VmmKind,
+        /// The request.
+        request: String,
+        /// Its answer, cut at 1 KiB.
+        answer: String,
+    },
+    /// A system call on the process failed.
+    #[error("The process {pid} could not be {action}.")]
+    Process {
+        /// The process.
+        pid: u32,
+        /// What was tried, as a past participle.
+        action: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// No back-end boots a guest.
+    #[error(
+        "No VMM on this host boots a guest: {verdicts}. Install qemu-system-x86, or see `holdfast doctor`."
+    )]
+    NoneBoots {
+        /// What each one did.
+        verdicts: String,
+    },
+}

@@ -1,0 +1,310 @@
+//! Firecracker, driven over its API socket. Used only where the program exists and the probe booted with it.
+//!
+//! The bodies below carry the field names of Firecracker's published API; nothing of its code is used.
+
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use hyper::Method;
+use serde::Serialize;
+
+use super::{
+    Adoption, BoxFuture, Vm, VmSpec, Vmm, VmmError, VmmKind, channel::ChannelAddress, http_unix, process,
+};
+
+/// How long Firecracker may take until its API socket answers.
+const START_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Time between two looks whether the API socket is there.
+const START_POLL: Duration = Duration::from_millis(10);
+
+/// The most bytes of a refusal that are reported.
+const REFUSAL_BYTES_MAX: usize = 1024;
+
+/// Each Firecracker process has a vsock of its own, so every guest can have the first free address.
+const GUEST_CID: u32 = 3;
+
+const API_SOCKET: &str = "api.sock";
+const VSOCK_SOCKET: &str = "vsock.sock";
+
+/// What the guest kernel is told. Firecracker leaves when the guest resets through the keyboard controller.
+const KERNEL_COMMAND_LINE: &str =
+    "console=ttyS0 loglevel=4 panic=-1 reboot=k pci=off i8042.noaux random.trust_cpu=on";
+
+/// The program, found but not yet believed: see [`super::probe`].
+#[derive(Debug, Clone)]
+pub struct Firecracker {
+    /// The program, `firecracker`.
+    pub program: PathBuf,
+}
+
+/// `PUT /machine-config`
+#[derive(Debug, Serialize)]
+struct MachineConfig {
+    vcpu_count: u32,
+    mem_size_mib: u32,
+    smt: bool,
+    track_dirty_pages: bool,
+}
+
+/// `PUT /boot-source`
+#[derive(Debug, Serialize)]
+struct BootSource<'a> {
+    kernel_image_path: &'a Path,
+    initrd_path: &'a Path,
+    boot_args: &'a str,
+}
+
+/// `PUT /drives/{drive_id}`
+#[derive(Debug, Serialize)]
+struct Drive<'a> {
+    drive_id: &'a str,
+    path_on_host: &'a Path,
+    is_root_device: bool,
+    is_read_only: bool,
+}
+
+/// `PUT /network-interfaces/{iface_id}`
+#[derive(Debug, Serialize)]
+struct NetworkInterface<'a> {
+    iface_id: &'a str,
+    host_dev_name: &'a str,
+    guest_mac: String,
+}
+
+/// `PUT /vsock`
+#[derive(Debug, Serialize)]
+struct Vsock<'a> {
+    guest_cid: u32,
+    uds_path: &'a Path,
+}
+
+/// `PUT /entropy`
+#[derive(Debug, Serialize)]
+struct Entropy {}
+
+/// `PUT /actions`
+#[derive(Debug, Serialize)]
+struct Action {
+    action_type: &'static str,
+}
+
+/// A request before it is sent.
+#[derive(Debug)]
+struct Call {
+    uri: String,
+    body: serde_json::Value,
+}
+
+impl Vmm for Firecracker {
+    fn kind(&self) -> VmmKind {
+        VmmKind::Firecracker
+    }
+
+    fn start<'a>(&'a self, spec: &'a VmSpec) -> BoxFuture<'a, Result<Vm, VmmError>> {
+        Box::pin(self.start_machine(spec))
+    }
+}
+
+impl Firecracker {
+    async fn start_machine(&self, spec: &VmSpec) -> Result<Vm, VmmError> {
+        spec.check()?;
+        if let Adoption::Running(vm) = Vm::adopt(&spec.folder)? {
+            return Err(VmmError::AlreadyRunning { folder: spec.folder.clone(), pid: vm.pid() });
+        }
+        process::prepare_folder(&spec.folder, &[API_SOCKET, VSOCK_SOCKET])?;
+        let calls =
+            calls(spec).map_err(|source| VmmError::Record { path: spec.folder.join(API_SOCKET), source })?;
+        let api = api_path(&spec.folder);
+        // Firecracker takes letters, digits and '-' for an id.
+        let arguments = [
+            "--api-sock".to_owned(),
+            api.display().to_string(),
+            "--id".to_owned(),
+            spec.instance_id.replace('_', "-"),
+        ];
+        let mut child = process::spawn_detached(&self.program, &arguments, &spec.folder)?;
+        let recorded = match child.id() {
+            Some(pid) => Vm::record(&spec.folder, &spec.instance_id, VmmKind::Firecracker, pid),
+            None => Ok(None),
+        };
+        let vm = match recorded {
+            Ok(Some(vm)) => vm,
+            Ok(None) => return Err(ended(spec)),
+            Err(error) => {
+                // Without its record no later agent would find it.
+                if let Err(source) = child.kill().await {
+                    tracing::error!(%source, "a microVM that could not be recorded could not be killed either");
+                }
+                return Err(error);
+            }
+        };
+        // The child is ours to reap for as long as this agent lives.
+        tokio::spawn(async move { child.wait().await });
+        match drive(&vm, &api, spec, calls).await {
+            Ok(()) => Ok(vm),
+            Err(error) => {
+                vm.kill().await?;
+                Err(error)
+            }
+        }
+    }
+}
+
+async fn drive(vm: &Vm, api: &Path, spec: &VmSpec, calls: Vec<Call>) -> Result<(), VmmError> {
+    let started_at = Instant::now();
+    while !api.exists() {
+        if !vm.is_alive() {
+            return Err(ended(spec));
+        }
+        if started_at.elapsed() > START_DEADLINE {
+            return Err(VmmError::ControlDeadline {
+                path: api.to_owned(),
+                expected: "appear",
+                seconds: START_DEADLINE.as_secs(),
+            });
+        }
+        tokio::time::sleep(START_POLL).await;
+    }
+    for call in calls {
+        let body = call.body.to_string().into_bytes();
+        let (status, answer) = http_unix::request(api, Method::PUT, &call.uri, body).await?;
+        if !status.is_success() {
+            let answer = String::from_utf8_lossy(answer.get(..REFUSAL_BYTES_MAX).unwrap_or(&answer));
+            return Err(VmmError::Refused {
+                kind: VmmKind::Firecracker,
+                request: format!("PUT {}", call.uri),
+                answer: format!("{status} {}", answer.trim()),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn ended(spec: &VmSpec) -> VmmError {
+    VmmError::EndedAtOnce {
+        kind: VmmKind::Firecracker,
+        instance_id: spec.instance_id.clone(),
+        said: process::said(spec.folder.join(process::STDERR_FILE)),
+    }
+}
+
+/// Everything that Firecracker must be told, the start itself last.
+fn calls(spec: &VmSpec) -> Result<Vec<Call>, serde_json::Error> {
+    fn call(uri: &str, body: impl Serialize) -> Result<Call, serde_json::Error> {
+        Ok(Call { uri: uri.to_owned(), body: serde_json::to_value(body)? })
+    }
+    let mut calls = vec![
+        call(
+            "/machine-config",
+            MachineConfig {
+                vcpu_count: spec.vcpus,
+                mem_size_mib: spec.memory_mib,
+                smt: false,
+                track_dirty_pages: false,
+            },
+        )?,
+        call(
+            "/boot-source",
+            BootSource {
+                kernel_image_path: &spec.kernel,
+                initrd_path: &spec.initrd,
+                boot_args: KERNEL_COMMAND_LINE,
+            },
+        )?,
+    ];
+    if let Some(image) = &spec.root_image {
+        // Not "the root device": the kernel's root is the initramfs, and init mounts the disk.
+        let drive =
+            Drive { drive_id: "root", path_on_host: image, is_root_device: false, is_read_only: true };
+        calls.push(call("/drives/root", drive)?);
+    }
+    if let Some(nic) = &spec.nic {
+        let interface =
+            NetworkInterface { iface_id: "eth0", host_dev_name: &nic.tap, guest_mac: nic.mac_text() };
+        calls.push(call("/network-interfaces/eth0", interface)?);
+    }
+    let vsock = spec.folder.join(VSOCK_SOCKET);
+    calls.push(call("/vsock", Vsock { guest_cid: GUEST_CID, uds_path: &vsock })?);
+    calls.push(call("/entropy", Entropy {})?);
+    calls.push(call("/actions", Action { action_type: "InstanceStart" })?);
+    Ok(calls)
+}
+
+pub(crate) fn api_path(folder: &Path) -> PathBuf {
+    folder.join(API_SOCKET)
+}
+
+pub(crate) fn channel_address(folder: &Path) -> ChannelAddress {
+    ChannelAddress::Vsock { path: folder.join(VSOCK_SOCKET), port: holdfast_guest::VSOCK_PORT }
+}
+
+#[cfg(test)]
+mod tests {
+    //! Firecracker itself is not run here: these tests hold the requests against the published API only.
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::vmm::Nic;
+
+    fn spec() -> VmSpec {
+        VmSpec {
+            instance_id: "inst_01".to_owned(),
+            folder: "/vms/inst_01".into(),
+            kernel: "/assets/vmlinux".into(),
+            initrd: "/assets/initramfs.cpio".into(),
+            root_image: Some("/images/root.erofs".into()),
+            memory_mib: 128,
+            vcpus: 2,
+            nic: Some(Nic { tap: "hf0".to_owned(), mac: [2, 0x48, 0, 0, 0, 0x0a] }),
+        }
+    }
+
+    #[test]
+    fn requests_carry_the_published_field_names_and_start_last() {
+        let calls: Vec<(String, serde_json::Value)> =
+            calls(&spec()).unwrap().into_iter().map(|call| (call.uri, call.body)).collect();
+        let expected = [
+            (
+                "/machine-config",
+                json!({"vcpu_count": 2, "mem_size_mib": 128, "smt": false, "track_dirty_pages": false}),
+            ),
+            (
+                "/boot-source",
+                json!({
+                    "kernel_image_path": "/assets/vmlinux",
+                    "initrd_path": "/assets/initramfs.cpio",
+                    "boot_args": KERNEL_COMMAND_LINE,
+                }),
+            ),
+            (
+                "/drives/root",
+                json!({
+                    "drive_id": "root",
+                    "path_on_host": "/images/root.erofs",
+                    "is_root_device": false,
+                    "is_read_only": true,
+                }),
+            ),
+            (
+                "/network-interfaces/eth0",
+                json!({"iface_id": "eth0", "host_dev_name": "hf0", "guest_mac": "02:48:00:00:00:0a"}),
+            ),
+            ("/vsock", json!({"guest_cid": 3, "uds_path": "/vms/inst_01/vsock.sock"})),
+            ("/entropy", json!({})),
+            ("/actions", json!({"action_type": "InstanceStart"})),
+        ];
+        let expected: Vec<_> = expected.into_iter().map(|(uri, body)| (uri.to_owned(), body)).collect();
+        assert_eq!(calls, expected);
+    }
+
+    #[test]
+    fn a_machine_without_disk_and_card_asks_for_neither() {
+        let bare = VmSpec { root_image: None, nic: None, ..spec() };
+        let uris: Vec<String> = calls(&bare).unwrap().into_iter().map(|call| call.uri).collect();
+        assert_eq!(uris, ["/machine-config", "/boot-source", "/vsock", "/entropy", "/actions"]);
+    }
+}

@@ -1,0 +1,240 @@
+//! The process and the folder of a machine: detached start, bounded output files, identity by start time.
+//!
+//! A guest chooses what it prints on its console and so how much its VMM writes. Every file that a VMM process
+//! writes is therefore capped by the kernel ([`FILE_BYTES_MAX`], as `RLIMIT_FSIZE` with `SIGXFSZ` ignored): beyond
+//! it, writes fail and the machine runs on.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Read, Seek, SeekFrom},
+    os::{
+        fd::OwnedFd,
+        unix::{
+            ffi::OsStrExt,
+            fs::{DirBuilderExt, OpenOptionsExt},
+            process::CommandExt,
+        },
+    },
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit};
+use serde::{Deserialize, Serialize};
+
+use super::{VmmError, VmmKind};
+
+/// The most bytes of any file that a VMM writes: its guest's boot console and its own error output.
+pub const FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// The most bytes of a file that are read back to explain a failure.
+const SAID_BYTES_MAX: u64 = 2048;
+
+/// The longest folder path, in bytes: the kernel takes 107 bytes for a socket's name.
+const FOLDER_PATH_BYTES_MAX: usize = 90;
+
+/// The largest record that is read.
+const RECORD_BYTES_MAX: u64 = 4096;
+
+/// The boot console of the guest.
+pub const CONSOLE_FILE: &str = "console.log";
+
+/// What the VMM wrote to its standard error.
+pub const STDERR_FILE: &str = "stderr.log";
+
+/// The record by which a later agent adopts the machine.
+const RECORD_FILE: &str = "vm.json";
+
+/// Tells a process from any other that ever had its id.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Process id.
+    pub pid: u32,
+    /// Clock ticks from the host's boot to the start of the process (field 22 of `/proc/PID/stat`).
+    pub start_ticks: u64,
+    /// Which boot of the host.
+    pub boot_id: String,
+}
+
+/// What the folder says of its machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub(crate) version: u32,
+    pub(crate) instance_id: String,
+    pub(crate) kind: VmmKind,
+    pub(crate) process: Identity,
+}
+
+impl Record {
+    pub(crate) fn new(instance_id: &str, kind: VmmKind, process: Identity) -> Self {
+        Self { version: 1, instance_id: instance_id.to_owned(), kind, process }
+    }
+
+    /// Writes the record so that a crash leaves either none or a whole one.
+    pub(crate) fn write(&self, folder: &Path) -> Result<(), VmmError> {
+        let path = folder.join(RECORD_FILE);
+        let fresh = folder.join("vm.json.new");
+        let text =
+            serde_json::to_vec(self).map_err(|source| VmmError::Record { path: path.clone(), source })?;
+        fs::write(&fresh, text)
+            .and_then(|()| File::open(&fresh)?.sync_all())
+            .and_then(|()| fs::rename(&fresh, &path))
+            .map_err(|source| VmmError::File { path, action: "written", source })
+    }
+
+    /// `None` if the folder holds no record.
+    pub(crate) fn read(folder: &Path) -> Result<Option<Self>, VmmError> {
+        let path = folder.join(RECORD_FILE);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(VmmError::File { path, action: "read", source }),
+        };
+        let mut text = Vec::new();
+        match file.take(RECORD_BYTES_MAX).read_to_end(&mut text) {
+            Ok(_) => {}
+            Err(source) => return Err(VmmError::File { path, action: "read", source }),
+        }
+        serde_json::from_slice(&text).map(Some).map_err(|source| VmmError::Record { path, source })
+    }
+}
+
+/// Refuses a folder in which no socket could be named.
+pub(crate) fn check_folder_path(folder: &Path) -> Result<(), VmmError> {
+    let problem = if !folder.is_absolute() {
+        "its path is not absolute"
+    } else if folder.as_os_str().len() > FOLDER_PATH_BYTES_MAX {
+        "its path is longer than 90 bytes, and a socket in it could not be named; choose a shorter data folder"
+    } else if folder.to_str().is_none_or(|text| text.contains([',', '\n'])) {
+        "its path must be UTF-8 without commas"
+    } else {
+        return Ok(());
+    };
+    Err(VmmError::FolderPath { path: folder.to_owned(), problem })
+}
+
+/// Makes the folder of a new machine, mode 0700, and removes what a former one left in it.
+pub(crate) fn prepare_folder(folder: &Path, stale: &[&str]) -> Result<(), VmmError> {
+    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|source| VmmError::File {
+        path: folder.to_owned(),
+        action: "created",
+        source,
+    })?;
+    let is_folder = fs::symlink_metadata(folder).is_ok_and(|meta| meta.is_dir());
+    if !is_folder {
+        return Err(VmmError::FolderPath { path: folder.to_owned(), problem: "it is a symbolic link" });
+    }
+    for name in [RECORD_FILE, CONSOLE_FILE, STDERR_FILE].iter().chain(stale) {
+        let path = folder.join(name);
+        match fs::remove_file(&path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(VmmError::File { path, action: "removed", source }),
+        }
+    }
+    Ok(())
+}
+
+/// Starts a program in its own session, with bounded files as its output.
+pub(crate) fn spawn_detached(
+    program: &Path,
+    args: &[String],
+    folder: &Path,
+) -> Result<tokio::process::Child, VmmError> {
+    let open = |name: &str| {
+        let path = folder.join(name);
+        OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|source| VmmError::File { path, action: "created", source })
+    };
+    let mut command = Command::new(program);
+    command
+        .args(args)
+        .current_dir(folder)
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(open(CONSOLE_FILE)?)
+        .stderr(open(STDERR_FILE)?);
+    // SAFETY: between fork and exec the closure makes three system calls; it neither allocates nor takes a lock.
+    unsafe {
+        command.pre_exec(|| {
+            rustix::process::setsid()?;
+            let limit = Rlimit { current: Some(FILE_BYTES_MAX), maximum: Some(FILE_BYTES_MAX) };
+            rustix::process::setrlimit(Resource::Fsize, limit)?;
+            // SAFETY: setting a signal to "ignore" installs no handler; the setting survives exec.
+            if libc::signal(libc::SIGXFSZ, libc::SIG_IGN) == libc::SIG_ERR {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(())
+        });
+    }
+    tokio::process::Command::from(command)
+        .spawn()
+        .map_err(|source| VmmError::Spawn { program: program.to_owned(), source })
+}
+
+/// The identity of a process that lives; `None` if there is none with that id, or only its remains.
+pub(crate) fn identify(pid: u32) -> Option<Identity> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may itself hold spaces and parentheses; the fields go on after the last one.
+    let mut fields = stat.get(stat.rfind(')')? + 1..)?.split_whitespace();
+    let state = fields.next()?;
+    // Field 22 of the file; `state` was field 3.
+    let start_ticks = fields.nth(18)?.parse().ok()?;
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?.trim().to_owned();
+    (!matches!(state, "Z" | "X")).then_some(Identity { pid, start_ticks, boot_id })
+}
+
+/// Opens a handle on the process if it is still the one that the identity names.
+pub(crate) fn open_process(identity: &Identity) -> Result<Option<OwnedFd>, VmmError> {
+    let Some(pid) = i32::try_from(identity.pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
+    // Open first and compare then: the handle cannot change its process between the two.
+    let handle = match rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK) {
+        Ok(handle) => handle,
+        Err(rustix::io::Errno::SRCH) => return Ok(None),
+        Err(error) => {
+            return Err(VmmError::Process { pid: identity.pid, action: "opened", source: error.into() });
+        }
+    };
+    Ok((identify(identity.pid).as_ref() == Some(identity)).then_some(handle))
+}
+
+/// Finds the process whose command line names a path: the machine of an agent that died before it could write
+/// the record.
+pub(crate) fn find_by_argument(path: &Path) -> Option<Identity> {
+    let wanted = path.as_os_str().as_bytes();
+    for entry in fs::read_dir("/proc").ok()?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        let Ok(line) = fs::read(entry.path().join("cmdline")) else { continue };
+        let names_it = line.split(|byte| *byte == 0).any(|argument| {
+            // The path stands alone (Firecracker) or as a value within an option (QEMU).
+            argument == wanted
+                || argument.split(|byte| matches!(byte, b',' | b'=' | b':')).any(|value| value == wanted)
+        });
+        if names_it {
+            return identify(pid);
+        }
+    }
+    None
+}
+
+/// The end of a file that a VMM wrote, as one line of text for an error message.
+pub(crate) fn said(path: PathBuf) -> String {
+    let tail = || -> io::Result<Vec<u8>> {
+        let mut file = File::open(path)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(SAID_BYTES_MAX)))?;
+        let mut bytes = Vec::new();
+        file.take(SAID_BYTES_MAX).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let text = tail().unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    if lines.is_empty() { "nothing".to_owned() } else { lines.join(" / ").replace(char::is_control, " ") }
+}
