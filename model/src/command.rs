@@ -55,8 +55,8 @@ pub enum Command {
         kind: EnrolmentKind,
         /// Digest of the secret.
         digest: Digest,
-        /// When it ends.
-        expires_at: Timestamp,
+        /// How long it is valid, in milliseconds. Not an end time: a retry must be the same command (I4).
+        ttl_ms: u64,
     },
     /// Joins with an enrolment's secret.
     Enrol {
@@ -184,8 +184,8 @@ pub struct NewToken {
     pub kind: TokenKind,
     /// What it may do.
     pub scopes: BTreeSet<Scope>,
-    /// When it ends.
-    pub expires_at: Timestamp,
+    /// How long it is valid, in milliseconds. Not an end time: a retry must be the same command (I4).
+    pub ttl_ms: u64,
 }
 
 /// A member to be made.
