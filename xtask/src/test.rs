@@ -1,0 +1,38 @@
+//! `cargo xtask test`: everything that must hold before a change lands.
+
+use crate::step::{self, Failure, step};
+use crate::workspace::{self, cargo};
+use crate::{fuzz, openapi};
+use std::process::Command;
+
+/// How long each fuzz target runs here; longer runs are for `cargo xtask fuzz`.
+const FUZZ_SECONDS: u32 = 10;
+
+/// Runs everything; `arguments` after `--` go to the tests.
+pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
+    let arguments = arguments.strip_prefix(&["--".to_owned()]).unwrap_or(arguments);
+    step("check the format", || step::run(&mut cargo(&["fmt", "--all", "--check"])))?;
+    workspace::build_assets()?;
+    step("lint", || {
+        let lint = ["clippy", "--workspace", "--all-targets", "--locked", "--", "--deny", "warnings"];
+        step::run(&mut cargo(&lint))
+    })?;
+    step("build the docs", || {
+        let docs = ["doc", "--workspace", "--no-deps", "--locked", "--document-private-items"];
+        step::run(cargo(&docs).env("RUSTDOCFLAGS", "--deny warnings"))
+    })?;
+    workspace::build_programs()?;
+    step("check docs/openapi.json", || openapi::run(&["--check".to_owned()]))?;
+    step("test", || step::run(&mut tests(arguments)))?;
+    step("fuzz", || fuzz::all(FUZZ_SECONDS, fuzz::SEED_DEFAULT))
+}
+
+fn tests(arguments: &[String]) -> Command {
+    let mut command = cargo(&["test", "--workspace", "--locked", "--no-fail-fast"]);
+    command.env("HOLDFAST_ASSETS", workspace::assets());
+    command.env("HOLDFAST_BIN", workspace::target().join("debug/holdfast"));
+    if !arguments.is_empty() {
+        command.arg("--").args(arguments);
+    }
+    command
+}
