@@ -1,0 +1,254 @@
+//! The one thread that writes `log.redb`.
+//!
+//! It takes whatever waits in its queue, puts all of it into one transaction in the order in which it was asked for, and
+//! commits with a single fsync; only then does it tell anyone that a vote or an entry is stored (I2). While a commit is
+//! under way new requests gather, so the number of requests per fsync grows with the load by itself.
+//!
+//! It never retries. After the first error nothing is known about what the disk holds, so it answers that error to
+//! whoever waits and to everyone who comes later, until the process ends.
+
+use std::io;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::{self, JoinHandle};
+
+use openraft::entry::RaftEntry;
+use openraft::storage::IOFlushed;
+use redb::{Database, Durability, ReadableTable, Table};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::log_record::{self, Place};
+use crate::log_store::{ENTRIES, LogStoreError, META, META_COMMITTED, META_PURGED, META_VOTE};
+use crate::log_view::LogView;
+use crate::types::{Entry, LogId, TypeConfig, Vote};
+
+/// Requests that may wait for the writer. More than that and the caller waits: back-pressure, not memory.
+pub(crate) const QUEUE_REQUESTS_MAX: usize = 1024;
+/// Requests that go into one transaction.
+const BATCH_REQUESTS_MAX: usize = 256;
+/// Purged entries that are deleted per transaction, so that a long purge never delays an append by much.
+const PURGE_ENTRIES_PER_BATCH: u64 = 2048;
+
+/// What the writer is asked to do.
+pub(crate) enum WriteRequest {
+    /// Store entries that follow the last one.
+    Append {
+        /// The entries.
+        entries: Vec<Entry>,
+        /// Told when they are durable.
+        done: IOFlushed<TypeConfig>,
+    },
+    /// Store the vote.
+    Vote {
+        /// The vote.
+        vote: Vote,
+        /// Told when it is durable.
+        done: oneshot::Sender<io::Result<()>>,
+    },
+    /// Delete every entry at and after an index.
+    Truncate {
+        /// The index.
+        from: u64,
+        /// Told when it is durable.
+        done: oneshot::Sender<io::Result<()>>,
+    },
+    /// Delete every entry up to a log id, inclusive. Deletion may take several batches.
+    Purge {
+        /// The log id.
+        upto: LogId,
+    },
+    /// Write whatever is pending, the committed log id included.
+    Flush {
+        /// Told when it is durable.
+        done: oneshot::Sender<io::Result<()>>,
+    },
+}
+
+/// What the writer thread and the log store share.
+pub(crate) struct WriterState {
+    /// The readers' view.
+    pub(crate) view: Arc<Mutex<LogView>>,
+    /// The first error, once there was one.
+    pub(crate) failure: OnceLock<String>,
+    /// How many commits reached stable storage.
+    pub(crate) commits: std::sync::atomic::AtomicU64,
+}
+
+/// Starts the writer. It ends when every sender is gone and everything they sent is stored.
+pub(crate) fn spawn(
+    database: Arc<Database>,
+    state: Arc<WriterState>,
+    purge_backlog: Option<u64>,
+) -> io::Result<(mpsc::Sender<WriteRequest>, JoinHandle<()>)> {
+    let (sender, receiver) = mpsc::channel(QUEUE_REQUESTS_MAX);
+    let writer = Writer { database, state, receiver, purge_backlog, committed_written: None };
+    let thread = thread::Builder::new().name("raft-log-writer".into()).spawn(move || writer.run())?;
+    Ok((sender, thread))
+}
+
+struct Writer {
+    database: Arc<Database>,
+    state: Arc<WriterState>,
+    receiver: mpsc::Receiver<WriteRequest>,
+    /// Entries up to here are purged and may still lie in the file.
+    purge_backlog: Option<u64>,
+    /// The committed log id that the file holds.
+    committed_written: Option<LogId>,
+}
+
+/// Whom to tell how a batch went.
+enum Waiter {
+    Flushed(IOFlushed<TypeConfig>),
+    Answer(oneshot::Sender<io::Result<()>>),
+}
+
+impl Waiter {
+    fn tell(self, result: io::Result<()>) {
+        match self {
+            Waiter::Flushed(done) => done.io_completed(result),
+            // The asker may have gone; the write stands all the same.
+            Waiter::Answer(done) => drop(done.send(result)),
+        }
+    }
+}
+
+impl Writer {
+    fn run(mut self) {
+        let mut requests = Vec::with_capacity(BATCH_REQUESTS_MAX);
+        while self.gather(&mut requests) {
+            let mut waiters = Vec::with_capacity(requests.len());
+            let result = match self.state.failure.get() {
+                Some(failure) => Err(failure.clone()),
+                None => self.commit(&requests).map_err(|error| self.fail(&error)),
+            };
+            for request in requests.drain(..) {
+                waiters.extend(match request {
+                    WriteRequest::Append { done, .. } => Some(Waiter::Flushed(done)),
+                    WriteRequest::Vote { done, .. }
+                    | WriteRequest::Truncate { done, .. }
+                    | WriteRequest::Flush { done } => Some(Waiter::Answer(done)),
+                    WriteRequest::Purge { .. } => None,
+                });
+            }
+            for waiter in waiters {
+                waiter.tell(result.as_ref().map(|_| ()).map_err(|failure| io::Error::other(failure.clone())));
+            }
+        }
+    }
+
+    /// Takes what waits; blocks when nothing does and no purge is unfinished. False when there will be no more.
+    fn gather(&mut self, requests: &mut Vec<WriteRequest>) -> bool {
+        if self.purge_backlog.is_some() && self.state.failure.get().is_none() {
+            while requests.len() < BATCH_REQUESTS_MAX {
+                match self.receiver.try_recv() {
+                    Ok(request) => requests.push(request),
+                    Err(mpsc::error::TryRecvError::Empty) => return true,
+                    Err(mpsc::error::TryRecvError::Disconnected) => return !requests.is_empty(),
+                }
+            }
+            return true;
+        }
+        self.receiver.blocking_recv_many(requests, BATCH_REQUESTS_MAX) > 0
+    }
+
+    fn fail(&self, error: &LogStoreError) -> String {
+        let text = describe(error);
+        tracing::error!(error = %text, "the raft log cannot be written any more; this member stops");
+        self.state.failure.get_or_init(|| text).clone()
+    }
+
+    /// One transaction, one fsync.
+    fn commit(&mut self, requests: &[WriteRequest]) -> Result<(), LogStoreError> {
+        let mut transaction = self.database.begin_write()?;
+        transaction.set_durability(Durability::Immediate)?;
+        let mut last_written = None;
+        let committed;
+        {
+            let mut entries = transaction.open_table(ENTRIES)?;
+            let mut meta = transaction.open_table(META)?;
+            for request in requests {
+                match request {
+                    WriteRequest::Append { entries: new, .. } => {
+                        for entry in new {
+                            entries.insert(entry.index(), log_record::encode_entry(entry)?.as_slice())?;
+                            last_written = Some(entry.index());
+                        }
+                    }
+                    WriteRequest::Vote { vote, .. } => {
+                        let record = log_record::encode(Place::Meta(META_VOTE), vote)?;
+                        meta.insert(META_VOTE, record.as_slice())?;
+                    }
+                    WriteRequest::Truncate { from, .. } => {
+                        entries.retain_in(*from.., |_, _| false)?;
+                        last_written = last_written.filter(|last| last < from);
+                    }
+                    WriteRequest::Purge { upto } => {
+                        let record = log_record::encode(Place::Meta(META_PURGED), upto)?;
+                        meta.insert(META_PURGED, record.as_slice())?;
+                        self.purge_backlog = Some(self.purge_backlog.unwrap_or(0).max(upto.index()));
+                    }
+                    WriteRequest::Flush { .. } => {}
+                }
+            }
+            self.purge_some(&mut entries)?;
+            committed = self.write_committed(&mut meta, last_written)?;
+        }
+        transaction.commit()?;
+        self.committed_written = committed;
+        self.state.commits.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        if let Some(last) = last_written
+            && let Ok(mut view) = self.state.view.lock()
+        {
+            view.made_durable(last);
+        }
+        Ok(())
+    }
+
+    /// Deletes the next purged entries that are still in the file.
+    fn purge_some(&mut self, entries: &mut Table<'_, u64, &'static [u8]>) -> Result<(), LogStoreError> {
+        let Some(through) = self.purge_backlog else { return Ok(()) };
+        let first = entries.first()?.map(|(key, _)| key.value()).filter(|first| *first <= through);
+        let Some(first) = first else {
+            self.purge_backlog = None;
+            return Ok(());
+        };
+        let end = (first + PURGE_ENTRIES_PER_BATCH).min(through + 1);
+        entries.retain_in(first..end, |_, _| false)?;
+        if end > through {
+            self.purge_backlog = None;
+        }
+        Ok(())
+    }
+
+    /// Writes the committed log id along, as far as this file holds the entries that it speaks of: an entry that a
+    /// majority has and this member does not may not be called committed here, or a restart could not apply up to it.
+    fn write_committed(
+        &self,
+        meta: &mut Table<'_, &'static str, &'static [u8]>,
+        last_written: Option<u64>,
+    ) -> Result<Option<LogId>, LogStoreError> {
+        let Ok(view) = self.state.view.lock() else { return Ok(self.committed_written.clone()) };
+        let durable_next = last_written.map_or(0, |last| last + 1).max(view.durable_next());
+        let committed = view.committed.clone().filter(|committed| committed.index() < durable_next);
+        drop(view);
+        match committed {
+            Some(committed) if self.committed_written.as_ref() != Some(&committed) => {
+                let record = log_record::encode(Place::Meta(META_COMMITTED), &committed)?;
+                meta.insert(META_COMMITTED, record.as_slice())?;
+                Ok(Some(committed))
+            }
+            _ => Ok(self.committed_written.clone()),
+        }
+    }
+}
+
+/// The whole chain of an error in one line: it becomes a string here, because many askers get the same one.
+fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,135 @@
+//! Who the owner of a data folder is: cluster, member and incarnation.
+//!
+//! The same record lies in `member.postcard` beside the databases and in a row of `log.redb`. A member that lost its log, or
+//! its whole disk, would otherwise vote a second time in a term in which it voted already, and two quorums could form.
+//! So a folder whose two copies do not agree is refused, and an empty folder is never taken for a known member (I2).
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use holdfast_model::MemberId;
+use serde::{Deserialize, Serialize};
+
+/// Name of the marker in the data folder.
+const MARKER_FILE: &str = "member.postcard";
+/// First bytes of the marker.
+const MARKER_MAGIC: &[u8; 8] = b"HFMEMBR1";
+
+/// Which member of which cluster a data folder belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberIdentity {
+    /// The id of the cluster, drawn once at `server init`.
+    pub cluster: String,
+    /// The id of the member. Never reused, not even after its removal.
+    pub member: MemberId,
+    /// How often the cluster was started anew from a backup or after the loss of its majority. Starts at 1.
+    pub incarnation: u64,
+}
+
+/// Why the marker could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum MarkerError {
+    /// Reading or writing failed.
+    #[error("the identity marker {path} could not be read or written; check the disk and the folder's permissions")]
+    Io {
+        /// The marker.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The content is not a marker.
+    #[error("the identity marker {path} is damaged; this folder cannot prove which member it belongs to: remove the member and join again under a new id")]
+    Damaged {
+        /// The marker.
+        path: PathBuf,
+    },
+    /// A marker exists already.
+    #[error("{path} exists: this folder belongs to a member already; choose an empty folder")]
+    Exists {
+        /// The marker.
+        path: PathBuf,
+    },
+}
+
+/// Reads the marker of a data folder. `None` when there is none.
+pub(crate) fn read(data_dir: &Path) -> Result<Option<MemberIdentity>, MarkerError> {
+    let path = data_dir.join(MARKER_FILE);
+    let bytes = match fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(MarkerError::Io { path, source }),
+    };
+    match parse(&bytes) {
+        Some(identity) => Ok(Some(identity)),
+        None => Err(MarkerError::Damaged { path }),
+    }
+}
+
+/// Writes the marker of a data folder, durably and only once.
+pub(crate) fn write(data_dir: &Path, identity: &MemberIdentity) -> Result<(), MarkerError> {
+    let path = data_dir.join(MARKER_FILE);
+    if path.exists() {
+        return Err(MarkerError::Exists { path });
+    }
+    let Ok(body) = postcard::to_stdvec(identity) else { return Err(MarkerError::Damaged { path }) };
+    let staged = data_dir.join(format!("{MARKER_FILE}.new"));
+    let result = (|| {
+        let mut file = File::create(&staged)?;
+        file.write_all(MARKER_MAGIC)?;
+        file.write_all(blake3::hash(&body).as_bytes())?;
+        file.write_all(&body)?;
+        file.sync_all()?;
+        fs::rename(&staged, &path)?;
+        sync_folder(data_dir)
+    })();
+    result.map_err(|source| MarkerError::Io { path, source })
+}
+
+/// Makes renames and creations in a folder durable.
+pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+fn parse(bytes: &[u8]) -> Option<MemberIdentity> {
+    let rest = bytes.strip_prefix(MARKER_MAGIC)?;
+    let (digest, body) = rest.split_at_checked(blake3::OUT_LEN)?;
+    if blake3::hash(body).as_bytes() != digest {
+        return None;
+    }
+    postcard::from_bytes(body).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity() -> MemberIdentity {
+        MemberIdentity { cluster: "c1".into(), member: MemberId(7), incarnation: 1 }
+    }
+
+    #[test]
+    fn a_marker_is_read_back_and_never_overwritten() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(read(folder.path()).unwrap(), None);
+        write(folder.path(), &identity()).unwrap();
+        assert_eq!(read(folder.path()).unwrap(), Some(identity()));
+        assert!(matches!(write(folder.path(), &identity()), Err(MarkerError::Exists { .. })));
+    }
+
+    #[test]
+    fn any_flipped_or_missing_byte_of_a_marker_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), &identity()).unwrap();
+        let path = folder.path().join(MARKER_FILE);
+        let good = fs::read(&path).unwrap();
+        for position in 0..good.len() {
+            let mut bad = good.clone();
+            bad[position] ^= 1;
+            fs::write(&path, &bad).unwrap();
+            assert!(matches!(read(folder.path()), Err(MarkerError::Damaged { .. })), "byte {position}");
+            fs::write(&path, &good[..position]).unwrap();
+            assert!(matches!(read(folder.path()), Err(MarkerError::Damaged { .. })), "cut at {position}");
+        }
+    }
+}
