@@ -101,8 +101,8 @@ pub enum GuestMessage {
     },
     /// The configuration is in force; the workload starts next.
     ConfigApplied,
-    /// The configuration could not be applied; the guest reboots.
-    ConfigRefused {
+    /// The configuration could not be applied, or the workload not be started; the guest reboots.
+    Failed {
         /// A sentence.
         reason: String,
     },
@@ -137,7 +137,7 @@ pub enum GuestState {
     Stopping,
     /// The workload ended.
     Exited(ExitStatus),
-    /// The configuration could not be applied.
+    /// The configuration could not be applied, or the workload not be started.
     Failed {
         /// A sentence.
         reason: String,

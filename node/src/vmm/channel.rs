@@ -148,8 +148,8 @@ pub struct Hello {
 pub enum GuestEvent {
     /// The configuration is in force.
     ConfigApplied,
-    /// The configuration could not be applied; the guest leaves.
-    ConfigRefused {
+    /// The configuration could not be applied, or the workload not be started; the guest leaves.
+    Failed {
         /// A sentence, chosen by the guest.
         reason: String,
     },
@@ -383,9 +383,7 @@ impl GuestReceiver {
                     }
                 }
                 GuestMessage::ConfigApplied => return Ok(GuestEvent::ConfigApplied),
-                GuestMessage::ConfigRefused { reason } => {
-                    return Ok(GuestEvent::ConfigRefused { reason: cut(reason) });
-                }
+                GuestMessage::Failed { reason } => return Ok(GuestEvent::Failed { reason: cut(reason) }),
                 GuestMessage::Ready { uptime_ms } => return Ok(GuestEvent::Ready { uptime_ms }),
                 GuestMessage::Log(mut line) => {
                     if line.seq > self.log_seq {

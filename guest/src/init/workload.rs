@@ -1,0 +1,133 @@
+//! Starting programs as the workload's user: the workload itself, and the commands of health checks.
+
+use std::{
+    fs, io,
+    os::unix::process::CommandExt,
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+
+use holdfast_guest::config::Workload;
+
+use crate::InitError;
+
+/// Who a program runs as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Credentials {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+}
+
+/// Where a program's output goes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Output {
+    /// To pipes that the caller reads.
+    Piped,
+    /// Nowhere.
+    Discarded,
+}
+
+/// Starts a program in the workload's environment, in a session of its own so that it can be signalled as a group.
+pub(crate) fn spawn(
+    workload: &Workload,
+    argv: &[String],
+    user: Credentials,
+    output: Output,
+) -> Result<Child, InitError> {
+    let (program, arguments) = argv.split_first().ok_or(InitError::NoCommand)?;
+    let workdir = if workload.workdir.is_empty() { "/" } else { &workload.workdir };
+    if !Path::new(workdir).exists() {
+        fs::create_dir_all(workdir)
+            .and_then(|()| std::os::unix::fs::chown(workdir, Some(user.uid), Some(user.gid)))
+            .map_err(InitError::at("create the working folder", workdir))?;
+    }
+    let sink = || match output {
+        Output::Piped => Stdio::piped(),
+        Output::Discarded => Stdio::null(),
+    };
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .env_clear()
+        .envs(workload.env.iter().map(|(name, value)| (name, value)))
+        .current_dir(workdir)
+        .uid(user.uid)
+        .gid(user.gid)
+        .stdin(Stdio::null())
+        .stdout(sink())
+        .stderr(sink());
+    // SAFETY: the closure makes one system call between fork and exec; it neither allocates nor takes a lock.
+    unsafe {
+        command.pre_exec(|| rustix::process::setsid().map(drop).map_err(io::Error::from));
+    }
+    command.spawn().map_err(|source| InitError::Exec { program: program.clone(), source })
+}
+
+/// Finds a user as an OCI image names it: `user[:group]`, each a name or a number; empty is root.
+pub(crate) fn find_user(user: &str) -> Result<Credentials, InitError> {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    resolve_user(user, &read("/etc/passwd"), &read("/etc/group"))
+}
+
+fn resolve_user(user: &str, passwd: &str, group: &str) -> Result<Credentials, InitError> {
+    let (user, group_name) = match user.split_once(':') {
+        Some((user, group)) => (user, Some(group)),
+        None => (user, None),
+    };
+    let user = if user.is_empty() { "0" } else { user };
+    let no_such = |name: &str| InitError::NoSuchUser { name: name.to_owned() };
+    let entry = passwd
+        .lines()
+        .map(|line| line.split(':').collect::<Vec<_>>())
+        .find(|fields| fields.first() == Some(&user) || fields.get(2) == Some(&user));
+    let field = |index: usize| {
+        entry.as_ref().and_then(|fields| fields.get(index)).and_then(|text| text.parse::<u32>().ok())
+    };
+    let uid = match user.parse() {
+        Ok(uid) => uid,
+        Err(_) => field(2).ok_or_else(|| no_such(user))?,
+    };
+    let gid = match group_name {
+        None | Some("") => field(3).unwrap_or(0),
+        Some(name) => match name.parse() {
+            Ok(gid) => gid,
+            Err(_) => group
+                .lines()
+                .map(|line| line.split(':').collect::<Vec<_>>())
+                .find(|fields| fields.first() == Some(&name))
+                .and_then(|fields| fields.get(2).and_then(|gid| gid.parse().ok()))
+                .ok_or_else(|| no_such(name))?,
+        },
+    };
+    Ok(Credentials { uid, gid })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nweb:x:33:34:web:/srv:/bin/false\nbroken\n";
+    const GROUP: &str = "root:x:0:\nstaff:x:50:web\n";
+
+    fn ids(user: &str) -> Option<(u32, u32)> {
+        resolve_user(user, PASSWD, GROUP).ok().map(|found| (found.uid, found.gid))
+    }
+
+    #[test]
+    fn users_are_found_by_name_and_by_number() {
+        assert_eq!(ids(""), Some((0, 0)));
+        assert_eq!(ids("root"), Some((0, 0)));
+        assert_eq!(ids("web"), Some((33, 34)));
+        assert_eq!(ids("33"), Some((33, 34)));
+        assert_eq!(ids("1000"), Some((1000, 0)));
+        assert_eq!(ids("web:staff"), Some((33, 50)));
+        assert_eq!(ids("1000:7"), Some((1000, 7)));
+    }
+
+    #[test]
+    fn unknown_users_are_refused_and_never_become_root() {
+        for user in ["nobody-here", "web:nobody-here", "-1", "99999999999", "broken"] {
+            assert_eq!(ids(user), None, "{user}");
+        }
+    }
+}
