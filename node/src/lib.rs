@@ -6,6 +6,7 @@
 //! plane» as «you have nothing to do» (I5), never starts again what runs (I7), never opens a port, and treats
 //! whatever a guest or a registry sends as hostile (I14).
 
+pub mod image;
 pub mod phase;
 pub mod reconcile;
 #[cfg(test)]

@@ -120,6 +120,8 @@ pub struct ImageCache {
     client: RegistryClient,
     blobs: BlobStore,
     builds: KeyedLock<Digest>,
+    /// Read by every pull, written by the collector: blobs only go while nobody counts on them.
+    pulls: tokio::sync::RwLock<()>,
     leases: Mutex<HashMap<Digest, Weak<()>>>,
     _lock: File,
 }
@@ -150,6 +152,7 @@ impl ImageCache {
             client: RegistryClient::new(limits)?,
             blobs: BlobStore::open(folder)?,
             builds: KeyedLock::new(),
+            pulls: tokio::sync::RwLock::new(()),
             leases: Mutex::new(HashMap::new()),
             _lock: lock,
         })
@@ -200,19 +203,20 @@ impl ImageCache {
         leases.retain(|_, lease| lease.strong_count() > 0);
         let mut blobs = self.blobs.list()?;
         let mut roots = self.list_roots()?;
-        let bytes = |sizes: &mut dyn Iterator<Item = u64>| sizes.sum::<u64>();
-        let mut kept_bytes =
-            bytes(&mut blobs.iter().map(|blob| blob.bytes)) + bytes(&mut roots.iter().map(|root| root.bytes));
+        let blob_bytes: u64 = blobs.iter().map(|blob| blob.bytes).sum();
+        let mut kept_bytes = blob_bytes + roots.iter().map(|root| root.bytes).sum::<u64>();
         let mut report = GcReport::default();
-        let is_pulling = self.builds.is_busy();
+        // A pull under way may count on any blob, and none begins while this is held.
+        let quiet = self.pulls.try_write();
         blobs.sort_by_key(|blob| blob.used_at);
-        for blob in blobs.iter().filter(|_| !is_pulling) {
+        for blob in blobs.iter().filter(|_| quiet.is_ok()) {
             if kept_bytes <= budget_bytes {
                 break;
             }
             fs::remove_file(&blob.path).map_err(|source| disk(&blob.path, source))?;
             kept_bytes -= blob.bytes;
             report.blobs_removed += 1;
+            report.freed_bytes += blob.bytes;
         }
         roots.sort_by_key(|root| root.used_at);
         for root in roots.iter().filter(|root| !in_use.contains(&root.digest)) {
@@ -227,8 +231,6 @@ impl ImageCache {
             report.roots_removed += 1;
             report.freed_bytes += root.bytes;
         }
-        report.freed_bytes =
-            bytes(&mut blobs.iter().take(report.blobs_removed).map(|blob| blob.bytes)) + report.freed_bytes;
         report.kept_bytes = kept_bytes;
         Ok(report)
     }
@@ -239,6 +241,7 @@ impl ImageCache {
         digest: Digest,
         progress: &(dyn Fn(Progress) + Send + Sync),
     ) -> Result<RootImage, ImageError> {
+        let _pulling = self.pulls.read().await;
         let (manifest, config) = self.documents(image, digest).await?;
         self.fetch_layers(image, &manifest.layers, progress).await?;
         // Dropped with this future: it tells the thread that unpacks to stop.
