@@ -1,7 +1,7 @@
 //! The edge agent: serves what its routes say, and follows them as they change.
 //!
-//! The routes arrive as whole sets on a channel whose first value comes from the edge's own disk (I5); where the
-//! later ones come from, and whether they may be believed (I6, I7), is the replica's business. An update is put in
+//! The routes arrive as whole views of a replica, whose first one comes from the edge's own disk (I5); where later
+//! ones come from, and whether they may be believed (I6, I7), is the replica's business. An update is put in
 //! force whole or not at all (I8); a channel that falls silent, or whose sender is gone, changes nothing.
 
 use crate::config::EdgeConfig;
@@ -9,8 +9,8 @@ use crate::edge::Edge;
 use crate::introspect::{self, ControlPlane, Serving, StatusError};
 use crate::listeners::Listeners;
 use crate::probe;
-use crate::table::RouteSet;
-use holdfast_model::agent::Stamp;
+use holdfast_client::replica::{Items, Published};
+use holdfast_model::agent::{EdgeRoute, Stamp};
 use rand::RngExt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -26,8 +26,8 @@ const REOPEN_MAX: Duration = Duration::from_secs(5);
 /// What an edge is fed.
 #[derive(Debug)]
 pub struct Feed {
-    /// The routes in force; the first value is what the edge's own disk holds.
-    pub routes: watch::Receiver<Arc<RouteSet>>,
+    /// The replica's views; the first is what the edge's own disk holds.
+    pub routes: watch::Receiver<Published<EdgeRoute>>,
     /// How the edge stands with its control plane, for the status alone.
     pub control_plane: watch::Receiver<ControlPlane>,
 }
@@ -87,6 +87,7 @@ impl RunningEdge {
             listeners: Listeners::new(Arc::clone(&edge)),
             edge: Arc::clone(&edge),
             routes: feed.routes,
+            in_force: None,
             serving: serving_changed,
             applied: applied_changed,
             reopen_after: REOPEN_FIRST,
@@ -119,7 +120,9 @@ impl RunningEdge {
 struct Agent {
     edge: Arc<Edge>,
     listeners: Listeners,
-    routes: watch::Receiver<Arc<RouteSet>>,
+    routes: watch::Receiver<Published<EdgeRoute>>,
+    /// The items of the table in force.
+    in_force: Option<Items<EdgeRoute>>,
     serving: watch::Sender<Serving>,
     applied: watch::Sender<Option<Stamp>>,
     reopen_after: Duration,
@@ -153,22 +156,34 @@ impl Agent {
             all_open = self.listeners.reconcile().await;
             let (listening, problems) = self.listeners.state();
             self.serving.send_modify(|serving| serving.set_listeners(listening, problems));
-            self.applied.send_replace(self.edge.table().stamp());
+            self.applied.send_replace(self.serving.borrow().stamp);
         }
         self.listeners.stop(grace).await;
     }
 
     fn apply(&mut self) {
-        let set = Arc::clone(&self.routes.borrow_and_update());
-        match self.edge.apply(&set) {
+        // Nothing is known: that is no reason to change anything (I5).
+        let Some(view) = self.routes.borrow_and_update().clone() else { return };
+        let unchanged = self.in_force.as_ref().is_some_and(|items| Arc::ptr_eq(items, &view.items));
+        let applied = if unchanged { Ok(()) } else { self.edge.apply(view.items.values().map(Arc::as_ref)) };
+        let refused = match applied {
+            Ok(()) if unchanged => None,
             Ok(()) => {
-                tracing::info!(revision = ?set.stamp.map(|s| s.revision.0), routes = set.routes.len(), "routes in force");
-                self.serving.send_modify(|serving| serving.refused = None);
+                tracing::info!(revision = %view.stamp.revision, routes = view.items.len(), "routes in force");
+                self.in_force = Some(Arc::clone(&view.items));
+                None
             }
             Err(error) => {
-                tracing::error!(%error, "routes contradict themselves; keeping the last good ones");
-                self.serving.send_modify(|serving| serving.refused = Some(error.to_string()));
+                tracing::error!(revision = %view.stamp.revision, %error, "keeping the last good routes");
+                Some(error.to_string())
             }
-        }
+        };
+        self.serving.send_modify(|serving| {
+            serving.held = view.held;
+            if refused.is_none() {
+                serving.stamp = Some(view.stamp);
+            }
+            serving.refused = refused;
+        });
     }
 }

@@ -9,8 +9,9 @@ use crate::config::{Limits, fit_connections};
 use crate::metrics::Metrics;
 use crate::pipe::PipePool;
 use crate::relay::Relay;
-use crate::table::{RouteSet, Table, TableError};
+use crate::table::{Table, TableError};
 use arc_swap::{ArcSwap, Guard};
+use holdfast_model::agent::EdgeRoute;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -54,14 +55,14 @@ impl Edge {
         self.table.load()
     }
 
-    /// Puts the table of `set` in force. Not to be called twice at the same time: the second would build on a table
+    /// Puts the table of `routes` in force. Not to be called twice at the same time: the second would build on a table
     /// that the first replaces.
     ///
     /// # Errors
-    /// [`TableError`] when the set contradicts itself; the table in force stays.
-    pub fn apply(&self, set: &RouteSet) -> Result<(), TableError> {
-        let built =
-            Table::build(set, &self.table.load()).inspect_err(|_| self.metrics.tables_refused.increment())?;
+    /// [`TableError`] when the routes contradict themselves; the table in force stays.
+    pub fn apply<'a>(&self, routes: impl IntoIterator<Item = &'a EdgeRoute>) -> Result<(), TableError> {
+        let built = Table::build(routes, &self.table.load())
+            .inspect_err(|_| self.metrics.tables_refused.increment())?;
         self.table.store(Arc::new(built));
         self.metrics.tables_applied.increment();
         Ok(())

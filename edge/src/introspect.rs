@@ -38,8 +38,6 @@ pub struct ControlPlane {
     pub member: Option<String>,
     /// When it last heard from a member, in milliseconds since the Unix epoch.
     pub last_contact_ms: Option<u64>,
-    /// An update that waits to be confirmed (I7).
-    pub held: Option<Held>,
 }
 
 /// An edge's status.
@@ -53,6 +51,8 @@ pub struct EdgeStatus {
     pub started_ms: u64,
     /// The revision that it serves.
     pub serving: Option<Stamp>,
+    /// An update that waits to be confirmed (I7).
+    pub held: Option<Held>,
     /// Why it does not serve a later set of routes that it has.
     pub refused: Option<String>,
     /// How it stands with its control plane.
@@ -141,6 +141,8 @@ pub enum StatusError {
 #[derive(Debug)]
 pub(crate) struct Serving {
     started_ms: u64,
+    pub(crate) stamp: Option<Stamp>,
+    pub(crate) held: Option<Held>,
     pub(crate) refused: Option<String>,
     listening: Vec<SocketAddr>,
     not_listening: BTreeMap<SocketAddr, String>,
@@ -151,6 +153,8 @@ impl Serving {
         let since = started_at.duration_since(UNIX_EPOCH).unwrap_or_default();
         Self {
             started_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
+            stamp: None,
+            held: None,
             refused: None,
             listening: Vec::new(),
             not_listening: BTreeMap::new(),
@@ -253,7 +257,8 @@ fn collect(edge: &Edge, serving: &Serving, control_plane: &ControlPlane) -> Edge
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
         started_ms: serving.started_ms,
-        serving: table.stamp(),
+        serving: serving.stamp,
+        held: serving.held,
         refused: serving.refused.clone(),
         control_plane: control_plane.clone(),
         listening: serving.listening.clone(),

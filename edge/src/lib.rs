@@ -35,4 +35,3 @@ mod testing;
 
 pub use config::{EdgeConfig, Limits};
 pub use edge::Edge;
-pub use table::RouteSet;

@@ -6,26 +6,16 @@
 //! route: a port either belongs to one TCP route or looks at names.
 
 use crate::backend::{Backend, BackendKey};
-use holdfast_model::agent::{EdgeRoute, ProxyProtocol, Stamp};
+use holdfast_model::agent::{EdgeRoute, ProxyProtocol};
 use holdfast_model::{Hostname, RouteId};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-/// All routes of an edge at one revision.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RouteSet {
-    /// Where in which history; none before an edge has ever heard from its control plane.
-    pub stamp: Option<Stamp>,
-    /// The routes.
-    pub routes: Vec<EdgeRoute>,
-}
-
 /// A table.
 #[derive(Debug, Default)]
 pub struct Table {
-    stamp: Option<Stamp>,
     ports: HashMap<u16, PortRoutes>,
     backends: HashMap<BackendKey, Arc<Backend>>,
     routes: usize,
@@ -96,13 +86,17 @@ pub enum TableError {
 }
 
 impl Table {
-    /// Builds the table of `set`; backends that `previous` has too keep their counts and their standing.
+    /// Builds the table of `routes`; backends that `previous` has too keep their counts and their standing.
     ///
     /// # Errors
     /// [`TableError`] names the two routes that contradict each other; nothing was changed.
-    pub fn build(set: &RouteSet, previous: &Self) -> Result<Self, TableError> {
-        let mut table = Self { stamp: set.stamp, routes: set.routes.len(), ..Self::default() };
-        for route in &set.routes {
+    pub fn build<'a>(
+        routes: impl IntoIterator<Item = &'a EdgeRoute>,
+        previous: &Self,
+    ) -> Result<Self, TableError> {
+        let mut table = Self::default();
+        for route in routes {
+            table.routes += 1;
             let prepared = Arc::new(Route {
                 id: route.id,
                 proxy_protocol: route.proxy_protocol,
@@ -156,11 +150,6 @@ impl Table {
             },
         }
         Ok(())
-    }
-
-    /// Where in which history this table stands.
-    pub fn stamp(&self) -> Option<Stamp> {
-        self.stamp
     }
 
     /// Number of routes.
@@ -218,7 +207,7 @@ impl PortRoutes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{backend, route, set};
+    use crate::testing::{backend, route};
 
     #[test]
     fn i08_a_name_on_a_port_has_one_route_or_the_set_is_refused_whole() {
@@ -227,11 +216,11 @@ mod tests {
         let (first, second) = (one.id, two.id);
         let hostname = "app.example".parse().unwrap();
         assert_eq!(
-            Table::build(&set(1, vec![one.clone(), two]), &Table::default()).unwrap_err(),
+            Table::build(&[one.clone(), two], &Table::default()).unwrap_err(),
             TableError::HostnameTwice { port: 443, hostname, first, second }
         );
         let other_port = route("app.example", 8443, vec![backend(2)]);
-        let table = Table::build(&set(1, vec![one, other_port.clone()]), &Table::default()).unwrap();
+        let table = Table::build(&[one, other_port.clone()], &Table::default()).unwrap();
         let found = table.port(8443).unwrap().by_name(&"APP.example.".parse().unwrap()).unwrap();
         assert_eq!((found.id, table.routes(), table.iter().count()), (other_port.id, 2, 2));
     }
@@ -242,22 +231,18 @@ mod tests {
         let tcp = || EdgeRoute { hostname: None, ..route("x.example", 443, vec![backend(2)]) };
         for routes in [vec![named.clone(), tcp()], vec![tcp(), named], vec![tcp(), tcp()]] {
             let (first, second) = (routes[0].id, routes[1].id);
-            let refused = Table::build(&set(1, routes), &Table::default()).unwrap_err();
+            let refused = Table::build(&routes, &Table::default()).unwrap_err();
             assert_eq!(refused, TableError::PortTwice { port: 443, first, second });
         }
     }
 
     #[test]
     fn a_backend_keeps_its_standing_over_a_switch() {
-        let old = Table::build(
-            &set(1, vec![route("a.example", 443, vec![backend(1), backend(2)])]),
-            &Table::default(),
-        )
-        .unwrap();
+        let old = Table::build(&[route("a.example", 443, vec![backend(1), backend(2)])], &Table::default())
+            .unwrap();
         let known = old.backends().find(|b| b.key().address.port() == 1).unwrap();
         known.leave_rotation();
-        let new =
-            Table::build(&set(2, vec![route("b.example", 443, vec![backend(1), backend(3)])]), &old).unwrap();
+        let new = Table::build(&[route("b.example", 443, vec![backend(1), backend(3)])], &old).unwrap();
         let standing: HashMap<u16, bool> =
             new.backends().map(|b| (b.key().address.port(), b.in_rotation())).collect();
         assert_eq!(standing, HashMap::from([(1, false), (3, true)]));

@@ -1,8 +1,7 @@
 //! Routes for unit tests: ids are drawn from a counter, so that no two are the same.
 
-use crate::table::RouteSet;
-use holdfast_model::agent::{Backend, EdgeRoute, ProxyProtocol, Stamp};
-use holdfast_model::{ClusterId, Incarnation, InstanceId, Revision, RouteId};
+use holdfast_model::agent::{Backend, EdgeRoute, ProxyProtocol};
+use holdfast_model::{InstanceId, RouteId};
 use std::net::Ipv6Addr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -21,10 +20,4 @@ pub(crate) fn route(hostname: &str, listen_port: u16, backends: Vec<Backend>) ->
         proxy_protocol: ProxyProtocol::Off,
         backends,
     }
-}
-
-pub(crate) fn set(revision: u64, routes: Vec<EdgeRoute>) -> RouteSet {
-    let stamp =
-        Stamp { cluster: ClusterId::from_bits(1), incarnation: Incarnation(1), revision: Revision(revision) };
-    RouteSet { stamp: Some(stamp), routes }
 }
