@@ -7,8 +7,11 @@
 //! whatever a guest or a registry sends as hostile (I14).
 
 pub mod image;
+pub mod logs;
+pub mod network;
 pub mod phase;
 pub mod reconcile;
 #[cfg(test)]
 mod sample;
+pub mod state;
 pub mod vmm;

@@ -8,6 +8,7 @@
 mod tests;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use holdfast_model::InstanceId;
 use holdfast_model::agent::{Desired, NodeInstance};
@@ -95,7 +96,7 @@ pub enum Doing {
 
 /// What to do now, at most one action for each instance.
 pub fn plan(
-    desired: &BTreeMap<InstanceId, NodeInstance>,
+    desired: &BTreeMap<InstanceId, Arc<NodeInstance>>,
     observed: &BTreeMap<InstanceId, Observed>,
     now_ms: u64,
 ) -> Vec<Action> {
@@ -103,22 +104,24 @@ pub fn plan(
     let new = desired
         .iter()
         .filter(|(id, _)| !observed.contains_key(id))
-        .filter_map(|(id, spec)| plan_one(*id, Some(spec), &absent, now_ms));
-    let known = observed.iter().filter_map(|(id, seen)| plan_one(*id, desired.get(id), seen, now_ms));
+        .filter_map(|(id, spec)| plan_one(*id, Some(spec.as_ref()), &absent, now_ms));
+    let known = observed
+        .iter()
+        .filter_map(|(id, seen)| plan_one(*id, desired.get(id).map(Arc::as_ref), seen, now_ms));
     new.chain(known).collect()
 }
 
 /// The earliest time at which [`plan`] says something that it does not say now, if nothing happens until then.
 pub fn next_wake_ms(
-    desired: &BTreeMap<InstanceId, NodeInstance>,
+    desired: &BTreeMap<InstanceId, Arc<NodeInstance>>,
     observed: &BTreeMap<InstanceId, Observed>,
 ) -> Option<u64> {
     let wake = |(id, seen): (&InstanceId, &Observed)| match seen.phase {
         _ if seen.doing.is_some() => None,
         Phase::Backoff { until_ms } => Some(until_ms.max(seen.not_before_ms)),
-        Phase::Draining { since_ms, grace_ms } => {
-            Some(since_ms.saturating_add(drain_grace_ms(desired.get(id)).unwrap_or(grace_ms)))
-        }
+        Phase::Draining { since_ms, grace_ms } => Some(
+            since_ms.saturating_add(drain_grace_ms(desired.get(id).map(Arc::as_ref)).unwrap_or(grace_ms)),
+        ),
         Phase::Terminating { .. } => Some(seen.not_before_ms),
         _ => None,
     };

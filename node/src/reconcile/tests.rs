@@ -62,7 +62,7 @@ impl Host {
 
 struct World {
     host: Host,
-    desired: BTreeMap<InstanceId, NodeInstance>,
+    desired: BTreeMap<InstanceId, Arc<NodeInstance>>,
     observed: BTreeMap<InstanceId, Observed>,
     now_ms: u64,
 }
@@ -206,11 +206,11 @@ proptest! {
             match step {
                 Step::Want(n) => {
                     let spec = instance(n);
-                    world.desired.insert(spec.id, spec);
+                    world.desired.insert(spec.id, Arc::new(spec));
                 }
                 Step::DrainIt(n) => {
                     if let Some(spec) = world.desired.get_mut(&InstanceId::from_bits(n)) {
-                        spec.desired = Desired::Drain { grace_ms: 7_000 };
+                        Arc::make_mut(spec).desired = Desired::Drain { grace_ms: 7_000 };
                     }
                 }
                 Step::Drop(n) => {
@@ -258,7 +258,7 @@ fn ready_world(mut change: impl FnMut(&mut NodeInstance)) -> (World, InstanceId)
     let id = spec.id;
     let mut world = World {
         host: Host::default(),
-        desired: BTreeMap::from([(id, spec)]),
+        desired: BTreeMap::from([(id, Arc::new(spec))]),
         observed: BTreeMap::new(),
         now_ms: 1_000_000,
     };
@@ -285,7 +285,7 @@ fn i07_an_agents_restart_starts_nothing_again() {
 #[test]
 fn i07_a_changed_specification_restarts_nothing() {
     let (mut world, id) = ready_world(|_| {});
-    let spec = world.desired.get_mut(&id).unwrap();
+    let spec = Arc::make_mut(world.desired.get_mut(&id).unwrap());
     spec.vars.insert("NEW".to_owned(), "value".to_owned());
     spec.resources.memory_mib += 1;
     assert_eq!(plan(&world.desired, &world.observed, u64::MAX), []);

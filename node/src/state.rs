@@ -1,0 +1,253 @@
+//! What this node must remember of its instances across its own restarts, in its own redb file.
+//!
+//! A phase is stored here before it is acted on, so that after a crash between any two steps the next agent knows
+//! what may have been begun. Every write is one durable transaction. It holds no specification (those are in the
+//! replica) and no secret (I10).
+//!
+//! Each value is a format version byte and then postcard; see [`VERSION`].
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use holdfast_model::InstanceId;
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+
+use crate::phase::Observed;
+
+/// The version of the stored form of [`Observed`].
+const VERSION: u8 = 1;
+
+const INSTANCES: TableDefinition<'_, [u8; 16], &[u8]> = TableDefinition::new("instances");
+const HOST: TableDefinition<'_, &str, &str> = TableDefinition::new("host");
+const BOOT_ID: &str = "boot_id";
+
+/// Why the node's state could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The file could not be opened.
+    #[error("The node's state '{}' could not be opened; if another agent uses it, stop that one first.", .path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: redb::DatabaseError,
+    },
+    /// Reading or writing failed.
+    #[error("The node's state '{}' could not be {action}; check the disk and its free space.", .path.display())]
+    Access {
+        /// The file.
+        path: PathBuf,
+        /// What was tried, as a past participle.
+        action: &'static str,
+        /// Why not.
+        #[source]
+        source: redb::Error,
+    },
+    /// A record is of no known form.
+    #[error(
+        "The record of {instance} in '{}' is not one that this release knows; use the release that wrote it.",
+        .path.display()
+    )]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// Whose record.
+        instance: InstanceId,
+        /// What is wrong with it.
+        #[source]
+        source: postcard::Error,
+    },
+}
+
+/// The node's own state. Its calls block on the disk.
+#[derive(Debug)]
+pub struct State {
+    path: PathBuf,
+    database: Database,
+}
+
+impl State {
+    /// Opens the file, or makes it. Held by one process at a time.
+    pub fn open(path: &Path) -> Result<Self, StateError> {
+        let database =
+            Database::create(path).map_err(|source| StateError::Open { path: path.to_owned(), source })?;
+        let state = Self { path: path.to_owned(), database };
+        state.make_tables().map_err(|source| state.access("prepared", source))?;
+        Ok(state)
+    }
+
+    /// Every instance that is remembered.
+    pub fn load(&self) -> Result<BTreeMap<InstanceId, Observed>, StateError> {
+        let mut loaded = BTreeMap::new();
+        for (key, bytes) in self.records().map_err(|source| self.access("read", source))? {
+            let instance = InstanceId::from_bits(u128::from_be_bytes(key));
+            let observed = decode(&bytes).map_err(|source| StateError::Record {
+                path: self.path.clone(),
+                instance,
+                source,
+            })?;
+            loaded.insert(instance, observed);
+        }
+        Ok(loaded)
+    }
+
+    /// Stores what changed, all or nothing; `None` forgets an instance. Durable when it returns.
+    pub fn store(&self, changes: &[(InstanceId, Option<Observed>)]) -> Result<(), StateError> {
+        let mut records = Vec::with_capacity(changes.len());
+        for (instance, observed) in changes {
+            let bytes = observed.as_ref().map(encode).transpose().map_err(|source| StateError::Record {
+                path: self.path.clone(),
+                instance: *instance,
+                source,
+            })?;
+            records.push((instance.to_key(), bytes));
+        }
+        self.write(&records).map_err(|source| self.access("written", source))
+    }
+
+    /// Compares the host's boot with the one that was last seen here, and remembers it. `true` if the host has
+    /// booted in between; `false` the first time.
+    pub fn host_restarted(&self, boot_id: &str) -> Result<bool, StateError> {
+        self.swap_boot_id(boot_id).map_err(|source| self.access("written", source))
+    }
+
+    fn access(&self, action: &'static str, source: redb::Error) -> StateError {
+        StateError::Access { path: self.path.clone(), action, source }
+    }
+
+    fn make_tables(&self) -> Result<(), redb::Error> {
+        let transaction = self.database.begin_write()?;
+        transaction.open_table(INSTANCES)?;
+        transaction.open_table(HOST)?;
+        Ok(transaction.commit()?)
+    }
+
+    fn records(&self) -> Result<Vec<([u8; 16], Vec<u8>)>, redb::Error> {
+        let transaction = self.database.begin_read()?;
+        let table = transaction.open_table(INSTANCES)?;
+        let mut records = Vec::new();
+        for entry in table.iter()? {
+            let (key, value) = entry?;
+            records.push((key.value(), value.value().to_vec()));
+        }
+        Ok(records)
+    }
+
+    fn write(&self, records: &[([u8; 16], Option<Vec<u8>>)]) -> Result<(), redb::Error> {
+        let transaction = self.database.begin_write()?;
+        {
+            let mut table = transaction.open_table(INSTANCES)?;
+            for (key, bytes) in records {
+                match bytes {
+                    Some(bytes) => table.insert(key, bytes.as_slice())?,
+                    None => table.remove(key)?,
+                };
+            }
+        }
+        Ok(transaction.commit()?)
+    }
+
+    fn swap_boot_id(&self, boot_id: &str) -> Result<bool, redb::Error> {
+        let transaction = self.database.begin_write()?;
+        let former = transaction.open_table(HOST)?.insert(BOOT_ID, boot_id)?.map(|id| id.value().to_owned());
+        transaction.commit()?;
+        Ok(former.is_some_and(|former| former != boot_id))
+    }
+}
+
+fn encode(observed: &Observed) -> Result<Vec<u8>, postcard::Error> {
+    postcard::to_extend(observed, vec![VERSION])
+}
+
+fn decode(bytes: &[u8]) -> Result<Observed, postcard::Error> {
+    match bytes.split_first() {
+        Some((&VERSION, body)) => postcard::from_bytes(body),
+        _ => Err(postcard::Error::DeserializeBadEncoding),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_model::resource::InstanceReason;
+
+    use super::*;
+    use crate::phase::{Cause, Outcome, Phase};
+
+    fn every_phase() -> Vec<Observed> {
+        let reason = InstanceReason::HealthcheckFailed;
+        [
+            Phase::Absent,
+            Phase::Preparing,
+            Phase::Starting,
+            Phase::Booting,
+            Phase::Running,
+            Phase::Ready,
+            Phase::Draining { since_ms: 1, grace_ms: 300 },
+            Phase::Ended { cause: Cause::OutOfMemory },
+            Phase::Backoff { until_ms: 70_000 },
+            Phase::Terminating { then: Outcome::Failed { reason } },
+            Phase::Stopped,
+            Phase::Failed { reason },
+        ]
+        .into_iter()
+        .map(|phase| Observed {
+            phase,
+            restarts: 3,
+            failures: 2,
+            was_ready: true,
+            last_cause: Some(Cause::Crashed),
+            detail: Some("exit code 1".to_owned()),
+            ..Observed::default()
+        })
+        .collect()
+    }
+
+    #[test]
+    fn i05_what_was_stored_is_there_after_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("node.redb");
+        let phases = every_phase();
+        let id = |n: usize| InstanceId::from_bits(n as u128);
+        {
+            let state = State::open(&path).unwrap();
+            assert!(!state.host_restarted("first boot").unwrap());
+            let changes: Vec<_> = phases.iter().cloned().enumerate().map(|(n, o)| (id(n), Some(o))).collect();
+            state.store(&changes).unwrap();
+            state.store(&[(id(0), None)]).unwrap();
+        }
+        let state = State::open(&path).unwrap();
+        assert!(!state.host_restarted("first boot").unwrap());
+        assert!(state.host_restarted("second boot").unwrap());
+        let loaded = state.load().unwrap();
+        assert_eq!(loaded.len(), phases.len() - 1);
+        for (n, phase) in phases.iter().enumerate().skip(1) {
+            assert_eq!(&loaded[&id(n)], phase);
+        }
+    }
+
+    #[test]
+    fn the_stored_form_of_version_1_stays_readable() {
+        // One byte each: version, phase «draining», since, grace (two), restarts, failures, was_ready, cause, text.
+        let bytes = [1, 6, 1, 0xac, 2, 3, 2, 1, 1, 1, 1, 2, b'o', b'k'];
+        let observed = decode(&bytes).unwrap();
+        assert_eq!(observed.phase, Phase::Draining { since_ms: 1, grace_ms: 300 });
+        assert_eq!(observed.detail.as_deref(), Some("ok"));
+        assert_eq!(encode(&observed).unwrap(), bytes);
+    }
+
+    #[test]
+    fn i14_a_record_of_another_form_is_an_error() {
+        for bytes in [&[][..], &[0], &[2, 0], &[1], &[1, 99], &[1, 6, 1]] {
+            assert!(decode(bytes).is_err(), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_second_agent_cannot_open_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("node.redb");
+        let _held = State::open(&path).unwrap();
+        assert!(matches!(State::open(&path), Err(StateError::Open { .. })));
+    }
+}
