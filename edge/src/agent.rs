@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// How soon a port that could not be opened is tried again at first.
 const REOPEN_FIRST: Duration = Duration::from_millis(200);
@@ -43,12 +43,12 @@ pub enum EdgeError {
     Panicked(#[source] tokio::task::JoinError),
 }
 
-/// An edge that serves.
+/// An edge that serves, until it is dropped.
 #[derive(Debug)]
 pub struct RunningEdge {
     edge: Arc<Edge>,
     applied: watch::Receiver<Option<Stamp>>,
-    stop: CancellationToken,
+    stop: DropGuard,
     task: JoinHandle<()>,
 }
 
@@ -93,7 +93,7 @@ impl RunningEdge {
             reopen_after: REOPEN_FIRST,
         };
         let task = tokio::spawn(agent.run(stop.clone(), config.limits.shutdown));
-        Ok(Self { edge, applied, stop, task })
+        Ok(Self { edge, applied, stop: stop.drop_guard(), task })
     }
 
     /// The edge's state.
@@ -111,7 +111,7 @@ impl RunningEdge {
     /// # Errors
     /// [`EdgeError::Panicked`] when the edge had ended by itself.
     pub async fn stop(self) -> Result<(), EdgeError> {
-        self.stop.cancel();
+        drop(self.stop);
         self.task.await.map_err(EdgeError::Panicked)
     }
 }

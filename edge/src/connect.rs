@@ -113,3 +113,28 @@ fn is_the_backends(error: &io::Error) -> bool {
             | NetworkUnreachable
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::BackendKey;
+    use rustix::io::Errno;
+
+    #[test]
+    fn i05_a_fault_of_this_host_is_never_held_against_a_backend() {
+        let model = crate::testing::backend(1);
+        let backend =
+            Backend::new(BackendKey { instance: model.instance, address: (model.address, 1).into() });
+        let metrics = Metrics::default();
+        for own in [Errno::MFILE, Errno::NFILE, Errno::ADDRNOTAVAIL, Errno::NOBUFS, Errno::NOMEM] {
+            note_failure(&backend, &own.into(), &metrics);
+            assert!(backend.in_rotation(), "{own:?}");
+        }
+        for its in [Errno::CONNREFUSED, Errno::HOSTUNREACH, Errno::TIMEDOUT, Errno::CONNRESET] {
+            note_failure(&backend, &its.into(), &metrics);
+            assert!(!backend.in_rotation(), "{its:?}");
+            note_answer(&backend, &metrics);
+        }
+        assert_eq!((metrics.backends_left_rotation.get(), metrics.backends_back_in_rotation.get()), (4, 4));
+    }
+}

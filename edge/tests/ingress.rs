@@ -123,7 +123,7 @@ async fn a_refused_connection_goes_to_another_backend_and_the_refuser_leaves_rot
         status.routes[0].backends.iter().find(|b| b.address == dead_address).unwrap().in_rotation
     };
     // By a client or by a probe, whichever came first.
-    until(|| async { !standing(&world).await }).await;
+    until(async || !standing(&world).await).await;
     let before = world.status().await.metrics.connect_attempts_failed;
     for _ in 0..20 {
         assert_eq!(exactly(&mut world.tcp(TCP_PORT).await, 5).await.unwrap(), "alive");
@@ -132,8 +132,35 @@ async fn a_refused_connection_goes_to_another_backend_and_the_refuser_leaves_rot
 
     let back = tokio::net::TcpListener::bind(dead_address).await.unwrap();
     serve_plain(back, b"again");
-    until(|| async { standing(&world).await }).await;
-    until(|| async { exactly(&mut world.tcp(TCP_PORT).await, 5).await.unwrap() == "again" }).await;
+    until(async || standing(&world).await).await;
+    until(async || exactly(&mut world.tcp(TCP_PORT).await, 5).await.unwrap() == "again").await;
+}
+
+#[tokio::test]
+async fn a_backend_that_does_not_answer_is_given_up_for_another() {
+    let mut world = World::with(|config| config.limits.connect = Duration::from_millis(100)).await;
+    // Its queue is full, so that Linux drops every further SYN.
+    let silent = tokio::net::TcpSocket::new_v6().unwrap();
+    silent.bind("[::1]:0".parse().unwrap()).unwrap();
+    let silent = silent.listen(0).unwrap();
+    let silent_address = silent.local_addr().unwrap();
+    let mut queued = Vec::new();
+    while let Ok(Ok(stream)) =
+        tokio::time::timeout(Duration::from_millis(200), TcpStream::connect(silent_address)).await
+    {
+        queued.push(stream);
+        assert!(queued.len() < 100, "the queue never fills");
+    }
+    let alive = plain_backend(b"alive").await;
+    world.publish(vec![route(None, &[silent_address, alive])]).await;
+    for _ in 0..10 {
+        assert_eq!(exactly(&mut world.tcp(TCP_PORT).await, 5).await.unwrap(), "alive");
+    }
+    until(async || {
+        let status = world.status().await;
+        status.routes[0].backends.iter().all(|b| b.in_rotation == (b.address == alive))
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -210,7 +237,7 @@ async fn a_source_with_too_many_connections_is_shed_and_nobody_else() {
     let status = world.status().await;
     assert_eq!((status.metrics.shed_source, status.connections), (1, 3));
     drop(first);
-    until(|| async { exactly(&mut world.tcp(TCP_PORT).await, 2).await.is_ok() }).await;
+    until(async || exactly(&mut world.tcp(TCP_PORT).await, 2).await.is_ok()).await;
 }
 
 #[tokio::test]
@@ -237,7 +264,7 @@ async fn ports_follow_the_table_and_connections_outlive_them() {
     assert!(world.status().await.not_listening.contains_key(&taken));
     assert_eq!(exactly(&mut world.tcp(TCP_PORT + 1).await, 2).await.unwrap(), "hi");
     drop(squatter);
-    until(|| async { world.status().await.listening.contains(&taken) }).await;
+    until(async || world.status().await.listening.contains(&taken)).await;
     assert_eq!(exactly(&mut world.tcp(TCP_PORT).await, 2).await.unwrap(), "hi");
     assert!(world.status().await.not_listening.is_empty());
 }
@@ -263,7 +290,7 @@ async fn many_clients_at_once_all_get_their_own_bytes() {
     for client in clients {
         client.await.unwrap();
     }
-    until(|| async { world.status().await.connections == 0 }).await;
+    until(async || world.status().await.connections == 0).await;
     let status = world.status().await;
     assert_eq!((status.metrics.relayed, status.metrics.relayed_reset), (200, 0));
     assert!(status.routes[0].backends.iter().all(|b| b.connections == 0));

@@ -34,7 +34,7 @@ pub(crate) async fn guarded<T>(what: impl Future<Output = T>) -> T {
 }
 
 /// Repeats `look` until it says true.
-pub(crate) async fn until<F: Future<Output = bool>>(mut look: impl FnMut() -> F) {
+pub(crate) async fn until(mut look: impl AsyncFnMut() -> bool) {
     guarded(async {
         while !look().await {
             tokio::time::sleep(Duration::from_millis(5)).await;
