@@ -1,10 +1,29 @@
 //! The client's side of Holdfast: the typed HTTP client for people and agents, and how an agent follows the control
 //! plane and keeps what it learnt.
 //!
+//! - [`http`]: requests over several members, with deadlines, retries that do nothing twice (I4), and streams.
+//! - [`follow`] and [`report`]: an agent's stream to the control plane, and what it tells.
 //! - [`replica`]: an agent's desired state on its own disk (I5–I8).
 //!
 //! This crate must never know the Raft port, the store or any server code; it dials the API port and nothing else. Every
 //! wait has a deadline, every retry has jitter and an end, and bytes from a server never panic it (I14). It never logs a
 //! token (I10).
 
+mod backoff;
+pub mod connection;
+pub mod endpoint;
+pub mod error;
+pub mod follow;
+pub mod frames;
+pub mod http;
+pub mod lines;
 pub mod replica;
+pub mod report;
+
+pub use endpoint::{Endpoint, EndpointError};
+pub use error::{ApiError, ClientError, TransportError, exit};
+pub use follow::{CallHandler, Follower, Link, NoCalls};
+pub use http::{Client, fresh_key};
+pub use lines::Lines;
+pub use replica::{Applied, DiskError, Items, Published, Refusal, Replica, View};
+pub use report::{ReportSlot, Reporter, reporter};

@@ -1,0 +1,134 @@
+//! One HTTP/2 connection to one member over TLS 1.3, shared by every request to it.
+//!
+//! HTTP/2 only: every member offers it, requests and streams share one connection, and its pings find a peer that went
+//! away without a word, also under a stream that is rightly silent.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::client::conn::http2;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls_pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use crate::endpoint::Endpoint;
+use crate::error::TransportError;
+
+/// Longest wait for a connection to stand: name, TCP, TLS and HTTP/2 together.
+pub const CONNECT_MAX: Duration = Duration::from_secs(3);
+/// How often a quiet connection is pinged.
+pub const PING_INTERVAL: Duration = Duration::from_secs(5);
+/// How long a ping may take before the connection counts as dead.
+pub const PING_MAX: Duration = Duration::from_secs(5);
+
+type Sender = http2::SendRequest<Full<Bytes>>;
+
+/// How TLS is spoken to every endpoint.
+#[derive(Clone)]
+pub(crate) struct Security {
+    pub(crate) config: Arc<rustls::ClientConfig>,
+    pub(crate) name: ServerName<'static>,
+}
+
+/// An endpoint and the connection to it, if one stands.
+pub(crate) struct Line {
+    endpoint: Endpoint,
+    sender: Mutex<Option<Sender>>,
+}
+
+impl Line {
+    pub(crate) fn new(endpoint: Endpoint) -> Line {
+        Line { endpoint, sender: Mutex::new(None) }
+    }
+
+    pub(crate) fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// Sends a request and waits, at most `within`, for the head of its answer. After a failure the connection is not
+    /// used again.
+    pub(crate) async fn send(
+        &self,
+        security: &Security,
+        request: Request<Full<Bytes>>,
+        within: Duration,
+    ) -> Result<Response<Incoming>, TransportError> {
+        let exchange = async {
+            let mut sender = match self.standing() {
+                Some(sender) => sender,
+                None => self.dial(security).await?,
+            };
+            sender.send_request(request).await.map_err(|source| self.broken(source))
+        };
+        let answer = tokio::time::timeout(within, exchange).await.unwrap_or_else(|_| {
+            Err(TransportError::Timeout { endpoint: self.endpoint.to_string(), after: within })
+        });
+        if answer.is_err() {
+            self.hang_up();
+        }
+        answer
+    }
+
+    /// Forgets the connection; requests that use it end by themselves.
+    pub(crate) fn hang_up(&self) {
+        *self.sender.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    pub(crate) fn broken(&self, source: hyper::Error) -> TransportError {
+        TransportError::Http { endpoint: self.endpoint.to_string(), source }
+    }
+
+    fn standing(&self) -> Option<Sender> {
+        let sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
+        sender.as_ref().filter(|sender| !sender.is_closed()).cloned()
+    }
+
+    async fn dial(&self, security: &Security) -> Result<Sender, TransportError> {
+        let sender =
+            tokio::time::timeout(CONNECT_MAX, self.connect(security)).await.unwrap_or_else(|_| {
+                Err(TransportError::Timeout { endpoint: self.endpoint.to_string(), after: CONNECT_MAX })
+            })?;
+        *self.sender.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender.clone());
+        Ok(sender)
+    }
+
+    async fn connect(&self, security: &Security) -> Result<Sender, TransportError> {
+        let endpoint = || self.endpoint.to_string();
+        let addresses = tokio::net::lookup_host((self.endpoint.host(), self.endpoint.port()))
+            .await
+            .map_err(|source| TransportError::Resolve { endpoint: endpoint(), source })?;
+        let addresses: Vec<_> = addresses.collect();
+        let stream = TcpStream::connect(addresses.as_slice())
+            .await
+            .map_err(|source| TransportError::Connect { endpoint: endpoint(), source })?;
+        // Requests are small and waited for; losing this only costs latency.
+        let _ = stream.set_nodelay(true);
+        let stream = TlsConnector::from(Arc::clone(&security.config))
+            .connect(security.name.clone(), stream)
+            .await
+            .map_err(|source| TransportError::Tls { endpoint: endpoint(), source })?;
+        if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
+            return Err(TransportError::NotHttp2 { endpoint: endpoint() });
+        }
+        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_MAX)
+            .keep_alive_while_idle(true)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|source| TransportError::Http { endpoint: endpoint(), source })?;
+        // Ends when the peer closes, a ping is not answered, or the last sender and stream are gone.
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection to the API ended");
+            }
+        });
+        Ok(sender)
+    }
+}

@@ -1,0 +1,151 @@
+//! Cutting the follow stream into frames: a big-endian length and so many bytes of postcard. Bounded and total: a length
+//! beyond the bound, bytes that are no frame, or a frame with bytes left over end the stream (I14).
+
+use bytes::{Buf, BytesMut};
+use holdfast_model::agent::{FRAME_BYTES_MAX, Followed, Frame};
+
+const LENGTH_BYTES: usize = 4;
+
+/// Why a stream cannot be read on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FrameError {
+    /// The announced length is beyond the bound.
+    #[error(
+        "A frame of {length} bytes was announced and at most {FRAME_BYTES_MAX} are taken; the server may be of another version."
+    )]
+    TooLong {
+        /// The announced length, in bytes.
+        length: usize,
+    },
+    /// The bytes are no frame.
+    #[error("A frame could not be decoded; the server may be of another version.")]
+    Decode(#[source] postcard::Error),
+    /// The frame has bytes beyond its end.
+    #[error("A frame is longer than its content; the server may be of another version.")]
+    Trailing,
+}
+
+/// Bytes that have come in and are not yet a frame. Holds at most one frame and the chunk that completed it.
+#[derive(Debug, Default)]
+pub struct FrameBuffer {
+    bytes: BytesMut,
+}
+
+impl FrameBuffer {
+    /// An empty buffer.
+    pub fn new() -> FrameBuffer {
+        FrameBuffer::default()
+    }
+
+    /// Adds bytes in the order in which they came.
+    pub fn extend(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// The next whole frame; `None` until more bytes are added.
+    ///
+    /// # Errors
+    /// [`FrameError`]; the stream is then of no use any more.
+    pub fn next<T: Followed>(&mut self) -> Result<Option<Frame<T>>, FrameError> {
+        let Some(prefix) = self.bytes.first_chunk::<LENGTH_BYTES>() else { return Ok(None) };
+        let length = u32::from_be_bytes(*prefix) as usize;
+        if length > FRAME_BYTES_MAX {
+            return Err(FrameError::TooLong { length });
+        }
+        if self.bytes.len() < LENGTH_BYTES + length {
+            return Ok(None);
+        }
+        self.bytes.advance(LENGTH_BYTES);
+        let body = self.bytes.split_to(length);
+        match postcard::take_from_bytes(&body) {
+            Ok((frame, [])) => Ok(Some(frame)),
+            Ok(_) => Err(FrameError::Trailing),
+            Err(error) => Err(FrameError::Decode(error)),
+        }
+    }
+}
+
+/// Encodes a frame as it travels, with its length.
+///
+/// # Errors
+/// [`FrameError::TooLong`] when it is beyond the bound: split it.
+pub fn encode<T: Followed>(frame: &Frame<T>) -> Result<Vec<u8>, FrameError> {
+    let bytes = postcard::to_extend(frame, vec![0; LENGTH_BYTES]).map_err(FrameError::Decode)?;
+    let length = bytes.len() - LENGTH_BYTES;
+    if length > FRAME_BYTES_MAX {
+        return Err(FrameError::TooLong { length });
+    }
+    let mut bytes = bytes;
+    bytes[..LENGTH_BYTES].copy_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_model::agent::{EdgeRoute, Stamp};
+    use holdfast_model::{ClusterId, Incarnation, Revision, RouteId};
+    use proptest::prelude::*;
+
+    fn frames() -> Vec<Frame<EdgeRoute>> {
+        let stamp =
+            Stamp { cluster: ClusterId::from_bits(1), incarnation: Incarnation(1), revision: Revision(300) };
+        vec![
+            Frame::SnapshotBegin { stamp, items: 0, confirmed_through: Revision(0) },
+            Frame::SnapshotEnd,
+            Frame::Delta {
+                from: Revision(300),
+                stamp,
+                upserts: vec![],
+                removes: (0..40).map(RouteId::from_bits).collect(),
+                confirmed_through: Revision(3),
+            },
+            Frame::Heartbeat { stamp, confirmed_through: Revision(3) },
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn frames_survive_any_chunking(cuts in proptest::collection::vec(1..40usize, 1..60)) {
+            let stream: Vec<u8> = frames().iter().flat_map(|frame| encode(frame).unwrap()).collect();
+            let (mut buffer, mut got, mut at) = (FrameBuffer::new(), Vec::new(), 0);
+            for cut in cuts.iter().cycle() {
+                let end = (at + cut).min(stream.len());
+                buffer.extend(&stream[at..end]);
+                at = end;
+                while let Some(frame) = buffer.next::<EdgeRoute>().unwrap() {
+                    got.push(frame);
+                }
+                if at == stream.len() {
+                    break;
+                }
+            }
+            prop_assert_eq!(got, frames());
+        }
+
+        #[test]
+        fn i14_any_bytes_end_in_a_frame_an_error_or_a_wait(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let mut buffer = FrameBuffer::new();
+            buffer.extend(&bytes);
+            while let Ok(Some(_)) = buffer.next::<EdgeRoute>() {}
+        }
+    }
+
+    #[test]
+    fn i14_an_absurd_length_is_refused_before_anything_is_kept() {
+        let mut buffer = FrameBuffer::new();
+        buffer.extend(&u32::MAX.to_be_bytes());
+        assert!(matches!(buffer.next::<EdgeRoute>(), Err(FrameError::TooLong { .. })));
+    }
+
+    #[test]
+    fn trailing_bytes_are_refused() {
+        let mut bytes = encode(&frames()[1]).unwrap();
+        bytes.push(0);
+        bytes[3] += 1;
+        let mut buffer = FrameBuffer::new();
+        buffer.extend(&bytes);
+        assert_eq!(buffer.next::<EdgeRoute>(), Err(FrameError::Trailing));
+    }
+}

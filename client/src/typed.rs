@@ -1,0 +1,271 @@
+//! One method for each thing that the API offers (see `docs/openapi.json`): paths and bodies are written here once.
+//!
+//! Nothing here decides anything: deadlines, retries, fail-over and idempotency keys are [`Client`]'s own.
+
+use crate::error::ClientError;
+use crate::http::Client;
+use holdfast_model::api::{
+    Answer, ClusterStatus, ConfirmRemovals, CreateApp, CreateDeployment, CreateEnrolment, CreateEnv, CreateOrg,
+    CreateRelease, CreateRoute, CreateToken, CreatedEnrolment, CreatedToken, Done, EdgeStatus, LogPage,
+    NodeStatus, Page, Scale, TokenView, WhoAmI,
+};
+use holdfast_model::limits::PAGE_MAX;
+use holdfast_model::resource::{App, Deployment, Env, Instance, Org, Release, Route};
+use holdfast_model::{
+    AppId, DeploymentId, EdgeId, EnvId, Event, InstanceId, NodeId, OrgId, ReleaseId, Revision, RouteId, TokenId,
+};
+use serde::de::DeserializeOwned;
+
+/// Pages that [`Client::all`] reads at most: what a person or script lists, not an export.
+pub const PAGES_MAX: usize = 500;
+
+/// Every item of a list, and the revision of its first page.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct All<T> {
+    /// Read at, for the first page.
+    pub revision: Revision,
+    /// The items, in the order of their ids.
+    pub items: Vec<T>,
+    /// Whether there are more than [`PAGES_MAX`] pages.
+    pub truncated: bool,
+}
+
+impl Client {
+    /// Reads every page of the list at `path`, which may hold a query already.
+    ///
+    /// # Errors
+    /// As [`Client::get`], of the first page that fails.
+    pub async fn all<T: DeserializeOwned>(&self, path: &str) -> Result<All<T>, ClientError> {
+        let separator = if path.contains('?') { '&' } else { '?' };
+        let first = format!("{path}{separator}limit={PAGE_MAX}");
+        let page: Page<T> = self.get(&first).await?;
+        let mut all = All { revision: page.revision, items: page.items, truncated: false };
+        let mut next = page.next;
+        for _ in 1..PAGES_MAX {
+            let Some(cursor) = next.take() else { return Ok(all) };
+            let page: Page<T> = self.get(&format!("{first}&cursor={}", encoded(&cursor))).await?;
+            all.items.extend(page.items);
+            next = page.next;
+        }
+        all.truncated = next.is_some();
+        Ok(all)
+    }
+
+    /// Who the token is.
+    pub async fn whoami(&self) -> Result<Answer<WhoAmI>, ClientError> {
+        self.get("/v1/whoami").await
+    }
+
+    /// How the cluster stands.
+    pub async fn cluster(&self) -> Result<Answer<ClusterStatus>, ClientError> {
+        self.get("/v1/cluster").await
+    }
+
+    /// Makes an org.
+    pub async fn create_org(&self, body: &CreateOrg) -> Result<Answer<Org>, ClientError> {
+        self.post("/v1/orgs", body).await
+    }
+
+    /// The orgs that the token may see; with a name, that one or none.
+    pub async fn orgs(&self, name: Option<&str>) -> Result<All<Org>, ClientError> {
+        self.all(&named("/v1/orgs", name)).await
+    }
+
+    /// An org.
+    pub async fn org(&self, org: OrgId) -> Result<Answer<Org>, ClientError> {
+        self.get(&format!("/v1/orgs/{org}")).await
+    }
+
+    /// Makes an app.
+    pub async fn create_app(&self, org: OrgId, body: &CreateApp) -> Result<Answer<App>, ClientError> {
+        self.post(&format!("/v1/orgs/{org}/apps"), body).await
+    }
+
+    /// An org's apps; with a name, that one or none.
+    pub async fn apps(&self, org: OrgId, name: Option<&str>) -> Result<All<App>, ClientError> {
+        self.all(&named(&format!("/v1/orgs/{org}/apps"), name)).await
+    }
+
+    /// An app.
+    pub async fn app(&self, app: AppId) -> Result<Answer<App>, ClientError> {
+        self.get(&format!("/v1/apps/{app}")).await
+    }
+
+    /// Deletes an app with everything in it, as long as it is at `version`.
+    pub async fn delete_app(&self, app: AppId, version: u64) -> Result<Done, ClientError> {
+        self.delete(&format!("/v1/apps/{app}?expected_version={version}")).await
+    }
+
+    /// Makes an env.
+    pub async fn create_env(&self, app: AppId, body: &CreateEnv) -> Result<Answer<Env>, ClientError> {
+        self.post(&format!("/v1/apps/{app}/envs"), body).await
+    }
+
+    /// An app's envs; with a name, that one or none.
+    pub async fn envs(&self, app: AppId, name: Option<&str>) -> Result<All<Env>, ClientError> {
+        self.all(&named(&format!("/v1/apps/{app}/envs"), name)).await
+    }
+
+    /// An env.
+    pub async fn env(&self, env: EnvId) -> Result<Answer<Env>, ClientError> {
+        self.get(&format!("/v1/envs/{env}")).await
+    }
+
+    /// Makes a release.
+    pub async fn create_release(&self, env: EnvId, body: &CreateRelease) -> Result<Answer<Release>, ClientError> {
+        self.post(&format!("/v1/envs/{env}/releases"), body).await
+    }
+
+    /// An env's releases.
+    pub async fn releases(&self, env: EnvId) -> Result<All<Release>, ClientError> {
+        self.all(&format!("/v1/envs/{env}/releases")).await
+    }
+
+    /// A release.
+    pub async fn release(&self, release: ReleaseId) -> Result<Answer<Release>, ClientError> {
+        self.get(&format!("/v1/releases/{release}")).await
+    }
+
+    /// Rolls out a release.
+    pub async fn deploy(&self, env: EnvId, body: &CreateDeployment) -> Result<Answer<Deployment>, ClientError> {
+        self.post(&format!("/v1/envs/{env}/deployments"), body).await
+    }
+
+    /// Changes numbers of instances.
+    pub async fn scale(&self, env: EnvId, body: &Scale) -> Result<Answer<Deployment>, ClientError> {
+        self.post(&format!("/v1/envs/{env}/scale"), body).await
+    }
+
+    /// An env's deployments.
+    pub async fn deployments(&self, env: EnvId) -> Result<All<Deployment>, ClientError> {
+        self.all(&format!("/v1/envs/{env}/deployments")).await
+    }
+
+    /// A deployment.
+    pub async fn deployment(&self, deployment: DeploymentId) -> Result<Answer<Deployment>, ClientError> {
+        self.get(&format!("/v1/deployments/{deployment}")).await
+    }
+
+    /// An env's instances, with those that have ended if asked.
+    pub async fn instances(&self, env: EnvId, ended: bool) -> Result<All<Instance>, ClientError> {
+        let query = if ended { "?all=true" } else { "" };
+        self.all(&format!("/v1/envs/{env}/instances{query}")).await
+    }
+
+    /// An instance.
+    pub async fn instance(&self, instance: InstanceId) -> Result<Answer<Instance>, ClientError> {
+        self.get(&format!("/v1/instances/{instance}")).await
+    }
+
+    /// Lines that an instance wrote after line `after`, or its last ones; waits up to `wait_ms` for a first one.
+    pub async fn logs(
+        &self,
+        instance: InstanceId,
+        after: Option<u64>,
+        limit: u32,
+        wait_ms: u64,
+    ) -> Result<LogPage, ClientError> {
+        let after = after.map(|seq| format!("&after={seq}")).unwrap_or_default();
+        self.get(&format!("/v1/instances/{instance}/logs?limit={limit}&wait_ms={wait_ms}{after}")).await
+    }
+
+    /// Makes a route.
+    pub async fn create_route(&self, env: EnvId, body: &CreateRoute) -> Result<Answer<Route>, ClientError> {
+        self.post(&format!("/v1/envs/{env}/routes"), body).await
+    }
+
+    /// An env's routes.
+    pub async fn routes(&self, env: EnvId) -> Result<All<Route>, ClientError> {
+        self.all(&format!("/v1/envs/{env}/routes")).await
+    }
+
+    /// Deletes a route.
+    pub async fn delete_route(&self, route: RouteId) -> Result<Done, ClientError> {
+        self.delete(&format!("/v1/routes/{route}")).await
+    }
+
+    /// Makes a token.
+    pub async fn create_token(&self, body: &CreateToken) -> Result<Answer<CreatedToken>, ClientError> {
+        self.post("/v1/tokens", body).await
+    }
+
+    /// The tokens that the token may see.
+    pub async fn tokens(&self) -> Result<All<TokenView>, ClientError> {
+        self.all("/v1/tokens").await
+    }
+
+    /// Ends a token at once.
+    pub async fn revoke_token(&self, token: TokenId) -> Result<Done, ClientError> {
+        self.delete(&format!("/v1/tokens/{token}")).await
+    }
+
+    /// Events after a revision, oldest first.
+    pub async fn events(&self, after: Revision, limit: usize) -> Result<Page<Event>, ClientError> {
+        self.get(&format!("/v1/events?after={after}&limit={limit}")).await
+    }
+
+    /// Every node.
+    pub async fn nodes(&self) -> Result<All<NodeStatus>, ClientError> {
+        self.all("/v1/nodes").await
+    }
+
+    /// Every edge.
+    pub async fn edges(&self) -> Result<All<EdgeStatus>, ClientError> {
+        self.all("/v1/edges").await
+    }
+
+    /// Moves a node's instances away and places none on it.
+    pub async fn drain_node(&self, node: NodeId) -> Result<Done, ClientError> {
+        self.post(&format!("/v1/nodes/{node}/drain"), &serde_json::json!({})).await
+    }
+
+    /// Takes a drained node back into use.
+    pub async fn activate_node(&self, node: NodeId) -> Result<Done, ClientError> {
+        self.post(&format!("/v1/nodes/{node}/activate"), &serde_json::json!({})).await
+    }
+
+    /// Confirms what a node holds back (I7).
+    pub async fn confirm_node(&self, node: NodeId, body: &ConfirmRemovals) -> Result<Done, ClientError> {
+        self.post(&format!("/v1/nodes/{node}/confirm"), body).await
+    }
+
+    /// Confirms what an edge holds back (I7).
+    pub async fn confirm_edge(&self, edge: EdgeId, body: &ConfirmRemovals) -> Result<Done, ClientError> {
+        self.post(&format!("/v1/edges/{edge}/confirm"), body).await
+    }
+
+    /// Makes a one-time permission to join.
+    pub async fn create_enrolment(
+        &self,
+        body: &CreateEnrolment,
+    ) -> Result<Answer<CreatedEnrolment>, ClientError> {
+        self.post("/v1/enrolments", body).await
+    }
+}
+
+fn named(path: &str, name: Option<&str>) -> String {
+    name.map_or_else(|| path.to_owned(), |name| format!("{path}?name={}", encoded(name)))
+}
+
+/// Percent-encodes what is not unreserved (RFC 3986 §2.3).
+fn encoded(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(char::from(byte)),
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_cannot_leave_its_place_in_a_query() {
+        assert_eq!(named("/v1/orgs", Some("a&b=c#d/é")), "/v1/orgs?name=a%26b%3Dc%23d%2F%C3%A9");
+        assert_eq!(named("/v1/orgs", None), "/v1/orgs");
+    }
+}
