@@ -4,6 +4,8 @@
 //! installs Debian packages that are missing, never touches anything outside the repository otherwise, and ends with
 //! the exit code of what it ran.
 
+mod assets;
+mod cpio;
 mod demo;
 mod fuzz;
 mod openapi;

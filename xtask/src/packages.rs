@@ -19,6 +19,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("g++", "libFuzzer"),
     ("libc6-dev", "static programs for the guest"),
     ("cpio", "the guest's first file system"),
+    ("busybox-static", "the programs of guests in tests"),
+    ("e2fsprogs", "makes root disks"),
     ("curl", "the demo's client"),
     ("iproute2", "network namespaces by hand"),
     ("ca-certificates", "fetching crates"),

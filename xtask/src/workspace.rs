@@ -31,7 +31,7 @@ pub(crate) fn cargo(arguments: &[&str]) -> Command {
 /// Builds what microVMs boot from.
 pub(crate) fn build_assets() -> Result<(), Failure> {
     packages::ensure()?;
-    Ok(())
+    crate::assets::build()
 }
 
 /// Builds the `holdfast` binary and the demo's program.

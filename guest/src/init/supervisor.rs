@@ -224,7 +224,7 @@ impl Supervisor {
         let mut ended = [0; 512];
         while rustix::io::read(&self.child_ended, &mut ended).is_ok_and(|bytes| bytes > 0) {}
         // As many turns as there are children that ended: none can be added meanwhile.
-        while let Ok(Some((pid, status))) = rustix::process::waitpid(None, WaitOptions::NOHANG) {
+        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
             let status = exit_status(status);
             match self.phase {
                 Phase::Running { pid: workload } | Phase::Stopping { pid: workload, .. }

@@ -1,0 +1,68 @@
+//! A tiny root file system for guests: Debian's static busybox, and an account to run as.
+
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// Every program of busybox that a test uses.
+const APPLETS: [&str; 12] =
+    ["sh", "cat", "date", "echo", "hostname", "httpd", "id", "mkdir", "pwd", "sleep", "stat", "touch"];
+
+/// What a guest boots from.
+pub(crate) struct Assets {
+    pub(crate) kernel: PathBuf,
+    pub(crate) initrd: PathBuf,
+}
+
+/// Finds what `cargo xtask assets` made.
+pub(crate) fn assets() -> Assets {
+    let folder = std::env::var_os("HOLDFAST_ASSETS")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/assets"), PathBuf::from);
+    let found = |name: &str| {
+        let path = folder.join(name);
+        assert!(path.is_file(), "'{}' is missing: run `cargo xtask assets` first.", path.display());
+        path.canonicalize().unwrap()
+    };
+    Assets { kernel: found("vmlinux"), initrd: found("initramfs.cpio") }
+}
+
+/// What a root image may be.
+#[derive(Clone, Copy)]
+pub(crate) enum FileSystem {
+    Ext4,
+    Erofs,
+}
+
+/// Makes a root image in `folder`.
+pub(crate) fn root_image(folder: &Path, file_system: FileSystem) -> PathBuf {
+    let root = folder.join("root");
+    for name in ["bin", "etc"] {
+        fs::create_dir_all(root.join(name)).unwrap();
+    }
+    let busybox = Path::new("/bin/busybox");
+    assert!(busybox.is_file(), "'/bin/busybox' is missing: run `cargo xtask assets` first.");
+    fs::copy(busybox, root.join("bin/busybox")).unwrap();
+    for applet in APPLETS {
+        symlink("busybox", root.join("bin").join(applet)).unwrap();
+    }
+    fs::write(root.join("etc/passwd"), "root:x:0:0::/:/bin/sh\nweb:x:33:33::/:/bin/sh\n").unwrap();
+    fs::write(root.join("etc/group"), "root:x:0:\nweb:x:33:\nstaff:x:50:\n").unwrap();
+    let image = folder.join("root.img");
+    match file_system {
+        FileSystem::Ext4 => {
+            run(Command::new("mke2fs").args(["-q", "-t", "ext4", "-d"]).arg(&root).arg(&image).arg("16M"))
+        }
+        FileSystem::Erofs => run(Command::new("mkfs.erofs").arg("--all-root").arg(&image).arg(&root)),
+    }
+    image
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().unwrap_or_else(|error| {
+        panic!("{:?} could not be started ({error}): run `cargo xtask assets` first.", command.get_program())
+    });
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
