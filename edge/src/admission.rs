@@ -8,6 +8,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+/// What every unfinished hello may hold uncharged, in bytes: usual ones fit, post-quantum key shares included. So the
+/// shared memory, when somebody uses it up with large and slow hellos, is missed by other large ones alone.
+pub const HELLO_FREE_BYTES: usize = 4 << 10;
+
 /// The gate in front of all ports.
 #[derive(Debug)]
 pub struct Admission {
@@ -37,7 +41,7 @@ pub struct Place {
     _place: OwnedSemaphorePermit,
 }
 
-/// Memory that an unfinished hello holds.
+/// Memory that an unfinished hello holds beyond [`HELLO_FREE_BYTES`].
 #[derive(Debug)]
 pub struct HelloMemory<'a> {
     admission: &'a Admission,
@@ -115,7 +119,10 @@ impl Drop for Place {
 impl HelloMemory<'_> {
     /// Accounts for a buffer of now `bytes`; false when that is more than all hellos together may take.
     pub fn grow_to(&mut self, bytes: usize) -> bool {
-        let more = bytes.saturating_sub(self.bytes);
+        let more = bytes.saturating_sub(HELLO_FREE_BYTES).saturating_sub(self.bytes);
+        if more == 0 {
+            return true;
+        }
         self.bytes += more;
         let before = self.admission.hello_bytes.fetch_add(more, Ordering::Relaxed);
         before + more <= self.admission.hello_bytes_max
@@ -161,11 +168,13 @@ mod tests {
     fn memory_of_hellos_is_bounded_over_all_of_them() {
         let gate = Admission::new(1, 1, 1000);
         let mut one = gate.hello_memory();
-        assert!(one.grow_to(600) && one.grow_to(600));
+        assert!(one.grow_to(HELLO_FREE_BYTES + 600) && one.grow_to(HELLO_FREE_BYTES + 600));
         let mut two = gate.hello_memory();
-        assert!(!two.grow_to(401));
+        assert!(!two.grow_to(HELLO_FREE_BYTES + 401));
+        let mut usual = gate.hello_memory();
+        assert!(usual.grow_to(HELLO_FREE_BYTES), "an attacker's hellos must not shed usual ones");
         drop(two);
-        assert!(gate.hello_memory().grow_to(400));
+        assert!(gate.hello_memory().grow_to(HELLO_FREE_BYTES + 400));
         drop(one);
         assert_eq!(gate.hello_bytes.load(Ordering::Relaxed), 0);
     }

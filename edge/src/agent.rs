@@ -6,18 +6,25 @@
 
 use crate::config::EdgeConfig;
 use crate::edge::Edge;
-use crate::introspect::{self, ControlPlane, Serving, StatusError};
+use crate::introspect::{self, Serving, StatusError};
 use crate::listeners::Listeners;
 use crate::probe;
-use holdfast_client::replica::{Items, Published};
-use holdfast_model::agent::{EdgeRoute, Stamp};
+use holdfast_client::{
+    Client, DiskError, Follower, Items, Link, NoCalls, Published, Replica, ReportSlot, reporter,
+};
+use holdfast_model::ClusterId;
+use holdfast_model::agent::{EdgeRoute, Report, ReportDetail, Stamp};
+use holdfast_model::limits::HEARTBEAT_MS;
 use rand::RngExt;
+use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+/// The file in the edge's folder that holds its copy of its routes.
+pub const REPLICA_FILE: &str = "routes.redb";
 /// How soon a port that could not be opened is tried again at first.
 const REOPEN_FIRST: Duration = Duration::from_millis(200);
 /// How long apart such tries are at most; they go on as long as the route exists.
@@ -28,13 +35,16 @@ const REOPEN_MAX: Duration = Duration::from_secs(5);
 pub struct Feed {
     /// The replica's views; the first is what the edge's own disk holds.
     pub routes: watch::Receiver<Published<EdgeRoute>>,
-    /// How the edge stands with its control plane, for the status alone.
-    pub control_plane: watch::Receiver<ControlPlane>,
+    /// Whether there is a stream from the control plane, for the status alone.
+    pub link: watch::Receiver<Link>,
 }
 
 /// Why an edge does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum EdgeError {
+    /// The edge's copy of its routes cannot be opened.
+    #[error("The edge's copy of its routes cannot be opened.")]
+    Replica(#[source] DiskError),
     /// The status socket cannot be served.
     #[error("The edge cannot offer its status.")]
     Status(#[source] StatusError),
@@ -52,15 +62,95 @@ pub struct RunningEdge {
     task: JoinHandle<()>,
 }
 
-/// Serves `feed` until `shutdown`, then lets connections finish for a bounded time.
+/// Runs an edge of `cluster` until `shutdown` becomes true or its sender is gone, then lets connections finish for a
+/// bounded time.
+///
+/// It serves what its own disk holds before it contacts anybody, and goes on without a `client`, or with one that
+/// reaches nobody (I5).
 ///
 /// # Errors
 /// [`EdgeError`] when the edge cannot start. Once it runs, nothing that arrives over a socket ends it.
-pub async fn serve(config: EdgeConfig, feed: Feed, shutdown: CancellationToken) -> Result<(), EdgeError> {
-    let mut running = RunningEdge::start(&config, feed)?;
-    tokio::select! {
-        () = shutdown.cancelled() => running.stop().await,
+pub async fn run(
+    config: EdgeConfig,
+    cluster: ClusterId,
+    client: Option<Client>,
+    mut shutdown: watch::Receiver<bool>,
+) -> Result<(), EdgeError> {
+    let replica = open_replica(&config.data_dir, cluster).await?;
+    let routes = replica.subscribe();
+    // Who answers for the replica: it lives as long as this function.
+    let mut alone = None;
+    let mut running = match client {
+        None => {
+            let link = watch::Sender::new(Link::Down { reason: "no control plane is configured".to_owned() });
+            let feed = Feed { routes, link: link.subscribe() };
+            alone = Some(replica);
+            RunningEdge::start(&config, feed)?
+        }
+        Some(client) => {
+            let (slot, reporter) = reporter(&client);
+            let follower = Follower::new(client, replica, NoCalls);
+            let running =
+                RunningEdge::start(&config, Feed { routes: routes.clone(), link: follower.link() })?;
+            tokio::spawn(report(
+                slot,
+                Arc::clone(running.edge()),
+                routes,
+                running.applied(),
+                shutdown.clone(),
+            ));
+            tokio::spawn(reporter.run(shutdown.clone()));
+            tokio::spawn(follower.run(shutdown.clone()));
+            running
+        }
+    };
+    let stopped = async move {
+        // An error means that the sender is gone, which is a reason to stop as well.
+        let _ = shutdown.wait_for(|stop| *stop).await;
+    };
+    let ended = tokio::select! {
+        () = stopped => running.stop().await,
         ended = &mut running.task => ended.map_err(EdgeError::Panicked),
+    };
+    drop(alone);
+    ended
+}
+
+async fn open_replica(data_dir: &Path, cluster: ClusterId) -> Result<Replica<EdgeRoute>, EdgeError> {
+    let path = data_dir.join(REPLICA_FILE);
+    let opened = tokio::task::spawn_blocking(move || Replica::open(&path, cluster)).await;
+    let replica = opened.map_err(EdgeError::Panicked)?.map_err(EdgeError::Replica)?;
+    if let Some(aside) = replica.quarantined() {
+        tracing::error!(moved_to = %aside.display(), "the edge's copy of its routes was damaged; it waits for another");
+    }
+    Ok(replica)
+}
+
+/// Puts into `slot` which revision is served: at once when it changes, and with every heartbeat.
+async fn report(
+    slot: ReportSlot,
+    edge: Arc<Edge>,
+    routes: watch::Receiver<Published<EdgeRoute>>,
+    mut applied: watch::Receiver<Option<Stamp>>,
+    mut shutdown: watch::Receiver<bool>,
+) {
+    loop {
+        let stamp = *applied.borrow_and_update();
+        slot.put(Report {
+            // Zero is the empty history: nothing is known yet.
+            applied: stamp.map(|s| s.revision).unwrap_or_default(),
+            incarnation: stamp.map(|s| s.incarnation).unwrap_or_default(),
+            held: routes.borrow().as_ref().and_then(|view| view.held),
+            detail: ReportDetail::Edge {
+                routes: edge.table().routes() as u64,
+                connections: edge.connections() as u64,
+            },
+        });
+        tokio::select! {
+            _ = shutdown.wait_for(|stop| *stop) => return,
+            changed = applied.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(Duration::from_millis(HEARTBEAT_MS)) => {}
+        }
     }
 }
 
@@ -71,22 +161,17 @@ impl RunningEdge {
     /// [`EdgeError::Status`] when the status socket cannot be made.
     pub fn start(config: &EdgeConfig, feed: Feed) -> Result<Self, EdgeError> {
         let edge = Edge::new(config);
-        let (serving_changed, serving) = watch::channel(Serving::new(SystemTime::now()));
+        let (serving_changed, serving) = watch::channel(Serving::new());
         let (applied_changed, applied) = watch::channel(None);
         let socket = introspect::bind(&config.data_dir).map_err(EdgeError::Status)?;
         let stop = CancellationToken::new();
-        tokio::spawn(introspect::answer(
-            socket,
-            Arc::clone(&edge),
-            serving,
-            feed.control_plane,
-            stop.clone(),
-        ));
+        tokio::spawn(introspect::answer(socket, Arc::clone(&edge), serving, stop.clone()));
         tokio::spawn(probe::run(Arc::clone(&edge), stop.clone()));
         let agent = Agent {
             listeners: Listeners::new(Arc::clone(&edge)),
             edge: Arc::clone(&edge),
             routes: feed.routes,
+            link: feed.link,
             in_force: None,
             serving: serving_changed,
             applied: applied_changed,
@@ -121,6 +206,7 @@ struct Agent {
     edge: Arc<Edge>,
     listeners: Listeners,
     routes: watch::Receiver<Published<EdgeRoute>>,
+    link: watch::Receiver<Link>,
     /// The items of the table in force.
     in_force: Option<Items<EdgeRoute>>,
     serving: watch::Sender<Serving>,
@@ -131,7 +217,8 @@ struct Agent {
 impl Agent {
     async fn run(mut self, stop: CancellationToken, grace: Duration) {
         self.routes.mark_changed();
-        let mut fed = true;
+        self.link.mark_changed();
+        let (mut fed, mut linked) = (true, true);
         let mut all_open = true;
         loop {
             let reopen_after = self.reopen_after.mul_f64(rand::rng().random_range(0.8..1.2));
@@ -149,6 +236,12 @@ impl Agent {
                         continue;
                     }
                 },
+                changed = self.link.changed(), if linked => {
+                    linked = changed.is_ok();
+                    let link = self.link.borrow_and_update().clone();
+                    self.serving.send_modify(|serving| serving.set_link(&link));
+                    continue;
+                }
                 () = tokio::time::sleep(reopen_after), if !all_open => {
                     self.reopen_after = (self.reopen_after * 2).min(REOPEN_MAX);
                 }

@@ -46,7 +46,7 @@ pub struct Limits {
     pub connections: usize,
     /// Connections at a time of one source: an IPv4 address or an IPv6 /64.
     pub connections_per_source: usize,
-    /// Memory for hellos that are not complete yet, over all connections, in bytes.
+    /// Memory for large hellos that are not complete yet, over all connections, in bytes.
     pub hello_memory_bytes: usize,
     /// How long a client has for its whole hello (SPEC: 5 s).
     pub hello_total: Duration,

@@ -5,6 +5,7 @@
 
 use crate::edge::Edge;
 use crate::metrics::MetricsSnapshot;
+use holdfast_client::Link;
 use holdfast_model::agent::{Held, ProxyProtocol, Stamp};
 use holdfast_model::{Hostname, InstanceId, RouteId};
 use rustix::fs::{Mode, chmod};
@@ -36,8 +37,10 @@ const STATUS_READERS_MAX: usize = 4;
 pub struct ControlPlane {
     /// The member that it follows; none while it is on its own.
     pub member: Option<String>,
-    /// When it last heard from a member, in milliseconds since the Unix epoch.
-    pub last_contact_ms: Option<u64>,
+    /// Why it follows none.
+    pub reason: Option<String>,
+    /// When it last found or lost a member, in milliseconds since the Unix epoch; none since its start.
+    pub changed_ms: Option<u64>,
 }
 
 /// An edge's status.
@@ -144,27 +147,44 @@ pub(crate) struct Serving {
     pub(crate) stamp: Option<Stamp>,
     pub(crate) held: Option<Held>,
     pub(crate) refused: Option<String>,
+    control_plane: ControlPlane,
     listening: Vec<SocketAddr>,
     not_listening: BTreeMap<SocketAddr, String>,
 }
 
 impl Serving {
-    pub(crate) fn new(started_at: SystemTime) -> Self {
-        let since = started_at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    pub(crate) fn new() -> Self {
         Self {
-            started_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
+            started_ms: now_ms(),
             stamp: None,
             held: None,
             refused: None,
+            control_plane: ControlPlane::default(),
             listening: Vec::new(),
             not_listening: BTreeMap::new(),
         }
+    }
+
+    pub(crate) fn set_link(&mut self, link: &Link) {
+        let (member, reason) = match link {
+            Link::Up { endpoint } => (Some(endpoint.clone()), None),
+            Link::Down { reason } => (None, Some(reason.clone())),
+        };
+        // Going from one failed attempt to the next is no news of a member.
+        let changed = self.control_plane.member != member;
+        let changed_ms = if changed { Some(now_ms()) } else { self.control_plane.changed_ms };
+        self.control_plane = ControlPlane { member, reason, changed_ms };
     }
 
     pub(crate) fn set_listeners(&mut self, open: Vec<SocketAddr>, problems: BTreeMap<SocketAddr, String>) {
         self.listening = open;
         self.not_listening = problems;
     }
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Asks the edge whose folder is `data_dir` for its status.
@@ -210,7 +230,6 @@ pub(crate) async fn answer(
     socket: UnixListener,
     edge: Arc<Edge>,
     serving: watch::Receiver<Serving>,
-    control_plane: watch::Receiver<ControlPlane>,
     stop: CancellationToken,
 ) {
     let readers = Arc::new(Semaphore::new(STATUS_READERS_MAX));
@@ -224,7 +243,7 @@ pub(crate) async fn answer(
             tokio::time::sleep(Duration::from_millis(10)).await;
             continue;
         };
-        let status = collect(&edge, &serving.borrow(), &control_plane.borrow());
+        let status = collect(&edge, &serving.borrow());
         tokio::spawn(async move {
             let document = match serde_json::to_vec(&status) {
                 Ok(document) => document,
@@ -239,7 +258,7 @@ pub(crate) async fn answer(
     }
 }
 
-fn collect(edge: &Edge, serving: &Serving, control_plane: &ControlPlane) -> EdgeStatus {
+fn collect(edge: &Edge, serving: &Serving) -> EdgeStatus {
     let table = edge.table();
     let mut routes: Vec<RouteStatus> = table
         .iter()
@@ -260,7 +279,7 @@ fn collect(edge: &Edge, serving: &Serving, control_plane: &ControlPlane) -> Edge
         serving: serving.stamp,
         held: serving.held,
         refused: serving.refused.clone(),
-        control_plane: control_plane.clone(),
+        control_plane: serving.control_plane.clone(),
         listening: serving.listening.clone(),
         not_listening: serving.not_listening.clone(),
         connections: edge.connections(),

@@ -1,4 +1,5 @@
 //! The ClientHello reader against hellos that rustls makes, hellos built field by field, and noise.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
 use holdfast_edge::client_hello::{
     ClientHello, Ech, HELLO_BYTES_MAX, HelloError, HelloReader, Progress, RAW_BYTES_MAX, RECORD_BYTES_MAX,

@@ -1,4 +1,5 @@
 //! Clients, the edge and backends over real sockets: what is routed, what is closed, what is balanced.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
 mod support;
 

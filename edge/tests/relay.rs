@@ -1,4 +1,5 @@
 //! How a relayed connection moves bytes and ends, spliced and copied alike.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
 mod support;
 
@@ -57,7 +58,7 @@ async fn bulk_arrives_whole_both_ways_at_once(zero_copy: bool) {
         )
     })
     .await;
-    (up_read.unwrap(), down_read.unwrap());
+    assert_eq!((up_read.unwrap(), down_read.unwrap()), (BULK_BYTES, BULK_BYTES));
     assert!(got_up == up && got_down == down, "{} bytes up, {} down", got_up.len(), got_down.len());
     until(async || world.status().await.connections == 0).await;
     let metrics = world.status().await.metrics;

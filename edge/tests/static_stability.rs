@@ -1,14 +1,21 @@
 //! What the edge keeps doing while its routes change, and when nobody is there to send any.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
 mod support;
 
+use holdfast_client::Client;
+use holdfast_edge::agent::run;
 use holdfast_edge::introspect::{StatusError, read_status};
+use holdfast_identity::Authority;
 use holdfast_model::agent::EdgeRoute;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use support::tls::{Offer, identity};
-use support::world::{TCP_PORT, TLS_PORT, World, all, exactly, plain_backend, route, tls_backend, until};
+use support::world::{
+    TCP_PORT, TLS_PORT, World, all, cluster, exactly, guarded, plain_backend, route, tls_backend, until,
+};
 use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
 #[tokio::test]
 async fn i05_edge_keeps_routing_without_servers() {
@@ -34,7 +41,31 @@ async fn i05_edge_keeps_routing_without_servers() {
             routes.iter().map(|r| (r.id, r.listen_port, r.hostname.clone())).collect::<Vec<_>>()
         };
         assert_eq!(names(&after.routes), names(&before.routes));
-        assert_eq!((after.control_plane.member, after.control_plane.last_contact_ms), (None, None));
+        assert_eq!((after.control_plane.member, after.control_plane.changed_ms), (None, None));
+    }
+}
+
+#[tokio::test]
+async fn i05_an_edge_started_while_no_server_answers_serves_what_it_knew() {
+    let mut world = World::new().await;
+    world.publish(vec![route(None, &[plain_backend(b"hi").await])]).await;
+    world.end().await;
+    // Somebody holds the port and never listens, so that whoever dials it is refused.
+    let nobody = tokio::net::TcpSocket::new_v4().unwrap();
+    nobody.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let authority = Authority::create(&cluster().to_string(), std::time::SystemTime::now()).unwrap();
+    for client in [true, false] {
+        let endpoints = vec![nobody.local_addr().unwrap().into()];
+        let client = client.then(|| Client::new(endpoints, authority.certificate(), None).unwrap());
+        let (stop, shutdown) = tokio::sync::watch::channel(false);
+        let edge = tokio::spawn(run(world.config.clone(), cluster(), client, shutdown));
+        until(async || TcpStream::connect(world.address(TCP_PORT)).await.is_ok()).await;
+        assert_eq!(exactly(&mut world.tcp(TCP_PORT).await, 2).await.unwrap(), "hi");
+        until(async || world.status().await.control_plane.reason.is_some()).await;
+        let status = world.status().await;
+        assert_eq!((status.serving.unwrap().revision.0, status.control_plane.member), (1, None));
+        stop.send_replace(true);
+        guarded(edge).await.unwrap().unwrap();
     }
 }
 
@@ -88,7 +119,7 @@ async fn i08_table_switches_under_load_drop_and_misroute_nothing() {
     let (x, y) = (plain_backend(b"x").await, plain_backend(b"y").await);
     // The port of x gets y's backend and the other way round with every odd revision.
     let routes = |revision: u64| -> Vec<EdgeRoute> {
-        let (first, second) = if revision % 2 == 0 { (x, y) } else { (y, x) };
+        let (first, second) = if revision.is_multiple_of(2) { (x, y) } else { (y, x) };
         let mut routes = vec![route(None, &[first]), route(None, &[second])];
         routes[1].listen_port = TCP_PORT + 1;
         routes
@@ -112,7 +143,8 @@ async fn i08_table_switches_under_load_drop_and_misroute_nothing() {
                     let until = offered.load(Ordering::SeqCst);
                     stream.write_all(b"ping").await.expect("dropped");
                     assert_eq!(exactly(&mut stream, 4).await.expect("dropped"), "ping");
-                    let want = |revision: u64| if (revision + client as u64) % 2 == 0 { "x" } else { "y" };
+                    let want =
+                        |revision: u64| if (revision + client as u64).is_multiple_of(2) { "x" } else { "y" };
                     assert!(
                         (since..=until).any(|revision| want(revision) == got),
                         "{got} in {since}..={until}"

@@ -1,9 +1,10 @@
 //! A running edge with a real replica on disk, backends on loopback, and clients.
 
 use super::tls::{Identity, Offer};
+use holdfast_client::Link;
 use holdfast_client::replica::{Applied, Replica};
-use holdfast_edge::agent::{Feed, RunningEdge};
-use holdfast_edge::introspect::{ControlPlane, EdgeStatus, read_status};
+use holdfast_edge::agent::{Feed, REPLICA_FILE, RunningEdge};
+use holdfast_edge::introspect::{EdgeStatus, read_status};
 use holdfast_edge::{EdgeConfig, Limits};
 use holdfast_model::agent::{Backend, EdgeRoute, Frame, ProxyProtocol, Stamp};
 use holdfast_model::{ClusterId, Incarnation, InstanceId, Revision, RouteId};
@@ -72,20 +73,24 @@ impl World {
     }
 
     fn start(&mut self) {
-        let replica = Replica::open(&self.dir.path().join("edge.redb"), cluster()).unwrap();
+        let replica = Replica::open(&self.dir.path().join(REPLICA_FILE), cluster()).unwrap();
         // Nobody sends on it: the edge is on its own.
-        let (_, control_plane) = watch::channel(ControlPlane::default());
-        let feed = Feed { routes: replica.subscribe(), control_plane };
+        let (_, link) = watch::channel(Link::Down { reason: "alone".to_owned() });
+        let feed = Feed { routes: replica.subscribe(), link };
         self.running = Some(RunningEdge::start(&self.config, feed).unwrap());
         self.replica = Some(replica);
     }
 
     /// Ends the edge and starts another from the same folder; no control plane takes part.
     pub(crate) async fn restart(&mut self) {
-        let running = self.running.take().unwrap();
-        self.replica = None;
-        guarded(running.stop()).await.unwrap();
+        self.end().await;
         self.start();
+    }
+
+    /// Ends the edge and leaves its folder.
+    pub(crate) async fn end(&mut self) {
+        guarded(self.running.take().unwrap().stop()).await.unwrap();
+        self.replica = None;
     }
 
     /// Makes these the routes and waits until the edge serves them.
@@ -155,7 +160,7 @@ pub(crate) async fn handshake(
     guarded(connector.connect(name, stream)).await
 }
 
-fn cluster() -> ClusterId {
+pub(crate) fn cluster() -> ClusterId {
     ClusterId::from_bits(1)
 }
 
