@@ -4,6 +4,7 @@
 
 use crate::error::ClientError;
 use crate::http::Client;
+use crate::lines::Lines;
 use holdfast_model::api::{
     Answer, ClusterStatus, ConfirmRemovals, CreateApp, CreateDeployment, CreateEnrolment, CreateEnv, CreateOrg,
     CreateRelease, CreateRoute, CreateToken, CreatedEnrolment, CreatedToken, Done, EdgeStatus, LogPage,
@@ -202,6 +203,11 @@ impl Client {
     /// Events after a revision, oldest first.
     pub async fn events(&self, after: Revision, limit: usize) -> Result<Page<Event>, ClientError> {
         self.get(&format!("/v1/events?after={after}&limit={limit}")).await
+    }
+
+    /// Events after a revision, and those that come, oldest first.
+    pub async fn follow_events(&self, after: Revision) -> Result<Lines<Event>, ClientError> {
+        self.lines(&format!("/v1/events?after={after}&follow=true")).await
     }
 
     /// Every node.
