@@ -1,1 +1,3 @@
 //! End-to-end tests of the binary as a user runs it, and the harness that starts real clusters for them.
+
+pub mod oci;
