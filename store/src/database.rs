@@ -1,0 +1,281 @@
+//! The redb file: which tables it has, how a batch is written into it, and reads from a consistent moment.
+//!
+//! What is assumed of the disk, and what each table holds byte by byte, is in `docs/formats/state.md`.
+
+use crate::error::StoreError;
+use crate::head::Head;
+use crate::rows::{RowList, Rows, prefix_end};
+use crate::tables::{Value, is_view};
+use holdfast_model::{Digest, LogIndex, Revision};
+use redb::{ReadableTable, TableDefinition};
+use std::ops::Bound;
+
+type Bytes = &'static [u8];
+
+/// Rows of the views: a function of the events.
+pub(crate) const VIEWS: TableDefinition<'static, Bytes, Bytes> = TableDefinition::new("views");
+/// Rows of the log state: a function of the Raft log.
+pub(crate) const LOG_STATE: TableDefinition<'static, Bytes, Bytes> = TableDefinition::new("log_state");
+/// Events by revision.
+pub(crate) const EVENTS: TableDefinition<'static, u64, Bytes> = TableDefinition::new("events");
+/// Digests of the state by log index.
+pub(crate) const DIGESTS: TableDefinition<'static, u64, Bytes> = TableDefinition::new("digests");
+/// Single values: [`HEAD`], [`RAFT_META`].
+pub(crate) const META: TableDefinition<'static, &'static str, Bytes> = TableDefinition::new("meta");
+/// The key of the head in [`META`].
+pub(crate) const HEAD: &str = "head";
+/// The key of Raft's own bytes in [`META`].
+pub(crate) const RAFT_META: &str = "raft";
+
+/// How often a digest of the state is recorded, in log entries: at every index that this divides.
+pub const DIGEST_EVERY: u64 = 16;
+/// Digests that are kept.
+pub const DIGESTS_KEPT: u64 = 256;
+
+/// Turns redb's many errors into one of ours.
+pub(crate) trait Doing<T> {
+    /// Names what was being done.
+    fn doing(self, what: &'static str) -> Result<T, StoreError>;
+}
+
+impl<T, E: Into<redb::Error>> Doing<T> for Result<T, E> {
+    fn doing(self, what: &'static str) -> Result<T, StoreError> {
+        self.map_err(|e| StoreError::database(what)(e.into()))
+    }
+}
+
+const READING: &str = "reading a row";
+const WRITING: &str = "writing a row";
+
+fn get(table: &impl ReadableTable<Bytes, Bytes>, key: &[u8]) -> Result<Option<Value>, StoreError> {
+    Ok(table.get(key).doing(READING)?.map(|guard| guard.value().into()))
+}
+
+fn scan(
+    table: &impl ReadableTable<Bytes, Bytes>,
+    prefix: &[u8],
+    after: Option<&[u8]>,
+    limit: usize,
+) -> Result<RowList, StoreError> {
+    let from = match after {
+        Some(after) if after >= prefix => Bound::Excluded(after),
+        _ => Bound::Included(prefix),
+    };
+    let end = prefix_end(prefix);
+    let to = end.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+    if let (Bound::Excluded(from), Bound::Excluded(to)) = (from, to) {
+        if from >= to {
+            return Ok(Vec::new());
+        }
+    }
+    let mut rows = Vec::new();
+    for row in table.range::<&[u8]>((from, to)).doing(READING)?.take(limit) {
+        let (key, value) = row.doing(READING)?;
+        rows.push((key.value().to_vec(), value.value().into()));
+    }
+    Ok(rows)
+}
+
+/// The rows of a write transaction, as they were before the batch.
+pub(crate) struct WriteTables<'t> {
+    views: redb::Table<'t, Bytes, Bytes>,
+    log_state: redb::Table<'t, Bytes, Bytes>,
+    events: redb::Table<'t, u64, Bytes>,
+    digests: redb::Table<'t, u64, Bytes>,
+    meta: redb::Table<'t, &'static str, Bytes>,
+}
+
+impl<'t> WriteTables<'t> {
+    pub(crate) fn open(txn: &'t redb::WriteTransaction) -> Result<Self, StoreError> {
+        const OPENING: &str = "opening a table";
+        Ok(Self {
+            views: txn.open_table(VIEWS).doing(OPENING)?,
+            log_state: txn.open_table(LOG_STATE).doing(OPENING)?,
+            events: txn.open_table(EVENTS).doing(OPENING)?,
+            digests: txn.open_table(DIGESTS).doing(OPENING)?,
+            meta: txn.open_table(META).doing(OPENING)?,
+        })
+    }
+
+    /// Writes what a batch changed, in key order, and its head.
+    pub(crate) fn write(&mut self, batch: BatchParts) -> Result<Head, StoreError> {
+        let (changes, events, head) = batch;
+        for (key, value) in changes {
+            self.put(&key, value.as_deref())?;
+        }
+        for (revision, bytes) in events {
+            self.put_event(revision, &bytes)?;
+        }
+        self.put_head(&head)?;
+        Ok(head)
+    }
+
+    pub(crate) fn put(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<(), StoreError> {
+        let table = if is_view(key) { &mut self.views } else { &mut self.log_state };
+        match value {
+            Some(value) => drop(table.insert(key, value).doing(WRITING)?),
+            None => drop(table.remove(key).doing(WRITING)?),
+        }
+        Ok(())
+    }
+
+    pub(crate) fn put_event(&mut self, revision: Revision, bytes: &[u8]) -> Result<(), StoreError> {
+        self.events.insert(revision.0, bytes).doing("writing an event")?;
+        Ok(())
+    }
+
+    pub(crate) fn event(&self, revision: Revision) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.events.get(revision.0).doing("reading an event")?.map(|guard| guard.value().to_vec()))
+    }
+
+    pub(crate) fn put_head(&mut self, head: &Head) -> Result<(), StoreError> {
+        let bytes = postcard::to_stdvec(head).map_err(|source| StoreError::Encode { table: HEAD, source })?;
+        self.put_meta(HEAD, &bytes)
+    }
+
+    pub(crate) fn put_meta(&mut self, name: &'static str, bytes: &[u8]) -> Result<(), StoreError> {
+        self.meta.insert(name, bytes).doing("writing the place of the state")?;
+        Ok(())
+    }
+
+    /// Records the digest of the state after an entry; the oldest record goes.
+    pub(crate) fn record_digest(&mut self, at: LogIndex, digest: Digest) -> Result<(), StoreError> {
+        self.digests.insert(at.0, digest.0.as_slice()).doing("recording a digest")?;
+        if let Some(old) = at.0.checked_sub(DIGEST_EVERY * DIGESTS_KEPT) {
+            self.digests.remove(old).doing("recording a digest")?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn recorded(&self, at: LogIndex) -> Result<Option<Digest>, StoreError> {
+        let found = self.digests.get(at.0).doing("reading a digest")?;
+        found.map(|guard| digest_of(guard.value())).transpose()
+    }
+}
+
+/// What a batch leaves to be written.
+pub(crate) type BatchParts =
+    (std::collections::BTreeMap<Vec<u8>, Option<Value>>, Vec<(Revision, Vec<u8>)>, Head);
+
+impl Rows for WriteTables<'_> {
+    fn get(&self, key: &[u8]) -> Result<Option<Value>, StoreError> {
+        get(if is_view(key) { &self.views } else { &self.log_state }, key)
+    }
+
+    fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<RowList, StoreError> {
+        scan(if is_view(prefix) { &self.views } else { &self.log_state }, prefix, after, limit)
+    }
+}
+
+/// The rows of a consistent moment.
+pub(crate) struct ReadTables {
+    views: redb::ReadOnlyTable<Bytes, Bytes>,
+    log_state: redb::ReadOnlyTable<Bytes, Bytes>,
+    events: redb::ReadOnlyTable<u64, Bytes>,
+    digests: redb::ReadOnlyTable<u64, Bytes>,
+    meta: redb::ReadOnlyTable<&'static str, Bytes>,
+}
+
+impl ReadTables {
+    pub(crate) fn open(db: &redb::Database) -> Result<Self, StoreError> {
+        use redb::ReadableDatabase;
+        const OPENING: &str = "opening a table to read";
+        let txn = db.begin_read().doing("beginning to read")?;
+        Ok(Self {
+            views: txn.open_table(VIEWS).doing(OPENING)?,
+            log_state: txn.open_table(LOG_STATE).doing(OPENING)?,
+            events: txn.open_table(EVENTS).doing(OPENING)?,
+            digests: txn.open_table(DIGESTS).doing(OPENING)?,
+            meta: txn.open_table(META).doing(OPENING)?,
+        })
+    }
+
+    pub(crate) fn head(&self) -> Result<Head, StoreError> {
+        match self.meta(HEAD)? {
+            Some(bytes) => {
+                postcard::from_bytes(&bytes).map_err(|source| StoreError::Decode { table: HEAD, source })
+            }
+            None => Ok(Head::default()),
+        }
+    }
+
+    pub(crate) fn meta(&self, name: &'static str) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.meta.get(name).doing("reading the place of the state")?.map(|guard| guard.value().to_vec()))
+    }
+
+    pub(crate) fn recorded(&self, at: LogIndex) -> Result<Option<Digest>, StoreError> {
+        let found = self.digests.get(at.0).doing("reading a digest")?;
+        found.map(|guard| digest_of(guard.value())).transpose()
+    }
+
+    pub(crate) fn last_recorded(&self) -> Result<Option<(LogIndex, Digest)>, StoreError> {
+        let last = self.digests.last().doing("reading a digest")?;
+        last.map(|(at, digest)| Ok((LogIndex(at.value()), digest_of(digest.value())?))).transpose()
+    }
+
+    pub(crate) fn all_recorded(
+        &self,
+    ) -> Result<impl Iterator<Item = Result<(LogIndex, Digest), StoreError>>, StoreError> {
+        let range = self.digests.iter().doing("reading digests")?;
+        Ok(range.map(|row| {
+            let (at, digest) = row.doing("reading digests")?;
+            Ok((LogIndex(at.value()), digest_of(digest.value())?))
+        }))
+    }
+
+    pub(crate) fn event(&self, revision: Revision) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.events.get(revision.0).doing("reading an event")?.map(|guard| guard.value().to_vec()))
+    }
+
+    /// Encoded events after a revision, in order.
+    pub(crate) fn events_after(
+        &self,
+        after: Revision,
+    ) -> Result<impl Iterator<Item = Result<(Revision, Vec<u8>), StoreError>>, StoreError> {
+        let range = self.events.range(after.0.saturating_add(1)..).doing("reading events")?;
+        Ok(range.map(|row| {
+            let (revision, bytes) = row.doing("reading events")?;
+            Ok((Revision(revision.value()), bytes.value().to_vec()))
+        }))
+    }
+
+    /// Every row of the views and then of the log state, in key order.
+    pub(crate) fn all_rows(
+        &self,
+    ) -> Result<impl Iterator<Item = Result<(Vec<u8>, Value), StoreError>>, StoreError> {
+        let views = self.views.iter().doing(READING)?;
+        let log_state = self.log_state.iter().doing(READING)?;
+        Ok(views.chain(log_state).map(|row| {
+            let (key, value) = row.doing(READING)?;
+            Ok((key.value().to_vec(), Value::from(value.value())))
+        }))
+    }
+}
+
+impl Rows for ReadTables {
+    fn get(&self, key: &[u8]) -> Result<Option<Value>, StoreError> {
+        get(if is_view(key) { &self.views } else { &self.log_state }, key)
+    }
+
+    fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<RowList, StoreError> {
+        scan(if is_view(prefix) { &self.views } else { &self.log_state }, prefix, after, limit)
+    }
+}
+
+fn digest_of(bytes: &[u8]) -> Result<Digest, StoreError> {
+    bytes.try_into().map(Digest).map_err(|_| StoreError::corrupt("a recorded digest has another length"))
+}
+
+/// Begins a transaction whose commit is not synced: the Raft log replays it after a crash.
+pub(crate) fn begin_unsynced(db: &redb::Database) -> Result<redb::WriteTransaction, StoreError> {
+    let mut txn = db.begin_write().doing("beginning to write")?;
+    txn.set_durability(redb::Durability::None).doing("beginning to write")?;
+    Ok(txn)
+}
+
+/// Begins a transaction whose commit is on stable storage when it returns.
+pub(crate) fn begin_synced(db: &redb::Database) -> Result<redb::WriteTransaction, StoreError> {
+    let mut txn = db.begin_write().doing("beginning to write")?;
+    txn.set_durability(redb::Durability::Immediate).doing("beginning to write")?;
+    Ok(txn)
+}

@@ -1,0 +1,45 @@
+//! How events become bytes, and how each is chained to the one before it (I12).
+//!
+//! An event's bytes are a form byte and its postcard form, which ends in the 32 bytes of `chain`. Those are
+//! `BLAKE3-derive("holdfast 2026 event chain v1", previous chain ‖ bytes before the chain)`.
+
+use crate::error::StoreError;
+use crate::tables::FORM;
+use holdfast_model::{Digest, Event};
+
+const CHAIN_BYTES: usize = 32;
+const TABLE: &str = "event";
+
+fn link(previous: Digest, body: &[u8]) -> Digest {
+    let mut hasher = blake3::Hasher::new_derive_key("holdfast 2026 event chain v1");
+    hasher.update(&previous.0);
+    hasher.update(body);
+    Digest(*hasher.finalize().as_bytes())
+}
+
+/// Chains `event`, whose `chain` holds the previous event's, and returns its bytes.
+pub(crate) fn seal(event: &mut Event) -> Result<Vec<u8>, StoreError> {
+    let mut bytes = postcard::to_extend(event, vec![FORM])
+        .map_err(|source| StoreError::Encode { table: TABLE, source })?;
+    let split = bytes.len() - CHAIN_BYTES;
+    event.chain = link(event.chain, &bytes[..split]);
+    bytes[split..].copy_from_slice(&event.chain.0);
+    Ok(bytes)
+}
+
+/// The event of these bytes.
+pub(crate) fn open(bytes: &[u8]) -> Result<Event, StoreError> {
+    match bytes.split_first() {
+        Some((&FORM, rest)) => {
+            postcard::from_bytes(rest).map_err(|source| StoreError::Decode { table: TABLE, source })
+        }
+        Some((&version, _)) => Err(StoreError::UnknownForm { table: TABLE, version }),
+        None => Err(StoreError::corrupt("an event is empty")),
+    }
+}
+
+/// Whether an event's bytes continue the chain that ends in `previous`.
+pub(crate) fn continues(previous: Digest, bytes: &[u8]) -> bool {
+    let Some(split) = bytes.len().checked_sub(CHAIN_BYTES) else { return false };
+    link(previous, &bytes[..split]).0 == bytes[split..]
+}

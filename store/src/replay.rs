@@ -1,0 +1,117 @@
+//! Views from events: to check them, to make them anew, and to see what they were (I13).
+
+use crate::database::{Doing, ReadTables, VIEWS, WriteTables};
+use crate::error::StoreError;
+use crate::event_bytes;
+use crate::head::Head;
+use crate::overlay::Batch;
+use crate::rows::NoRows;
+use crate::tables::{RowSum, is_view};
+use holdfast_model::{Digest, Revision};
+
+/// Events that a rebuild applies between two writes: its memory is bounded by what they change.
+const REBUILD_EVENTS: u64 = 10_000;
+
+/// What a replay came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rebuilt {
+    /// The last event that was applied.
+    pub revision: Revision,
+    /// The digest of the views after it.
+    pub views: Digest,
+}
+
+/// What a verification looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verified {
+    /// The state's revision.
+    pub revision: Revision,
+    /// Rows that were read.
+    pub rows: u64,
+    /// Events that were read, chained and replayed.
+    pub events: u64,
+    /// The digest of the state.
+    pub state: Digest,
+}
+
+/// Applies one stored event, after checking that it is the chain's next.
+fn step(batch: &mut Batch<'_>, revision: Revision, bytes: &[u8]) -> Result<(), StoreError> {
+    let head = batch.head();
+    if revision != head.revision.next() || !event_bytes::continues(head.chain, bytes) {
+        return Err(StoreError::corrupt(format!("event {revision} does not continue the history")));
+    }
+    let event = event_bytes::open(bytes)?;
+    if event.revision != revision {
+        return Err(StoreError::corrupt(format!("event {} is filed as {revision}", event.revision)));
+    }
+    batch.replay(&event)
+}
+
+/// Replays events up to a revision in memory.
+fn replay(tables: &ReadTables, to: Revision) -> Result<Head, StoreError> {
+    let mut batch = Batch::new(&NoRows, Head::default());
+    for row in tables.events_after(Revision(0))? {
+        let (revision, bytes) = row?;
+        if revision > to {
+            break;
+        }
+        step(&mut batch, revision, &bytes)?;
+    }
+    Ok(*batch.head())
+}
+
+pub(crate) fn replay_to(tables: &ReadTables, to: Revision) -> Result<Rebuilt, StoreError> {
+    let last = tables.head()?.revision;
+    if to > last {
+        return Err(StoreError::NoSuchRevision { asked: to, head: last });
+    }
+    let head = replay(tables, to)?;
+    Ok(Rebuilt { revision: head.revision, views: head.views_digest() })
+}
+
+pub(crate) fn verify(tables: &ReadTables) -> Result<Verified, StoreError> {
+    let head = tables.head()?;
+    let (mut views, mut log, mut rows) = (RowSum::default(), RowSum::default(), 0);
+    for row in tables.all_rows()? {
+        let (key, value) = row?;
+        if is_view(&key) {
+            views.add(&key, &value)
+        } else {
+            log.add(&key, &value)
+        }
+        rows += 1;
+    }
+    if views != head.views || log != head.log {
+        return Err(StoreError::corrupt("the rows are not those that the digest was made of"));
+    }
+    let replayed = replay(tables, head.revision)?;
+    if replayed.views_digest() != head.views_digest() {
+        return Err(StoreError::corrupt("the events do not lead to the views"));
+    }
+    Ok(Verified { revision: head.revision, rows, events: head.revision.0, state: head.state_digest() })
+}
+
+/// Makes the views anew in a transaction. The caller commits, or drops the transaction on an error.
+pub(crate) fn rebuild(txn: &redb::WriteTransaction, was: Head) -> Result<Rebuilt, StoreError> {
+    txn.delete_table(VIEWS).doing("dropping the views")?;
+    let mut tables = WriteTables::open(txn)?;
+    let mut head = Head { log: was.log, applied: was.applied, ..Head::default() };
+    while head.revision < was.revision {
+        let mut batch = Batch::new(&tables, head);
+        for n in 1..=REBUILD_EVENTS {
+            let revision = Revision(head.revision.0 + n);
+            if revision > was.revision {
+                break;
+            }
+            let bytes = tables.event(revision)?;
+            let bytes = bytes.ok_or_else(|| StoreError::corrupt(format!("event {revision} is missing")))?;
+            step(&mut batch, revision, &bytes)?;
+        }
+        let parts = batch.into_parts();
+        head = tables.write(parts)?;
+    }
+    if head != was {
+        return Err(StoreError::corrupt("the events do not lead to the views"));
+    }
+    Ok(Rebuilt { revision: head.revision, views: head.views_digest() })
+}

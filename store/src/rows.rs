@@ -1,0 +1,111 @@
+//! Reading rows, wherever they are: the one thing that `decide` and the API need of a state.
+
+use crate::error::StoreError;
+use crate::tables::{Row, Table, Value, decode, encode, key};
+
+/// Rows of one prefix: keys and values in key order.
+pub type RowList = Vec<(Vec<u8>, Value)>;
+
+/// Read access to rows.
+pub trait Rows {
+    /// The value at a key.
+    ///
+    /// # Errors
+    /// When the database fails.
+    fn get(&self, key: &[u8]) -> Result<Option<Value>, StoreError>;
+
+    /// At most `limit` rows whose key begins with `prefix`, in key order, after the key `after`.
+    ///
+    /// # Errors
+    /// When the database fails.
+    fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<RowList, StoreError>;
+}
+
+/// Write access to rows.
+pub(crate) trait RowsMut: Rows {
+    /// Sets or removes the value at a key.
+    fn put(&mut self, key: Vec<u8>, value: Option<Value>) -> Result<(), StoreError>;
+}
+
+/// No rows.
+#[derive(Debug)]
+pub(crate) struct NoRows;
+
+impl Rows for NoRows {
+    fn get(&self, _: &[u8]) -> Result<Option<Value>, StoreError> {
+        Ok(None)
+    }
+
+    fn scan(&self, _: &[u8], _: Option<&[u8]>, _: usize) -> Result<RowList, StoreError> {
+        Ok(Vec::new())
+    }
+}
+
+/// The first key after every key that begins with `prefix`; `None` when there is none.
+pub(crate) fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if last < u8::MAX {
+            end.push(last + 1);
+            return Some(end);
+        }
+    }
+    None
+}
+
+/// The row of `table` whose key has these parts.
+pub(crate) fn read<T: Row>(rows: &(impl Rows + ?Sized), parts: &[&[u8]]) -> Result<Option<T>, StoreError> {
+    rows.get(&key(T::TABLE, parts))?.map(|bytes| decode(T::TABLE, &bytes)).transpose()
+}
+
+/// The 16 bytes that an index row leads to.
+pub(crate) fn read_id(rows: &(impl Rows + ?Sized), key: &[u8]) -> Result<Option<u128>, StoreError> {
+    let Some(value) = rows.get(key)? else { return Ok(None) };
+    id_bits(&value).map(Some)
+}
+
+/// The id that a value holds.
+pub(crate) fn id_bits(value: &[u8]) -> Result<u128, StoreError> {
+    let bytes: [u8; 16] =
+        value.try_into().map_err(|_| StoreError::corrupt("an index row does not hold an id"))?;
+    Ok(u128::from_be_bytes(bytes))
+}
+
+/// The id that a key ends in.
+pub(crate) fn id_suffix(key: &[u8]) -> Result<u128, StoreError> {
+    let start = key.len().checked_sub(16);
+    start.map_or_else(|| Err(StoreError::corrupt("an index key is too short")), |s| id_bits(&key[s..]))
+}
+
+/// Writes a row at its own key.
+pub(crate) fn write<T: Row>(rows: &mut (impl RowsMut + ?Sized), row: &T) -> Result<(), StoreError> {
+    rows.put(row.row_key(), Some(encode(T::TABLE, row)?))
+}
+
+/// Removes a row.
+pub(crate) fn remove(
+    rows: &mut (impl RowsMut + ?Sized),
+    table: Table,
+    parts: &[&[u8]],
+) -> Result<(), StoreError> {
+    rows.put(key(table, parts), None)
+}
+
+/// Writes an index row that leads to an id.
+pub(crate) fn write_id(
+    rows: &mut (impl RowsMut + ?Sized),
+    table: Table,
+    parts: &[&[u8]],
+    id: [u8; 16],
+) -> Result<(), StoreError> {
+    rows.put(key(table, parts), Some(id.as_slice().into()))
+}
+
+/// Writes an index row that says only that it is there.
+pub(crate) fn write_mark(
+    rows: &mut (impl RowsMut + ?Sized),
+    table: Table,
+    parts: &[&[u8]],
+) -> Result<(), StoreError> {
+    rows.put(key(table, parts), Some([].as_slice().into()))
+}

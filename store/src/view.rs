@@ -1,0 +1,102 @@
+//! A consistent moment of the state, for everybody who only reads. Typed getters come with [`Views`](crate::Views).
+
+use crate::database::ReadTables;
+use crate::error::StoreError;
+use crate::event_bytes;
+use crate::head::Head;
+use crate::rows::{RowList, Rows};
+use crate::tables::Value;
+use holdfast_model::{Digest, Event, LogIndex, OrgId, Revision};
+
+/// Events that one page looks at, when most belong to other orgs.
+const EVENTS_SCANNED_MAX: usize = 10_000;
+
+/// The state at one revision; later changes are not seen.
+pub struct View {
+    tables: ReadTables,
+    head: Head,
+}
+
+/// Some events, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventPage {
+    /// The events.
+    pub events: Vec<Event>,
+    /// The last revision that was looked at: where the next page begins, also when `events` is empty.
+    pub scanned_to: Revision,
+}
+
+impl View {
+    pub(crate) fn new(tables: ReadTables) -> Result<Self, StoreError> {
+        let head = tables.head()?;
+        Ok(Self { tables, head })
+    }
+
+    /// The last event's revision.
+    pub fn revision(&self) -> Revision {
+        self.head.revision
+    }
+
+    /// The last applied log entry.
+    pub fn applied(&self) -> Option<LogIndex> {
+        self.head.applied
+    }
+
+    /// The digest of the whole state.
+    pub fn digest(&self) -> Digest {
+        self.head.state_digest()
+    }
+
+    /// The chain's last link: who has it can tell that no event before was changed (I12).
+    pub fn chain(&self) -> Digest {
+        self.head.chain
+    }
+
+    /// The event with this revision.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn event(&self, revision: Revision) -> Result<Option<Event>, StoreError> {
+        self.tables.event(revision)?.map(|bytes| event_bytes::open(&bytes)).transpose()
+    }
+
+    /// At most `limit` events after a revision, of one org or of all. Looks at a bounded number, so a page may be
+    /// short without being the last: the last one has `scanned_to` equal to [`revision`](Self::revision).
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn events(&self, after: Revision, limit: usize, org: Option<OrgId>) -> Result<EventPage, StoreError> {
+        let mut page = EventPage { events: Vec::new(), scanned_to: after };
+        if limit == 0 {
+            return Ok(page);
+        }
+        for row in self.tables.events_after(after)?.take(EVENTS_SCANNED_MAX) {
+            let (revision, bytes) = row?;
+            let event = event_bytes::open(&bytes)?;
+            page.scanned_to = revision;
+            if org.is_none() || event.org == org {
+                page.events.push(event);
+                if page.events.len() >= limit {
+                    break;
+                }
+            }
+        }
+        Ok(page)
+    }
+}
+
+impl Rows for View {
+    fn get(&self, key: &[u8]) -> Result<Option<Value>, StoreError> {
+        self.tables.get(key)
+    }
+
+    fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<RowList, StoreError> {
+        self.tables.scan(prefix, after, limit)
+    }
+}
+
+impl std::fmt::Debug for View {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "View {{ revision: {} }}", self.head.revision)
+    }
+}
