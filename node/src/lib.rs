@@ -1,17 +1,25 @@
 //! The node agent: keeps the desired microVMs running, with or without a control plane.
 //!
 //! It follows the control plane, stores what it learns before it acts on it, and compares what it has been told
-//! with what it sees: [`reconcile`] decides, `executor` acts, `machine` watches one microVM each. A microVM
+//! with what it sees: [`reconcile`] decides, [`executor`] acts, [`machine`] watches one microVM each. A microVM
 //! outlives the agent that started it; the next agent adopts it. The agent never reads «cannot reach the control
 //! plane» as «you have nothing to do» (I5), never starts again what runs (I7), never opens a port, and treats
 //! whatever a guest or a registry sends as hostile (I14).
 
+pub mod agent;
+pub mod boot;
+pub mod executor;
+pub mod health;
+pub mod host;
 pub mod image;
 pub mod logs;
+pub mod machine;
 pub mod network;
 pub mod phase;
 pub mod reconcile;
 #[cfg(test)]
 mod sample;
 pub mod state;
+pub mod status;
+pub mod supervisor;
 pub mod vmm;

@@ -1,0 +1,359 @@
+//! The node agent as a whole: [`run`] opens what is on disk, adopts what runs, follows the control plane and reports
+//! to it; [`wipe`] ends every microVM of a data folder.
+//!
+//! ```text
+//! agent.lock      held by the one agent of this folder     network-tag    this agent's mark on its TAPs
+//! replica.redb    what is desired (client crate)           images/        roots (image)
+//! node.redb       phases and restarts (state)              logs/          rings (logs)
+//! vms/<instance>/ one machine each (vmm)                   status.json    for people (status)
+//! vmm-probe.json  the probe's verdict (vmm)
+//! ```
+//!
+//! The agent ends without touching a machine, on SIGTERM as on `kill -9` (I5, I7).
+
+use std::fs::{self, File, OpenOptions};
+use std::future::Future;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_client::{
+    CallHandler, Client, ClientError, DiskError, Endpoint, Follower, Link, Published, Replica, ReportSlot,
+    reporter,
+};
+use holdfast_identity::{AuthorityError, CaCertificate, Credential, CredentialError};
+use holdfast_model::ClusterId;
+use holdfast_model::agent::{AgentCall, CallAnswer, NodeInstance};
+use rustix::fs::FlockOperation;
+use tokio::sync::watch;
+
+use crate::executor::{self, AfterStep, Executor, ExecutorError};
+use crate::host::{self, CapacityOverride, HostError, VmmChoice, VmmHost};
+use crate::image::{ImageCache, ImageError};
+use crate::logs::{LogError, Logs, chain};
+use crate::machine::now_ms;
+use crate::network::{Network, NetworkError};
+use crate::state::{State, StateError};
+use crate::status::{self, StatusError, Surroundings};
+use crate::supervisor::{Snapshot, Supervisor, SupervisorError};
+
+/// The longest time between two writes of `status.json`.
+const STATUS_PERIOD: Duration = Duration::from_secs(5);
+
+/// The shortest time between two reports or writes of `status.json`.
+const STATUS_GAP: Duration = Duration::from_millis(100);
+
+/// What an agent is started with.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// This node.
+    pub host: HostConfig,
+    /// The members' API addresses.
+    pub endpoints: Vec<Endpoint>,
+    /// The cluster authority's certificate, PEM.
+    pub ca_file: PathBuf,
+    /// This node's key and certificate, as [`Credential::save`] wrote them.
+    pub credential_file: PathBuf,
+}
+
+/// The part of a configuration that needs no control plane.
+#[derive(Clone, Debug)]
+pub struct HostConfig {
+    /// The agent's own folder, absolute and at most 50 bytes long; made if needed.
+    pub data_dir: PathBuf,
+    /// Holds the guest kernel and the guest's init, as `cargo xtask assets` makes them.
+    pub assets_dir: PathBuf,
+    /// What is offered to instances, instead of what was measured.
+    pub capacity: CapacityOverride,
+    /// Which VMM to use.
+    pub vmm: VmmChoice,
+}
+
+/// Why an agent cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// A file or folder of the agent's.
+    #[error("'{}' could not be {action}.", .path.display())]
+    File {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was tried, as a past participle.
+        action: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// There is another agent.
+    #[error("Another node agent uses '{}'; stop it first.", .path.display())]
+    InUse {
+        /// The data folder.
+        path: PathBuf,
+    },
+    /// The guest's parts are not there.
+    #[error("'{}' is not there; build it with `cargo xtask assets`, or name the folder that holds it.", .path.display())]
+    Asset {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The authority's certificate.
+    #[error("'{}' does not hold the cluster authority's certificate; join the cluster again.", .path.display())]
+    Authority {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: AuthorityError,
+    },
+    /// The authority names no cluster.
+    #[error("'{}' names no cluster; join the cluster again.", .path.display())]
+    Cluster {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: holdfast_model::id::IdError,
+    },
+    /// The node's certificate.
+    #[error(transparent)]
+    Credential(#[from] CredentialError),
+    /// The client.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The replica.
+    #[error(transparent)]
+    Replica(#[from] DiskError),
+    /// The node's own state.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// The images.
+    #[error(transparent)]
+    Images(#[from] ImageError),
+    /// The logs.
+    #[error(transparent)]
+    Logs(#[from] LogError),
+    /// Machines.
+    #[error(transparent)]
+    Executor(#[from] ExecutorError),
+    /// The loop.
+    #[error(transparent)]
+    Supervisor(#[from] SupervisorError),
+    /// The host.
+    #[error(transparent)]
+    Host(#[from] HostError),
+}
+
+/// A node with its data folder open: the agent without its control plane.
+pub struct Node {
+    data_dir: PathBuf,
+    around: Surroundings,
+    executor: Arc<Executor>,
+    state: Arc<State>,
+    logs: Arc<Logs>,
+    _lock: File,
+}
+
+impl Node {
+    /// Opens a data folder, or makes it, and holds it against other agents.
+    pub fn open(config: &HostConfig) -> Result<Self, AgentError> {
+        Self::open_with(config, Arc::new(|_| {}))
+    }
+
+    /// The same, with something to call between any two steps that change the host.
+    pub fn open_with(config: &HostConfig, after_step: AfterStep) -> Result<Self, AgentError> {
+        let data_dir = &config.data_dir;
+        let lock = lock(data_dir)?;
+        for name in [host::KERNEL_FILE, host::INITRD_FILE] {
+            let path = config.assets_dir.join(name);
+            if !path.is_file() {
+                return Err(AgentError::Asset { path });
+            }
+        }
+        let vmm = VmmHost::new(&config.assets_dir, data_dir, config.vmm);
+        let around = Surroundings {
+            link: Link::Down { reason: "not connected yet".to_owned() },
+            vmm: vmm.verdict(),
+            capacity: host::capacity(config.capacity)?,
+        };
+        let images = ImageCache::open(&data_dir.join("images"))?;
+        let executor = Executor::new(data_dir, Network::open(data_dir)?, images, vmm, after_step)?;
+        Ok(Self {
+            data_dir: data_dir.clone(),
+            around,
+            executor: Arc::new(executor),
+            state: Arc::new(State::open(&data_dir.join(STATE_FILE))?),
+            logs: Arc::new(Logs::open(data_dir.join("logs"))?),
+            _lock: lock,
+        })
+    }
+
+    /// The instances' logs.
+    pub fn logs(&self) -> &Arc<Logs> {
+        &self.logs
+    }
+
+    /// Keeps what is desired until `shutdown`, and leaves every machine running then. Reports go to the slot, if
+    /// there is one. `link` is only for people.
+    pub async fn keep(
+        self,
+        desired: watch::Receiver<Published<NodeInstance>>,
+        link: watch::Receiver<Link>,
+        reports: Option<ReportSlot>,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<(), AgentError> {
+        let supervisor =
+            Supervisor::new(Arc::clone(&self.executor), self.state, Arc::clone(&self.logs), desired.clone());
+        let teller = Teller {
+            data_dir: self.data_dir,
+            around: self.around,
+            executor: self.executor,
+            snapshots: supervisor.snapshots(),
+            desired,
+            link,
+            reports,
+        };
+        tokio::select! {
+            kept = supervisor.run(shutdown) => Ok(kept?),
+            () = teller.run() => Ok(()),
+        }
+    }
+}
+
+const STATE_FILE: &str = "node.redb";
+
+/// Tells what is known, to the control plane and to `status.json`, when it changes and now and then.
+struct Teller {
+    data_dir: PathBuf,
+    around: Surroundings,
+    executor: Arc<Executor>,
+    snapshots: watch::Receiver<Snapshot>,
+    desired: watch::Receiver<Published<NodeInstance>>,
+    link: watch::Receiver<Link>,
+    reports: Option<ReportSlot>,
+}
+
+impl Teller {
+    /// Until the loop is gone.
+    async fn run(mut self) {
+        let (mut followed, mut linked, mut warned) = (true, true, false);
+        // Nothing is told before the first pass: a report without observations would say that nothing runs.
+        while self.snapshots.changed().await.is_ok() {
+            loop {
+                let written = self.tell();
+                if let (Err(error), false) = (&written, warned) {
+                    tracing::warn!(error = %chain(error), "the status could not be written");
+                }
+                warned = written.is_err();
+                tokio::time::sleep(STATUS_GAP).await;
+                tokio::select! {
+                    changed = self.snapshots.changed() => if changed.is_err() { return },
+                    changed = self.desired.changed(), if followed => followed = changed.is_ok(),
+                    changed = self.link.changed(), if linked => linked = changed.is_ok(),
+                    () = tokio::time::sleep(STATUS_PERIOD) => {}
+                }
+            }
+        }
+    }
+
+    fn tell(&mut self) -> Result<(), StatusError> {
+        self.around.vmm = self.executor.host().verdict();
+        self.around.link = self.link.borrow_and_update().clone();
+        let snapshot = self.snapshots.borrow_and_update().clone();
+        let view = self.desired.borrow_and_update().clone();
+        if let Some(slot) = &self.reports {
+            slot.put(status::report(&snapshot, view.as_deref(), &self.around));
+        }
+        status::status(&snapshot, view.as_deref(), &self.around, now_ms()).write(&self.data_dir)
+    }
+}
+
+/// Answers what the control plane asks.
+struct Calls {
+    logs: Arc<Logs>,
+}
+
+impl CallHandler for Calls {
+    async fn answer(&self, call: AgentCall) -> CallAnswer {
+        self.logs.answer(&call).await
+    }
+}
+
+/// Runs the agent until `shutdown`. Every machine runs on after it.
+pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
+    let node = Node::open(&config.host)?;
+    let ca_file = &config.ca_file;
+    let text = fs::read_to_string(ca_file).map_err(|source| AgentError::File {
+        path: ca_file.clone(),
+        action: "read",
+        source,
+    })?;
+    let ca = CaCertificate::from_pem(&text)
+        .map_err(|source| AgentError::Authority { path: ca_file.clone(), source })?;
+    let cluster: ClusterId =
+        ca.cluster().parse().map_err(|source| AgentError::Cluster { path: ca_file.clone(), source })?;
+    let credential = Credential::load(&config.credential_file)?;
+    let client = Client::with_credential(config.endpoints, &ca, &credential)?;
+    let replica = Replica::open(&config.host.data_dir.join("replica.redb"), cluster)?;
+    if let Some(path) = replica.quarantined() {
+        tracing::error!(path = %path.display(), "what was desired could not be read and was moved aside");
+    }
+    let follower = Follower::new(client.clone(), replica, Calls { logs: Arc::clone(node.logs()) });
+    let (views, link) = (follower.views(), follower.link());
+    let (slot, reporter) = reporter(&client);
+    let (stop, stopped) = watch::channel(false);
+    let following = tokio::spawn(follower.run(stopped.clone()));
+    let reporting = tokio::spawn(reporter.run(stopped));
+    let kept = node.keep(views, link, Some(slot), shutdown).await;
+    stop.send_replace(true);
+    // Both end at once when they are told to; a death of theirs changes nothing any more.
+    following.await.ok();
+    reporting.await.ok();
+    kept
+}
+
+/// Ends every microVM of a data folder, and removes its TAPs, machines' folders and this node's record of them.
+/// What is desired, images and logs stay. Fails if an agent uses the folder. Answers with how many it ended.
+pub async fn wipe(data_dir: &Path) -> Result<usize, AgentError> {
+    if !data_dir.is_dir() {
+        return Ok(0);
+    }
+    let _lock = lock(data_dir)?;
+    let ended = executor::remove_all(data_dir).await?;
+    for name in [STATE_FILE, status::STATUS_FILE] {
+        let path = data_dir.join(name);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(AgentError::File { path, action: "removed", source });
+            }
+            _ => {}
+        }
+    }
+    Ok(ended)
+}
+
+/// Makes the data folder and takes its lock, which the kernel frees with this process.
+fn lock(data_dir: &Path) -> Result<File, AgentError> {
+    let file_error = |path: &Path, action, source| AgentError::File { path: path.to_owned(), action, source };
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(data_dir)
+        .map_err(|source| file_error(data_dir, "created", source))?;
+    let path = data_dir.join("agent.lock");
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|source| file_error(&path, "opened", source))?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(AgentError::InUse { path: data_dir.to_owned() }),
+        Err(error) => Err(file_error(&path, "locked", error.into())),
+    }
+}

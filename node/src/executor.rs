@@ -1,0 +1,349 @@
+//! Carries out what [`crate::reconcile`] decides: roots, TAPs, folders and VMMs are made and removed here.
+//!
+//! Every method may be called again after it, or the whole agent, was stopped at any point: what is there already
+//! is taken as it is, and what is not there any more need not be removed. What an instance has on this host can be
+//! found from its id alone (the name of its TAP, of its folder), so nothing can be forgotten. [`Executor::scan`]
+//! finds it after a restart, [`Executor::sweep`] removes what no instance of this agent has.
+//!
+//! It never kills, removes or renames anything that does not carry this agent's mark: its data folder or its TAP
+//! prefix.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_model::InstanceId;
+use holdfast_model::agent::NodeInstance;
+use holdfast_model::limits::TERM_GRACE_MS;
+use tokio::sync::Semaphore;
+
+use crate::boot::guest_config;
+use crate::host::VmmHost;
+use crate::image::{Digest, ImageCache, ImageError, ImageRef, Progress, ReferenceError, RootImage};
+use crate::logs::chain;
+use crate::machine::Machine;
+use crate::network::{Network, NetworkError};
+use crate::phase::{Cause, Event};
+use crate::vmm::channel::GuestConfig;
+use crate::vmm::{Adoption, Nic, VCPUS_MAX, Vm, VmSpec, VmmError};
+
+/// VMMs that are being started at the same time, at most.
+const STARTS_MAX: usize = 4;
+
+/// Instances whose leftovers are being removed at the same time, at most.
+const REMOVALS_MAX: usize = 16;
+
+/// Images that are being fetched at the same time, at most. One that is here waits for nobody.
+const PULLS_MAX: usize = 4;
+
+/// What images may take on this node's disk, in bytes, as far as nothing needs them.
+pub const IMAGES_BYTES_MAX: u64 = 20 << 30;
+
+/// Why something of an instance could not be found or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecutorError {
+    /// A folder could not be listed, made or removed.
+    #[error("'{}' could not be {action}; check its permissions and the disk.", .path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// What was tried, as a past participle.
+        action: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The VMM.
+    #[error(transparent)]
+    Vmm(#[from] VmmError),
+    /// The TAP.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+}
+
+/// Called between any two steps that change something on the host, with the name of what was just done. Tests end
+/// the process in it.
+pub type AfterStep = Arc<dyn Fn(&'static str) + Send + Sync>;
+
+/// What was found on the host.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Machines that run.
+    pub machines: BTreeMap<InstanceId, Vm>,
+    /// Instances that have a folder.
+    pub folders: BTreeSet<InstanceId>,
+}
+
+/// A machine that was started, with what is needed to watch it.
+#[derive(Debug)]
+pub struct Started {
+    /// The machine.
+    pub vm: Vm,
+    /// What its guest is told.
+    pub config: GuestConfig,
+    /// Its root.
+    pub root: RootImage,
+}
+
+/// Acts on the host.
+pub struct Executor {
+    /// Holds one folder per machine, named by the instance.
+    folder: PathBuf,
+    network: Network,
+    images: ImageCache,
+    host: VmmHost,
+    starts: Semaphore,
+    removals: Semaphore,
+    pulls: Semaphore,
+    after_step: AfterStep,
+}
+
+impl Executor {
+    /// Acts below this data folder, with these means.
+    pub fn new(
+        data_dir: &Path,
+        network: Network,
+        images: ImageCache,
+        host: VmmHost,
+        after_step: AfterStep,
+    ) -> Result<Self, ExecutorError> {
+        let folder = machines_folder(data_dir);
+        fs::create_dir_all(&folder).map_err(|source| ExecutorError::Folder {
+            path: folder.clone(),
+            action: "created",
+            source,
+        })?;
+        Ok(Self {
+            folder,
+            network,
+            images,
+            host,
+            starts: Semaphore::new(STARTS_MAX),
+            removals: Semaphore::new(REMOVALS_MAX),
+            pulls: Semaphore::new(PULLS_MAX),
+            after_step,
+        })
+    }
+
+    /// Which VMM is used.
+    pub fn host(&self) -> &VmmHost {
+        &self.host
+    }
+
+    /// The images.
+    pub fn images(&self) -> &ImageCache {
+        &self.images
+    }
+
+    /// Image and TAP.
+    pub async fn prepare(&self, spec: &NodeInstance) -> Event {
+        let prepared = async {
+            self.root(spec).await?;
+            (self.after_step)("root");
+            let made = self.network.ensure(spec.id, spec.address).await;
+            made.map_err(|error| (Cause::Network, chain(&error)))
+        };
+        match prepared.await {
+            Ok(_) => {
+                (self.after_step)("tap");
+                Event::Prepared
+            }
+            Err((cause, detail)) => Event::Ended { cause, detail },
+        }
+    }
+
+    /// Starts the VMM of an instance that was prepared. On failure no process is left.
+    pub async fn start(&self, spec: &NodeInstance) -> Result<Started, Event> {
+        self.try_start(spec).await.map_err(|(cause, detail)| Event::Ended { cause, detail })
+    }
+
+    async fn try_start(&self, spec: &NodeInstance) -> Result<Started, (Cause, String)> {
+        let root = self.root(spec).await?;
+        let config = guest_config(spec, &root, 0).map_err(|error| (Cause::VmmStart, chain(&error)))?;
+        let failed = |error: VmmError| (Cause::VmmStart, chain(&error));
+        let vmm = self.host.vmm().await.map_err(failed)?;
+        let _one_of_few = self.starts.acquire().await;
+        let tap = self.network.tap_name(spec.id);
+        let vm_spec = VmSpec {
+            instance_id: spec.id.to_string(),
+            folder: self.machine_folder(spec.id),
+            kernel: self.host.kernel().to_owned(),
+            initrd: self.host.initrd().to_owned(),
+            root_image: Some(root.path.clone()),
+            memory_mib: u32::try_from(spec.resources.memory_mib).unwrap_or(u32::MAX),
+            vcpus: vcpus(spec.resources.cpu_milli),
+            nic: Some(Nic::for_address(tap, spec.address)),
+        };
+        let vm = vmm.start(&vm_spec).await.map_err(failed)?;
+        (self.after_step)("vmm");
+        Ok(Started { vm, config, root })
+    }
+
+    /// What is needed to watch an instance that runs already; `None` where its image is not here.
+    pub fn watched(&self, spec: &NodeInstance) -> Option<(GuestConfig, RootImage)> {
+        let (_, digest) = reference(spec).ok()?;
+        let root = self.images.get(digest).ok()??;
+        let config = guest_config(spec, &root, 0).ok()?;
+        Some((config, root))
+    }
+
+    /// Kills what is left of an instance's machine. Folder and TAP stay for the next start.
+    pub async fn kill(&self, id: InstanceId) -> Result<(), ExecutorError> {
+        if let Adoption::Running(vm) = Vm::adopt(&self.machine_folder(id))? {
+            vm.kill().await?;
+            (self.after_step)("kill");
+        }
+        Ok(())
+    }
+
+    /// Stops an instance's workload and removes everything that it has on this host.
+    pub async fn terminate(
+        &self,
+        id: InstanceId,
+        machine: Option<Arc<Machine>>,
+    ) -> Result<(), ExecutorError> {
+        let _one_of_few = self.removals.acquire().await;
+        if let Some(machine) = &machine {
+            machine.stop(Duration::from_millis(TERM_GRACE_MS)).await;
+            (self.after_step)("stop");
+        }
+        self.kill(id).await?;
+        self.network.remove(&self.network.tap_name(id)).await?;
+        (self.after_step)("tap removed");
+        remove_folder(&self.machine_folder(id))?;
+        (self.after_step)("folder removed");
+        Ok(())
+    }
+
+    /// Looks for machines. Starts, stops and changes nothing.
+    pub fn scan(&self) -> Result<Found, ExecutorError> {
+        let mut found = Found::default();
+        for id in self.folders()? {
+            if let Adoption::Running(vm) = Vm::adopt(&self.machine_folder(id))? {
+                found.machines.insert(id, vm);
+            }
+            found.folders.insert(id);
+        }
+        Ok(found)
+    }
+
+    /// Removes whatever belongs to this agent and to none of these instances.
+    pub async fn sweep(&self, keep: &BTreeSet<InstanceId>) -> Result<(), ExecutorError> {
+        for id in self.folders()?.difference(keep) {
+            tracing::warn!(instance = %id, "removing what an instance left that this node does not know");
+            self.kill(*id).await?;
+            remove_folder(&self.machine_folder(*id))?;
+        }
+        let kept: BTreeSet<String> = keep.iter().map(|id| self.network.tap_name(*id)).collect();
+        for tap in self.network.list().await? {
+            if !kept.contains(&tap) {
+                tracing::warn!(tap, "removing a TAP that no instance of this node has");
+                self.network.remove(&tap).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes images that nothing here needs, least recently used first, beyond [`IMAGES_BYTES_MAX`]. Blocks on
+    /// the disk. The images of these instances stay, and so do those of machines that run.
+    pub fn collect_images<'a>(&self, wanted: impl Iterator<Item = &'a NodeInstance>) {
+        let in_use = wanted.filter_map(|spec| reference(spec).ok()).map(|(_, digest)| digest).collect();
+        match self.images.gc(&in_use, IMAGES_BYTES_MAX) {
+            Ok(report) => tracing::debug!(?report, "collected images"),
+            Err(error) => tracing::warn!(error = %chain(&error), "images could not be collected"),
+        }
+    }
+
+    async fn root(&self, spec: &NodeInstance) -> Result<RootImage, (Cause, String)> {
+        let failed = |error: ImageError| (cause_of(&error), chain(&error));
+        let (reference, digest) = reference(spec)?;
+        // I5: what is here needs no registry, and no turn in the queue for one.
+        if let Some(root) = self.images.get(digest).map_err(failed)? {
+            return Ok(root);
+        }
+        let _one_of_few = self.pulls.acquire().await;
+        let progress = |progress: Progress| tracing::trace!(instance = %spec.id, ?progress, "image");
+        self.images.ensure(&reference, &progress).await.map_err(failed)
+    }
+
+    fn machine_folder(&self, id: InstanceId) -> PathBuf {
+        self.folder.join(id.to_string())
+    }
+
+    fn folders(&self) -> Result<BTreeSet<InstanceId>, ExecutorError> {
+        let failed = |source| ExecutorError::Folder { path: self.folder.clone(), action: "listed", source };
+        let mut ids = BTreeSet::new();
+        for entry in fs::read_dir(&self.folder).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            ids.extend(name.to_str().and_then(|name| name.parse::<InstanceId>().ok()));
+        }
+        Ok(ids)
+    }
+}
+
+/// The image as the cache wants it, and its digest.
+fn reference(spec: &NodeInstance) -> Result<(ImageRef, Digest), (Cause, String)> {
+    let text = spec.image.to_string();
+    let reference: ImageRef =
+        text.parse().map_err(|error: ReferenceError| (Cause::ImagePull, chain(&error)))?;
+    let digest = reference.digest().ok_or((Cause::ImagePull, format!("the image {text} has no digest")))?;
+    Ok((reference, digest))
+}
+
+/// Where the machines of the agent with this data folder are.
+pub(crate) fn machines_folder(data_dir: &Path) -> PathBuf {
+    data_dir.join("vms")
+}
+
+/// Removes a folder and what is in it; one that is not there is no error.
+fn remove_folder(path: &Path) -> Result<(), ExecutorError> {
+    match fs::remove_dir_all(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(ExecutorError::Folder { path: path.to_owned(), action: "removed", source })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whole processors for so many thousandths.
+fn vcpus(cpu_milli: u64) -> u32 {
+    u32::try_from(cpu_milli.div_ceil(1_000)).unwrap_or(VCPUS_MAX).clamp(1, VCPUS_MAX)
+}
+
+fn cause_of(error: &ImageError) -> Cause {
+    match error {
+        ImageError::Layer { .. }
+        | ImageError::Root(_)
+        | ImageError::Thread { .. }
+        | ImageError::Disk { .. } => Cause::RootBuild,
+        _ => Cause::ImagePull,
+    }
+}
+
+/// Ends every machine of the agent with this data folder and removes its TAPs.
+pub(crate) async fn remove_all(data_dir: &Path) -> Result<usize, ExecutorError> {
+    let folder = machines_folder(data_dir);
+    let list = |source| ExecutorError::Folder { path: folder.clone(), action: "listed", source };
+    let mut ended = 0;
+    match fs::read_dir(&folder) {
+        Ok(entries) => {
+            for entry in entries {
+                if let Adoption::Running(vm) = Vm::adopt(&entry.map_err(list)?.path())? {
+                    vm.kill().await?;
+                    ended += 1;
+                }
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(source) => return Err(list(source)),
+    }
+    let network = Network::open(data_dir)?;
+    for tap in network.list().await? {
+        network.remove(&tap).await?;
+    }
+    remove_folder(&folder)?;
+    Ok(ended)
+}

@@ -1,0 +1,166 @@
+//! What this host offers: which VMM boots a guest on it, and how much memory and CPU there is for instances.
+//!
+//! The probe runs when a machine is first to be started, so that an agent that only adopts what runs never waits
+//! for it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use holdfast_model::resource::Capacity;
+use serde::{Deserialize, Serialize};
+use tokio::sync::OnceCell;
+
+use crate::vmm::probe::{self, ProbeConfig};
+use crate::vmm::{Vmm, VmmError};
+
+/// Memory that is kept for the host by default: this much at least, in MiB…
+pub const MEMORY_RESERVE_MIB_MIN: u64 = 512;
+/// …and this share of it, as a divisor.
+pub const MEMORY_RESERVE_DIVISOR: u64 = 16;
+/// CPU that is kept for the host by default, in thousandths.
+pub const CPU_RESERVE_MILLI: u64 = 100;
+
+/// The guest kernel's file in the assets folder.
+pub const KERNEL_FILE: &str = "vmlinux";
+/// The file of the archive with the guest's init.
+pub const INITRD_FILE: &str = "initramfs.cpio";
+
+/// Which VMM to use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VmmChoice {
+    /// The best one that boots a guest.
+    #[default]
+    Auto,
+    /// QEMU, with KVM where it boots.
+    Qemu,
+    /// Firecracker.
+    Firecracker,
+}
+
+/// The VMM of this host, probed once.
+pub struct VmmHost {
+    probe: ProbeConfig,
+    chosen: OnceCell<(Arc<dyn Vmm>, String)>,
+}
+
+impl VmmHost {
+    /// With the guest's parts in this folder; the probe's verdict is kept in the data folder.
+    pub fn new(assets_dir: &Path, data_dir: &Path, choice: VmmChoice) -> Self {
+        let wanted = |one: VmmChoice| choice == VmmChoice::Auto || choice == one;
+        let probe = ProbeConfig {
+            kernel: assets_dir.join(KERNEL_FILE),
+            initrd: assets_dir.join(INITRD_FILE),
+            folder: data_dir.to_owned(),
+            firecracker: probe::find_firecracker().filter(|_| wanted(VmmChoice::Firecracker)),
+            qemu: probe::find_qemu().filter(|_| wanted(VmmChoice::Qemu)),
+        };
+        Self { probe, chosen: OnceCell::new() }
+    }
+
+    /// The VMM. The first call may take minutes, where one hangs; a failure is tried again by the next.
+    pub async fn vmm(&self) -> Result<Arc<dyn Vmm>, VmmError> {
+        let probe = || async {
+            let (vmm, verdict) = probe::choose(&self.probe).await?;
+            tracing::info!(vmm = %vmm.kind(), %verdict, "chose a VMM");
+            let text = format!("{}: {verdict}", vmm.kind());
+            Ok((Arc::from(vmm), text))
+        };
+        self.chosen.get_or_try_init(probe).await.map(|(vmm, _)| Arc::clone(vmm))
+    }
+
+    /// What the probe found, for people.
+    pub fn verdict(&self) -> String {
+        match self.chosen.get() {
+            Some((_, text)) => text.clone(),
+            None => match probe::last_verdict(&self.probe.folder) {
+                Some(verdict) => verdict.to_string(),
+                None => "not probed yet".to_owned(),
+            },
+        }
+    }
+
+    /// The guest kernel.
+    pub fn kernel(&self) -> &Path {
+        &self.probe.kernel
+    }
+
+    /// The archive with the guest's init.
+    pub fn initrd(&self) -> &Path {
+        &self.probe.initrd
+    }
+}
+
+/// What an operator sets instead of what was measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CapacityOverride {
+    /// Memory for instances, in MiB.
+    pub memory_mib: Option<u64>,
+    /// CPU for instances, in thousandths.
+    pub cpu_milli: Option<u64>,
+}
+
+/// Why the host's capacity is not known.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// The memory could not be read.
+    #[error("'{}' could not be read, so the host's memory is not known; set the capacity by hand.", .path.display())]
+    Memory {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file does not tell the memory.
+    #[error("/proc/meminfo does not tell the host's memory; set the capacity by hand.")]
+    MemoryForm,
+}
+
+/// What this host has for instances: what it has, less a reserve, or what the operator says.
+pub fn capacity(set: CapacityOverride) -> Result<Capacity, HostError> {
+    let memory_mib = match set.memory_mib {
+        Some(memory_mib) => memory_mib,
+        None => {
+            let path = Path::new("/proc/meminfo");
+            let text = std::fs::read_to_string(path)
+                .map_err(|source| HostError::Memory { path: path.to_owned(), source })?;
+            let total_mib = memory_total_mib(&text).ok_or(HostError::MemoryForm)?;
+            total_mib.saturating_sub(MEMORY_RESERVE_MIB_MIN.max(total_mib / MEMORY_RESERVE_DIVISOR))
+        }
+    };
+    let cpu_milli = set.cpu_milli.unwrap_or_else(|| {
+        let processors = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+        (processors * 1_000).saturating_sub(CPU_RESERVE_MILLI)
+    });
+    Ok(Capacity { memory_mib, cpu_milli })
+}
+
+fn memory_total_mib(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib / 1_024)
+}
+
+/// The identity of this boot of the host; the same for all of its namespaces.
+pub(crate) fn boot_id() -> std::io::Result<String> {
+    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capacity_is_what_there_is_less_a_reserve() {
+        assert_eq!(memory_total_mib("MemTotal:       24576000 kB\nMemFree: 1 kB\n"), Some(24_000));
+        assert_eq!(memory_total_mib("MemFree: 1 kB\n"), None);
+        let measured = capacity(CapacityOverride::default()).unwrap();
+        let text = std::fs::read_to_string("/proc/meminfo").unwrap();
+        assert!(measured.memory_mib < memory_total_mib(&text).unwrap());
+        assert!(measured.cpu_milli >= 900);
+        let set = capacity(CapacityOverride { memory_mib: Some(7), cpu_milli: Some(9) }).unwrap();
+        assert_eq!(set, Capacity { memory_mib: 7, cpu_milli: 9 });
+    }
+}

@@ -1,0 +1,172 @@
+//! What the agent tells of itself: the report to the control plane, and `status.json` for `holdfast node status`,
+//! which an operator reads when there is no control plane.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use holdfast_client::{Link, View};
+use holdfast_model::agent::{Held, NodeInstance, Observation, REPORT_OBSERVATIONS_MAX, Report, ReportDetail};
+use holdfast_model::resource::Capacity;
+use holdfast_model::{Incarnation, InstanceId, Revision};
+use serde::{Deserialize, Serialize};
+
+use crate::supervisor::Snapshot;
+
+/// The file's name in the data folder.
+pub const STATUS_FILE: &str = "status.json";
+
+/// The largest status that is read, in bytes.
+const STATUS_BYTES_MAX: u64 = 16 << 20;
+
+/// Why the status could not be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum StatusError {
+    /// The file could not be used.
+    #[error("The node's status '{}' could not be {action}; has a node agent ever run with this folder?", .path.display())]
+    Access {
+        /// The file.
+        path: PathBuf,
+        /// What was tried, as a past participle.
+        action: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// It is of no known form.
+    #[error("The node's status '{}' was not written by this release; restart the agent.", .path.display())]
+    Form {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// What a node says of itself on its own disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// The agent's process. It is gone if no process with this id holds the folder.
+    pub pid: u32,
+    /// When this was written, in milliseconds since the Unix epoch.
+    pub written_at_ms: u64,
+    /// The member that is followed; `None` without a control plane.
+    pub following: Option<String>,
+    /// Why nothing is followed.
+    pub unreachable: Option<String>,
+    /// The revision that is acted on; `None` before the first.
+    pub revision: Option<Revision>,
+    /// An update that is held back until it is confirmed (I7).
+    pub held: Option<Held>,
+    /// The VMM probe's verdict.
+    pub vmm: String,
+    /// What the node has for instances.
+    pub capacity: Capacity,
+    /// Every instance that is known here.
+    pub instances: Vec<InstanceStatus>,
+}
+
+/// One instance in a [`NodeStatus`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceStatus {
+    /// What the control plane is told of it.
+    #[serde(flatten)]
+    pub observation: Observation,
+    /// Whose it is and what of: `org/app/env/process`; `None` once it is no longer desired.
+    pub name: Option<String>,
+    /// Its address.
+    pub address: Option<std::net::Ipv6Addr>,
+    /// Where it stands, in this node's own words.
+    pub phase: String,
+    /// Its VMM's process, while one runs.
+    pub pid: Option<u32>,
+    /// The VMM that runs it.
+    pub vmm: Option<String>,
+}
+
+/// What is said beside the instances.
+#[derive(Clone, Debug)]
+pub struct Surroundings {
+    /// Whether the control plane is followed.
+    pub link: Link,
+    /// The VMM probe's verdict.
+    pub vmm: String,
+    /// What the node has for instances.
+    pub capacity: Capacity,
+}
+
+/// The report to the control plane.
+pub fn report(snapshot: &Snapshot, view: Option<&View<NodeInstance>>, around: &Surroundings) -> Report {
+    if snapshot.instances.len() > REPORT_OBSERVATIONS_MAX {
+        tracing::error!(instances = snapshot.instances.len(), "more instances than a report holds");
+    }
+    let observations = snapshot
+        .instances
+        .iter()
+        .take(REPORT_OBSERVATIONS_MAX)
+        .map(|(id, instance)| instance.observed.observation(*id))
+        .collect();
+    Report {
+        applied: view.map_or(Revision(0), |view| view.stamp.revision),
+        incarnation: view.map_or(Incarnation(0), |view| view.stamp.incarnation),
+        held: view.and_then(|view| view.held),
+        detail: ReportDetail::Node { observations, capacity: around.capacity, vmm: around.vmm.clone() },
+    }
+}
+
+/// The status for this node's disk.
+pub fn status(
+    snapshot: &Snapshot,
+    view: Option<&View<NodeInstance>>,
+    around: &Surroundings,
+    now_ms: u64,
+) -> NodeStatus {
+    let spec = |id: &InstanceId| view.and_then(|view| view.items.get(id));
+    let instance = |(id, seen): (&InstanceId, &crate::supervisor::InstanceView)| InstanceStatus {
+        observation: seen.observed.observation(*id),
+        name: spec(id).map(|s| format!("{}/{}/{}/{}", s.org, s.app, s.env, s.process)),
+        address: spec(id).map(|s| s.address),
+        phase: format!("{:?}", seen.observed.phase),
+        pid: seen.machine.map(|(pid, _)| pid),
+        vmm: seen.machine.map(|(_, kind)| kind.to_owned()),
+    };
+    let (following, unreachable) = match &around.link {
+        Link::Up { endpoint } => (Some(endpoint.clone()), None),
+        Link::Down { reason } => (None, Some(reason.clone())),
+    };
+    NodeStatus {
+        pid: std::process::id(),
+        written_at_ms: now_ms,
+        following,
+        unreachable,
+        revision: view.map(|view| view.stamp.revision),
+        held: view.and_then(|view| view.held),
+        vmm: around.vmm.clone(),
+        capacity: around.capacity,
+        instances: snapshot.instances.iter().map(instance).collect(),
+    }
+}
+
+impl NodeStatus {
+    /// Writes it where [`NodeStatus::read`] finds it; a reader sees the old one or the new one, whole.
+    pub fn write(&self, data_dir: &Path) -> Result<(), StatusError> {
+        let path = data_dir.join(STATUS_FILE);
+        let fresh = data_dir.join("status.json.new");
+        let text = serde_json::to_vec_pretty(self)
+            .map_err(|source| StatusError::Form { path: path.clone(), source })?;
+        fs::write(&fresh, text)
+            .and_then(|()| fs::rename(&fresh, &path))
+            .map_err(|source| StatusError::Access { path, action: "written", source })
+    }
+
+    /// What the agent with this data folder last wrote.
+    pub fn read(data_dir: &Path) -> Result<Self, StatusError> {
+        let path = data_dir.join(STATUS_FILE);
+        let mut text = Vec::new();
+        fs::File::open(&path)
+            .and_then(|file| io::Read::read_to_end(&mut io::Read::take(file, STATUS_BYTES_MAX), &mut text))
+            .map_err(|source| StatusError::Access { path: path.clone(), action: "read", source })?;
+        serde_json::from_slice(&text).map_err(|source| StatusError::Form { path, source })
+    }
+}

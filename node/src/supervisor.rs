@@ -1,0 +1,495 @@
+//! The agent's one loop: it hears what is desired and what has happened, asks [`crate::reconcile`] what to do, stores
+//! it, and has it done by [`crate::executor`].
+//!
+//! Nothing is begun before it is on disk. An unknown desired set is not an empty one: then nothing is begun at all,
+//! and what runs is adopted and watched (I5). When the loop ends the machines run on (I7). Everything that takes
+//! time runs in a task of its own, at most one for each instance.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use holdfast_client::{Published, View};
+use holdfast_model::InstanceId;
+use holdfast_model::agent::NodeInstance;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use crate::executor::{Executor, ExecutorError, Started};
+use crate::host;
+use crate::logs::{LogError, Logs, chain};
+use crate::machine::{Brief, Machine, now_ms};
+use crate::phase::{Cause, Event, Observed, Phase, RETRY_MS};
+use crate::reconcile::{Action, next_wake_ms, plan};
+use crate::state::{State, StateError};
+use crate::vmm::Vm;
+
+/// The loop looks at everything at least this often.
+const PERIOD_MS: u64 = 10_000;
+
+/// Notes that wait for the loop, at most; who has one more waits.
+const NOTES_MAX: usize = 1_024;
+
+/// Notes that are taken before the next plan, at most.
+const NOTES_AT_ONCE_MAX: usize = 256;
+
+/// Why the agent cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum SupervisorError {
+    /// Its state.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// What is on the host.
+    #[error(transparent)]
+    Executor(#[from] ExecutorError),
+    /// The host's boot is not known.
+    #[error("The host's boot could not be told from others; /proc must be mounted.")]
+    BootId(#[source] std::io::Error),
+    /// A thread died.
+    #[error("A thread that read the node's state ended unexpectedly; start the agent again.")]
+    Thread,
+}
+
+/// What the agent knows at one moment, for reports and `holdfast node status`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Every instance that it knows.
+    pub instances: BTreeMap<InstanceId, InstanceView>,
+}
+
+/// One instance in a [`Snapshot`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InstanceView {
+    /// How it stands.
+    pub observed: Observed,
+    /// Its VMM's process and kind, while one runs.
+    pub machine: Option<(u32, &'static str)>,
+}
+
+/// What a task tells the loop.
+enum Note {
+    /// An action of the instance ended.
+    Done { id: InstanceId, ticket: u64, event: Event },
+    /// Its VMM runs.
+    Started { id: InstanceId, ticket: u64, started: Box<Started> },
+    /// Something happened to its machine.
+    Machine { id: InstanceId, life: u64, event: Event },
+}
+
+/// What the loop holds for one instance.
+#[derive(Default)]
+struct Slot {
+    /// The action under way, and its task. A note with another ticket is stale.
+    ticket: u64,
+    task: Option<JoinHandle<()>>,
+    /// The machine, and which one it is. A note of another life is stale.
+    life: u64,
+    machine: Option<Arc<Machine>>,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
+}
+
+/// The loop's state.
+pub struct Supervisor {
+    executor: Arc<Executor>,
+    state: Arc<State>,
+    logs: Arc<Logs>,
+    desired: watch::Receiver<Published<NodeInstance>>,
+    observed: BTreeMap<InstanceId, Observed>,
+    /// Instances whose record on disk is not what is observed.
+    dirty: BTreeSet<InstanceId>,
+    slots: BTreeMap<InstanceId, Slot>,
+    notes: mpsc::Sender<Note>,
+    inbox: mpsc::Receiver<Note>,
+    published: watch::Sender<Snapshot>,
+    /// The last ticket or life that was given out.
+    last_number: u64,
+    /// Whether leftovers were looked for with the desired set known.
+    swept: bool,
+    /// No action before this time: the disk refused.
+    not_before_ms: u64,
+}
+
+impl Supervisor {
+    /// A loop over these parts. Nothing happens before [`Supervisor::run`].
+    pub fn new(
+        executor: Arc<Executor>,
+        state: Arc<State>,
+        logs: Arc<Logs>,
+        desired: watch::Receiver<Published<NodeInstance>>,
+    ) -> Self {
+        let (notes, inbox) = mpsc::channel(NOTES_MAX);
+        Self {
+            executor,
+            state,
+            logs,
+            desired,
+            observed: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+            slots: BTreeMap::new(),
+            notes,
+            inbox,
+            published: watch::Sender::new(Snapshot::default()),
+            last_number: 0,
+            swept: false,
+            not_before_ms: 0,
+        }
+    }
+
+    /// Follows what the agent knows.
+    pub fn snapshots(&self) -> watch::Receiver<Snapshot> {
+        self.published.subscribe()
+    }
+
+    /// Adopts what runs and keeps what is desired, until `shutdown`.
+    pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<(), SupervisorError> {
+        self.adopt().await?;
+        let mut shutdown = std::pin::pin!(shutdown);
+        let mut followed = true;
+        loop {
+            self.pass().await;
+            self.publish();
+            let pause = Duration::from_millis(self.wake_ms().saturating_sub(now_ms()));
+            tokio::select! {
+                () = &mut shutdown => return Ok(()),
+                // Who follows the control plane may end before us: what is known stays in force.
+                changed = self.desired.changed(), if followed => followed = changed.is_ok(),
+                Some(note) = self.inbox.recv() => self.take_notes(note),
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    fn wake_ms(&self) -> u64 {
+        let periodic = now_ms() + PERIOD_MS;
+        let next = match self.view() {
+            Some(view) => next_wake_ms(&view.items, &self.observed).unwrap_or(periodic),
+            None => periodic,
+        };
+        let retry = if self.dirty.is_empty() { periodic } else { now_ms() + RETRY_MS };
+        next.min(periodic).min(retry).max(self.not_before_ms.min(periodic))
+    }
+
+    fn view(&self) -> Published<NodeInstance> {
+        self.desired.borrow().clone()
+    }
+
+    fn number(&mut self) -> u64 {
+        self.last_number += 1;
+        self.last_number
+    }
+
+    /// Takes over what an earlier agent left: its records, and the machines that run.
+    async fn adopt(&mut self) -> Result<(), SupervisorError> {
+        let (state, executor) = (Arc::clone(&self.state), Arc::clone(&self.executor));
+        let boot_id = host::boot_id().map_err(SupervisorError::BootId)?;
+        let read = tokio::task::spawn_blocking(move || -> Result<_, SupervisorError> {
+            Ok((state.load()?, state.host_restarted(&boot_id)?, executor.scan()?))
+        });
+        let (records, host_restarted, mut found) = read.await.map_err(|_| SupervisorError::Thread)??;
+        let now_ms = now_ms();
+        self.observed = records;
+        for id in found.machines.keys() {
+            // Its record is lost; what its guest says will tell the rest.
+            self.observed
+                .entry(*id)
+                .or_insert_with(|| Observed { phase: Phase::Booting, ..Observed::default() });
+        }
+        let view = self.view();
+        let ids: Vec<InstanceId> = self.observed.keys().copied().collect();
+        for id in ids {
+            let Some(observed) = self.observed.get_mut(&id) else { continue };
+            let before = observed.clone();
+            let machine = found.machines.remove(&id);
+            observed.recover(machine.is_some(), host_restarted, now_ms);
+            if *observed != before {
+                self.dirty.insert(id);
+            }
+            let Some(vm) = machine else { continue };
+            if observed.may_run() {
+                tracing::info!(instance = %id, pid = vm.pid(), "adopted a microVM that runs");
+                let spec = view.as_ref().and_then(|view| view.items.get(&id)).cloned();
+                self.watch(id, vm, spec.as_deref());
+            } else {
+                tracing::info!(instance = %id, "ending a microVM that was to be gone");
+                vm.kill().await.map_err(ExecutorError::from)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Watches a machine that an earlier agent started.
+    fn watch(&mut self, id: InstanceId, vm: Vm, spec: Option<&NodeInstance>) {
+        let (config, root) = spec.and_then(|spec| self.executor.watched(spec)).unzip();
+        let ready = self.observed.get(&id).is_some_and(|seen| seen.phase == Phase::Ready);
+        self.attach(id, vm, |brief| Brief { config, root, ready, ..brief }, spec);
+    }
+
+    fn attach(
+        &mut self,
+        id: InstanceId,
+        vm: Vm,
+        complete: impl FnOnce(Brief) -> Brief,
+        spec: Option<&NodeInstance>,
+    ) {
+        let ring = match self.logs.ring(id) {
+            Ok(ring) => ring,
+            Err(error) => return self.give_up(id, &error),
+        };
+        let life = self.number();
+        let notes = self.notes.clone();
+        let tell = Arc::new(move |event| {
+            let notes = notes.clone();
+            async move {
+                // An agent that ends hears nothing any more.
+                notes.send(Note::Machine { id, life, event }).await.ok();
+            }
+            .boxed()
+        });
+        let brief = Brief {
+            config: None,
+            health: spec.and_then(|spec| spec.health.clone()),
+            known: spec.is_some(),
+            ready: false,
+            ring,
+            root: None,
+            tell,
+        };
+        let slot = self.slots.entry(id).or_default();
+        slot.life = life;
+        slot.machine = Some(Arc::new(Machine::new(vm, complete(brief))));
+    }
+
+    /// Without its log an instance's output would be lost: it is started again when the disk is well.
+    fn give_up(&mut self, id: InstanceId, error: &LogError) {
+        let detail = chain(error);
+        tracing::error!(instance = %id, %detail, "a microVM cannot be watched");
+        self.step(id, Event::Ended { cause: Cause::VmmStart, detail });
+    }
+
+    /// Plans, stores, begins.
+    async fn pass(&mut self) {
+        let now_ms = now_ms();
+        if now_ms < self.not_before_ms {
+            return;
+        }
+        let view = self.desired.borrow_and_update().clone();
+        self.sweep(view.as_deref()).await;
+        let actions = match &view {
+            Some(view) => plan(&view.items, &self.observed, now_ms),
+            // I5: unknown is not empty.
+            None => Vec::new(),
+        };
+        let mut before = Vec::with_capacity(actions.len());
+        for action in &actions {
+            let id = action.id();
+            before.push((id, self.observed.get(&id).cloned()));
+            match action {
+                Action::Forget { .. } => {
+                    self.observed.remove(&id);
+                }
+                _ => self.observed.entry(id).or_default().begin(action, now_ms),
+            }
+            self.dirty.insert(id);
+        }
+        if let Err(error) = self.store().await {
+            tracing::error!(error = %chain(&error), "nothing is begun until the node's state can be stored");
+            for (id, was) in before {
+                match was {
+                    Some(was) => self.observed.insert(id, was),
+                    None => self.observed.remove(&id),
+                };
+            }
+            self.not_before_ms = now_ms + RETRY_MS;
+            return;
+        }
+        for action in actions {
+            self.carry_out(&action, view.as_deref());
+        }
+    }
+
+    async fn store(&mut self) -> Result<(), SupervisorError> {
+        if self.dirty.is_empty() {
+            return Ok(());
+        }
+        let changes: Vec<_> = self.dirty.iter().map(|id| (*id, self.observed.get(id).cloned())).collect();
+        let state = Arc::clone(&self.state);
+        let stored = tokio::task::spawn_blocking(move || state.store(&changes)).await;
+        stored.map_err(|_| SupervisorError::Thread)??;
+        self.dirty.clear();
+        Ok(())
+    }
+
+    /// Once, when the desired set is known: removes what belongs to no instance that is known.
+    async fn sweep(&mut self, view: Option<&View<NodeInstance>>) {
+        let (Some(view), false) = (view, self.swept) else { return };
+        let keep: BTreeSet<InstanceId> = view.items.keys().chain(self.observed.keys()).copied().collect();
+        let swept = self.executor.sweep(&keep).await;
+        let trimmed = self.logs.retain(&keep);
+        // In its own time: a large image takes long to remove.
+        let (executor, specs) = (Arc::clone(&self.executor), Arc::clone(&view.items));
+        tokio::task::spawn_blocking(move || executor.collect_images(specs.values().map(Arc::as_ref)));
+        match swept {
+            Ok(()) => self.swept = true,
+            // Tried again with the next pass.
+            Err(error) => tracing::warn!(error = %chain(&error), "leftovers could not be removed"),
+        }
+        if let Err(error) = trimmed {
+            tracing::warn!(error = %chain(&error), "old logs could not be removed");
+        }
+    }
+
+    fn carry_out(&mut self, action: &Action, view: Option<&View<NodeInstance>>) {
+        let id = action.id();
+        let spec = view.and_then(|view| view.items.get(&id)).cloned();
+        tracing::info!(instance = %id, ?action, "acting");
+        let executor = Arc::clone(&self.executor);
+        match (action, spec) {
+            (Action::Prepare { .. }, Some(spec)) => {
+                self.spawn(id, |ticket| async move {
+                    Note::Done { id, ticket, event: executor.prepare(&spec).await }
+                });
+            }
+            (Action::Start { .. }, Some(spec)) => {
+                self.spawn(id, |ticket| async move {
+                    match executor.start(&spec).await {
+                        Ok(started) => Note::Started { id, ticket, started: Box::new(started) },
+                        Err(event) => Note::Done { id, ticket, event },
+                    }
+                });
+            }
+            (Action::BackOff { .. }, _) => {
+                let machine = self.slots.get_mut(&id).and_then(|slot| slot.machine.take());
+                self.spawn(id, |ticket| async move {
+                    drop(machine);
+                    Note::Done { id, ticket, event: outcome(executor.kill(id).await, Event::Killed) }
+                });
+            }
+            (Action::Terminate { .. }, _) => {
+                let slot = self.slots.entry(id).or_default();
+                let (task, machine) = (slot.task.take(), slot.machine.clone());
+                self.spawn(id, |ticket| async move {
+                    if let Some(task) = task {
+                        // What it was doing must not go on beside the removal.
+                        task.abort();
+                        task.await.ok();
+                    }
+                    Note::Done {
+                        id,
+                        ticket,
+                        event: outcome(executor.terminate(id, machine).await, Event::Removed),
+                    }
+                });
+            }
+            (Action::Forget { .. }, _) => {
+                self.slots.remove(&id);
+                self.swept = false;
+            }
+            (Action::Drain { .. } | Action::Resume { .. }, _) => {}
+            // Only what is desired is prepared and started.
+            (Action::Prepare { .. } | Action::Start { .. }, None) => {}
+        }
+    }
+
+    fn spawn<F>(&mut self, id: InstanceId, work: impl FnOnce(u64) -> F)
+    where
+        F: Future<Output = Note> + Send + 'static,
+    {
+        let ticket = self.number();
+        let (notes, work) = (self.notes.clone(), work(ticket));
+        let task = tokio::spawn(async move {
+            let note = work.await;
+            notes.send(note).await.ok();
+        });
+        let slot = self.slots.entry(id).or_default();
+        slot.ticket = ticket;
+        slot.task = Some(task);
+    }
+
+    fn take_notes(&mut self, first: Note) {
+        self.take(first);
+        for _ in 0..NOTES_AT_ONCE_MAX {
+            let Ok(note) = self.inbox.try_recv() else { return };
+            self.take(note);
+        }
+    }
+
+    fn take(&mut self, note: Note) {
+        match note {
+            Note::Done { id, ticket, event } => {
+                let Some(slot) = self.slots.get_mut(&id).filter(|slot| slot.ticket == ticket) else { return };
+                slot.task = None;
+                if matches!(event, Event::Killed | Event::Removed) {
+                    slot.machine = None;
+                }
+                self.step(id, event);
+            }
+            Note::Started { id, ticket, started } => {
+                let Some(slot) = self.slots.get_mut(&id).filter(|slot| slot.ticket == ticket) else { return };
+                slot.task = None;
+                let Started { vm, config, root } = *started;
+                let spec = self.view().and_then(|view| view.items.get(&id).cloned());
+                self.begin_life(id);
+                self.step(id, Event::Started);
+                let complete = |brief| Brief { config: Some(config), root: Some(root), ..brief };
+                self.attach(id, vm, complete, spec.as_deref());
+            }
+            Note::Machine { id, life, event } => {
+                if self.slots.get(&id).is_some_and(|slot| slot.life == life) {
+                    self.step(id, event);
+                }
+            }
+        }
+    }
+
+    /// The guest counts its lines anew.
+    fn begin_life(&self, id: InstanceId) {
+        let restarts = self.observed.get(&id).map_or(0, |observed| observed.restarts);
+        let remark = if restarts == 0 { "started".to_owned() } else { format!("started again ({restarts})") };
+        let begun = self.logs.ring(id).and_then(|ring| ring.begin_life(now_ms(), &remark));
+        if let Err(error) = begun {
+            tracing::warn!(instance = %id, error = %chain(&error), "a remark was not stored");
+        }
+    }
+
+    fn step(&mut self, id: InstanceId, event: Event) {
+        let Some(observed) = self.observed.get_mut(&id) else { return };
+        let before = observed.clone();
+        tracing::info!(instance = %id, ?event, "happened");
+        observed.step(event, now_ms());
+        if *observed != before {
+            self.dirty.insert(id);
+        }
+    }
+
+    fn publish(&self) {
+        let view = |(id, observed): (&InstanceId, &Observed)| {
+            let machine = self.slots.get(id).and_then(|slot| slot.machine.as_ref());
+            let machine = machine
+                .filter(|machine| machine.vm().is_alive())
+                .map(|machine| (machine.vm().pid(), machine.vm().kind().as_str()));
+            (*id, InstanceView { observed: observed.clone(), machine })
+        };
+        let snapshot = Snapshot { instances: self.observed.iter().map(view).collect() };
+        self.published.send_if_modified(|published| {
+            let changed = *published != snapshot;
+            *published = snapshot;
+            changed
+        });
+    }
+}
+
+fn outcome(result: Result<(), ExecutorError>, done: Event) -> Event {
+    match result {
+        Ok(()) => done,
+        Err(error) => Event::ActionFailed { detail: chain(&error) },
+    }
+}
