@@ -162,7 +162,7 @@ pub enum TransportError {
 pub enum ClientError {
     /// The API refused it.
     #[error(transparent)]
-    Api(#[from] ApiError),
+    Api(Box<ApiError>),
     /// No endpoint answered.
     #[error(
         "No member answered after {attempts} attempts; check the endpoints and the network. `holdfast doctor` tells more."
@@ -200,6 +200,12 @@ pub enum ClientError {
     /// The cluster's id cannot be a server name.
     #[error("The cluster's name cannot be verified.")]
     Name(#[from] holdfast_identity::SubjectError),
+}
+
+impl From<ApiError> for ClientError {
+    fn from(error: ApiError) -> ClientError {
+        ClientError::Api(Box::new(error))
+    }
 }
 
 impl ClientError {

@@ -102,6 +102,8 @@ pub enum StreamEnd {
 pub struct Follower<T: Followed, H: CallHandler> {
     client: Client,
     replica: Arc<Mutex<Replica<T>>>,
+    /// One permit: whoever holds it works on the replica on a thread that may block.
+    working: Arc<Semaphore>,
     handler: Arc<H>,
     link: watch::Sender<Link>,
     views: watch::Receiver<Published<T>>,
@@ -113,8 +115,15 @@ impl<T: Followed, H: CallHandler> Follower<T, H> {
     pub fn new(client: Client, replica: Replica<T>, handler: H) -> Follower<T, H> {
         let views = replica.subscribe();
         let link = watch::Sender::new(Link::Down { reason: "not connected yet".into() });
-        let replica = Arc::new(Mutex::new(replica));
-        Follower { client, replica, handler: Arc::new(handler), link, views, silence_max: SILENCE_MAX }
+        Follower {
+            client,
+            replica: Arc::new(Mutex::new(replica)),
+            working: Arc::new(Semaphore::new(1)),
+            handler: Arc::new(handler),
+            link,
+            views,
+            silence_max: SILENCE_MAX,
+        }
     }
 
     /// The same follower with another bound on silence.
@@ -138,8 +147,15 @@ impl<T: Followed, H: CallHandler> Follower<T, H> {
         Arc::clone(&self.replica)
     }
 
-    /// Follows until `stop` becomes true or its sender is gone.
-    pub async fn run(self, mut stop: watch::Receiver<bool>) {
+    /// Follows until `stop` becomes true or its sender is gone. When it returns the replica's file is closed, unless
+    /// [`Follower::replica`] was handed out.
+    pub async fn run(self, stop: watch::Receiver<bool>) {
+        self.follow(stop).await;
+        // A frame that was being applied when the stop came is applied to the end.
+        let _done = self.working.acquire().await;
+    }
+
+    async fn follow(&self, mut stop: watch::Receiver<bool>) {
         let stopped = async move {
             // An error means that the sender is gone, which is a reason to stop as well.
             let _ = stop.wait_for(|stop| *stop).await;
@@ -218,7 +234,7 @@ impl<T: Followed, H: CallHandler> Follower<T, H> {
         let mut calls = JoinSet::new();
         let permits = Arc::new(Semaphore::new(CALLS_MAX));
         loop {
-            while let Some(frame) = buffer.next().map_err(StreamEnd::Frame)? {
+            while let Some(frame) = buffer.next_frame().map_err(StreamEnd::Frame)? {
                 match frame {
                     Frame::Call { id, call } => self.take_call(index, id, call, &permits, &mut calls),
                     frame => self.take(index, frame, won).await?,
@@ -297,10 +313,16 @@ impl<T: Followed, H: CallHandler> Follower<T, H> {
         &self,
         act: impl FnOnce(&mut Replica<T>) -> R + Send + 'static,
     ) -> Result<R, StreamEnd> {
+        let permit = Arc::clone(&self.working).acquire_owned().await.map_err(|_| StreamEnd::Stopping)?;
         let replica = Arc::clone(&self.replica);
-        tokio::task::spawn_blocking(move || act(&mut replica.lock().unwrap_or_else(PoisonError::into_inner)))
-            .await
-            .map_err(|_| StreamEnd::Stopping)
+        let work = move || {
+            let outcome = act(&mut replica.lock().unwrap_or_else(PoisonError::into_inner));
+            // In this order: whoever gets the permit next finds the replica let go of.
+            drop(replica);
+            drop(permit);
+            outcome
+        };
+        tokio::task::spawn_blocking(work).await.map_err(|_| StreamEnd::Stopping)
     }
 }
 

@@ -47,7 +47,7 @@ impl FrameBuffer {
     ///
     /// # Errors
     /// [`FrameError`]; the stream is then of no use any more.
-    pub fn next<T: Followed>(&mut self) -> Result<Option<Frame<T>>, FrameError> {
+    pub fn next_frame<T: Followed>(&mut self) -> Result<Option<Frame<T>>, FrameError> {
         let Some(prefix) = self.bytes.first_chunk::<LENGTH_BYTES>() else { return Ok(None) };
         let length = u32::from_be_bytes(*prefix) as usize;
         if length > FRAME_BYTES_MAX {
@@ -114,7 +114,7 @@ mod tests {
                 let end = (at + cut).min(stream.len());
                 buffer.extend(&stream[at..end]);
                 at = end;
-                while let Some(frame) = buffer.next::<EdgeRoute>().unwrap() {
+                while let Some(frame) = buffer.next_frame::<EdgeRoute>().unwrap() {
                     got.push(frame);
                 }
                 if at == stream.len() {
@@ -128,7 +128,7 @@ mod tests {
         fn i14_any_bytes_end_in_a_frame_an_error_or_a_wait(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let mut buffer = FrameBuffer::new();
             buffer.extend(&bytes);
-            while let Ok(Some(_)) = buffer.next::<EdgeRoute>() {}
+            while let Ok(Some(_)) = buffer.next_frame::<EdgeRoute>() {}
         }
     }
 
@@ -136,7 +136,7 @@ mod tests {
     fn i14_an_absurd_length_is_refused_before_anything_is_kept() {
         let mut buffer = FrameBuffer::new();
         buffer.extend(&u32::MAX.to_be_bytes());
-        assert!(matches!(buffer.next::<EdgeRoute>(), Err(FrameError::TooLong { .. })));
+        assert!(matches!(buffer.next_frame::<EdgeRoute>(), Err(FrameError::TooLong { .. })));
     }
 
     #[test]
@@ -146,6 +146,6 @@ mod tests {
         bytes[3] += 1;
         let mut buffer = FrameBuffer::new();
         buffer.extend(&bytes);
-        assert_eq!(buffer.next::<EdgeRoute>(), Err(FrameError::Trailing));
+        assert_eq!(buffer.next_frame::<EdgeRoute>(), Err(FrameError::Trailing));
     }
 }

@@ -293,7 +293,7 @@ impl Client {
             };
             // Around all the endpoints at once while they are merely gone; then more slowly.
             let gone = matches!(error, ClientError::Unreachable { .. });
-            let around = attempts as usize % self.endpoints() == 0;
+            let around = (attempts as usize).is_multiple_of(self.endpoints());
             let wait = if gone && !around { Duration::ZERO } else { backoff.next().max(asked_wait(&error)) };
             if attempts >= ATTEMPTS_MAX || Instant::now() + wait >= deadline {
                 return Err(match error {

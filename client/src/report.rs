@@ -52,9 +52,9 @@ impl Reporter {
         let deliveries = async {
             let mut delivered = true;
             loop {
-                match tokio::time::timeout(beat(), self.newest.changed()).await {
-                    Ok(Err(_)) => return,
-                    Ok(Ok(())) | Err(_) => {}
+                let woken = tokio::time::timeout(beat(), self.newest.changed()).await;
+                if let Ok(Err(_)) = woken {
+                    return;
                 }
                 let Some(report) = self.newest.borrow_and_update().clone() else { continue };
                 let outcome = self.client.post::<_, serde::de::IgnoredAny>(REPORT_PATH, &report).await;

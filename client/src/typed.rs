@@ -1,4 +1,4 @@
-//! One method for each thing that the API offers (see `docs/openapi.json`): paths and bodies are written here once.
+//! One method for each thing that the API offers (see `docs/reference/openapi.json`): paths and bodies are written here once.
 //!
 //! Nothing here decides anything: deadlines, retries, fail-over and idempotency keys are [`Client`]'s own.
 

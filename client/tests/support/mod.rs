@@ -1,6 +1,8 @@
 //! Frames and items for the tests of this crate.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used)]
 
+pub mod member;
+
 use std::collections::BTreeMap;
 
 use holdfast_client::replica::{Applied, Published, Replica};
