@@ -3,6 +3,7 @@
 //!
 //! - [`http`]: requests over several members, with deadlines, retries that do nothing twice (I4), and streams.
 //! - [`follow`] and [`report`]: an agent's stream to the control plane, and what it tells.
+//! - [`typed`]: one method for each thing that the API offers.
 //! - [`replica`]: an agent's desired state on its own disk (I5–I8).
 //!
 //! This crate must never know the Raft port, the store or any server code; it dials the API port and nothing else. Every
@@ -19,6 +20,7 @@ pub mod http;
 pub mod lines;
 pub mod replica;
 pub mod report;
+pub mod typed;
 
 pub use endpoint::{Endpoint, EndpointError};
 pub use error::{ApiError, ClientError, TransportError, exit};
@@ -27,3 +29,4 @@ pub use http::{Client, fresh_key};
 pub use lines::Lines;
 pub use replica::{Applied, DiskError, Items, Published, Refusal, Replica, View};
 pub use report::{ReportSlot, Reporter, reporter};
+pub use typed::All;
