@@ -25,7 +25,7 @@ use tokio::sync::watch;
 pub use disk::DiskError;
 use disk::{Disk, Loaded, Meta};
 pub use rules::Refusal;
-use rules::{Candidate, Changes};
+use rules::{Candidate, Changes, Unconfirmed};
 use staging::Staging;
 
 /// Most items that a replica holds.
@@ -79,6 +79,9 @@ pub struct Replica<T: Followed> {
     staging: Option<Staging<T>>,
     /// A state that is held back, kept up to date by the stream that brought it.
     pending: Option<Candidate<T>>,
+    /// What that state takes away. Outlives the stream, not the process: after a restart a confirmation is asked for
+    /// again.
+    unconfirmed: Option<Unconfirmed<T>>,
     published: watch::Sender<Published<T>>,
     quarantined: Option<PathBuf>,
 }
@@ -95,7 +98,16 @@ impl<T: Followed> Replica<T> {
         let (disk, loaded, quarantined) = Disk::open(path, cluster)?;
         let Loaded { view, handed_over } = loaded;
         let published = watch::Sender::new(view.map(Arc::new));
-        Ok(Replica { cluster, disk, handed_over, staging: None, pending: None, published, quarantined })
+        Ok(Replica {
+            cluster,
+            disk,
+            handed_over,
+            staging: None,
+            pending: None,
+            unconfirmed: None,
+            published,
+            quarantined,
+        })
     }
 
     /// A receiver of every view from now on; it begins with the current one.
@@ -130,7 +142,7 @@ impl<T: Followed> Replica<T> {
         self.disk.commit_meta(&self.meta(current.as_deref()), true)
     }
 
-    /// Forgets what a lost stream had not finished: half a snapshot, and the update that is held. What is known stays.
+    /// Forgets what a lost stream had not finished: half a snapshot, and the held state. What is known stays.
     /// A new stream begins at [`Replica::current`].
     pub fn begin_stream(&mut self) {
         self.staging = None;
@@ -199,13 +211,16 @@ impl<T: Followed> Replica<T> {
     fn offer(&mut self, current: Option<&View<T>>, candidate: Candidate<T>) -> Result<Applied, DiskError> {
         let changes = Changes::between(current.map(|view| &view.items), &candidate.items);
         let known = current.map_or(0, |view| view.items.len() as u64);
-        if let (Some(view), Some(held)) = (current, candidate.hold(known, changes.removes.len() as u64)) {
+        let waiting = Unconfirmed::of(&candidate, &changes.removes, known, self.unconfirmed.as_ref());
+        if let (Some(view), Some(waiting)) = (current, waiting) {
+            let held = waiting.held();
+            self.pending = Some(candidate);
+            self.unconfirmed = Some(waiting);
             if view.held != Some(held) {
                 let view = View { held: Some(held), ..view.clone() };
                 self.disk.commit_meta(&self.meta(Some(&view)), true)?;
                 self.published.send_replace(Some(Arc::new(view)));
             }
-            self.pending = Some(candidate);
             return Ok(Applied::Held(held));
         }
         let moved = current
@@ -224,7 +239,7 @@ impl<T: Followed> Replica<T> {
             // older revision, at which it knew the same items.
             self.disk.commit_meta(&self.meta(Some(&view)), moved)?;
         }
-        self.pending = None;
+        (self.pending, self.unconfirmed) = (None, None);
         if !changes.is_empty() || moved || !same_place {
             self.published.send_replace(Some(Arc::new(view)));
         }

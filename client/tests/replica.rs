@@ -21,6 +21,10 @@ fn with_routes(path: &Path, revision: u64, count: u64) -> Replica<EdgeRoute> {
     replica
 }
 
+fn routes(ids: std::ops::Range<u64>) -> Vec<EdgeRoute> {
+    ids.map(|id| route(id, 443)).collect()
+}
+
 #[test]
 fn i05_nothing_known_is_not_nothing_to_do() {
     let folder = tempfile::tempdir().unwrap();
@@ -161,6 +165,34 @@ fn i07_removals_that_add_up_over_deltas_within_a_hold_are_held_and_follow_on() {
     let (revision, items) = marks(&replica.current()).unwrap();
     assert_eq!((revision, items.len()), (13, 19));
     assert!(items.contains_key(&key(40)));
+}
+
+#[test]
+fn i07_a_confirmation_of_what_is_held_counts_for_a_later_state_that_removes_no_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut replica = with_routes(&folder.path().join("edge.redb"), 10, 20);
+    let first = snapshot(stamp(12), routes(0..5), 0);
+    let held = Held { revision: Revision(12), removes: 15, of: 20 };
+    assert_eq!(feed(&mut replica, first), Applied::Held(held));
+    // The stream breaks; another member, further on, takes away the same items and adds one.
+    replica.begin_stream();
+    let mut items = routes(0..5);
+    items.push(route(70, 1));
+    assert_eq!(feed(&mut replica, snapshot(stamp(20), items.clone(), 11)), Applied::Held(held));
+    // The operator confirms what was reported; by then the history has gone on.
+    assert_eq!(feed(&mut replica, snapshot(stamp(22), items, 12)), Applied::Applied);
+    assert_eq!(marks(&replica.current()).unwrap().1.len(), 6);
+}
+
+#[test]
+fn i07_a_confirmation_does_not_count_for_more_than_was_held() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut replica = with_routes(&folder.path().join("edge.redb"), 10, 20);
+    assert!(matches!(feed(&mut replica, snapshot(stamp(12), routes(0..5), 0)), Applied::Held(_)));
+    let more = Held { revision: Revision(22), removes: 16, of: 20 };
+    assert_eq!(feed(&mut replica, snapshot(stamp(22), routes(0..4), 12)), Applied::Held(more));
+    assert_eq!(feed(&mut replica, vec![heartbeat(30, 21)]), Applied::Held(more));
+    assert_eq!(feed(&mut replica, vec![heartbeat(31, 22)]), Applied::Applied);
 }
 
 #[test]

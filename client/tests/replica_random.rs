@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_client::replica::{Applied, Replica};
 use holdfast_model::agent::{EdgeRoute, Frame};
@@ -14,31 +14,38 @@ use support::*;
 
 type Marks = BTreeMap<RouteId, u16>;
 
-/// The state, and the held state that runs ahead of it: (revision, items, confirmed, removed at).
+/// A state: revision, items, and up to where removals are confirmed.
+type State = (u64, Marks, u64);
+
+/// The state, the held state that runs ahead of it, and what the held one takes away since which revision.
 #[derive(Debug, Clone, Default)]
 struct Model {
     known: Option<(u64, Marks)>,
-    ahead: Option<(u64, Marks, u64, u64)>,
+    ahead: Option<State>,
+    waiting: Option<(u64, BTreeSet<RouteId>)>,
 }
 
 impl Model {
-    fn base(&self) -> Option<(u64, Marks, u64, u64)> {
-        self.ahead
-            .clone()
-            .or_else(|| self.known.clone().map(|(revision, marks)| (revision, marks, 0, revision)))
+    fn base(&self) -> Option<State> {
+        self.ahead.clone().or_else(|| self.known.clone().map(|(revision, marks)| (revision, marks, 0)))
     }
 
-    fn settle(&mut self, (revision, marks, confirmed, removed_at): (u64, Marks, u64, u64)) -> &'static str {
+    fn settle(&mut self, (revision, marks, confirmed): State) -> &'static str {
         let known = self.known.as_ref().map(|(_, marks)| marks.clone()).unwrap_or_default();
-        let removes = known.keys().filter(|key| !marks.contains_key(*key)).count() as u64;
+        let removes: BTreeSet<_> = known.keys().filter(|key| !marks.contains_key(*key)).copied().collect();
+        let count = removes.len() as u64;
         let too_many =
-            removes > REMOVED_ITEMS_FREE && removes * 100 > known.len() as u64 * REMOVED_ITEMS_PERCENT_MAX;
-        if too_many && confirmed < removed_at {
-            self.ahead = Some((revision, marks, confirmed, removed_at));
+            count > REMOVED_ITEMS_FREE && count * 100 > known.len() as u64 * REMOVED_ITEMS_PERCENT_MAX;
+        let since = match &self.waiting {
+            Some((since, waiting)) if removes.is_subset(waiting) => *since,
+            _ => revision,
+        };
+        if too_many && confirmed < since {
+            self.ahead = Some((revision, marks, confirmed));
+            self.waiting = Some((since, removes));
             return "held";
         }
-        self.known = Some((revision, marks));
-        self.ahead = None;
+        *self = Model { known: Some((revision, marks)), ..Model::default() };
         "applied"
     }
 
@@ -111,7 +118,7 @@ proptest! {
                     } else if whole {
                         let marks = items.iter().map(|(id, mark)| (key(*id), *mark)).collect();
                         let last = feed(&mut replica, frames);
-                        prop_assert_eq!(name(&last), model.settle((revision, marks, confirmed, revision)));
+                        prop_assert_eq!(name(&last), model.settle((revision, marks, confirmed)));
                     } else {
                         prop_assert_eq!(name(&feed(&mut replica, frames)), "staged");
                         replica.begin_stream();
@@ -131,14 +138,12 @@ proptest! {
                     };
                     let got = replica.apply(frame).unwrap();
                     let expected = match base {
-                        Some((at, mut marks, was_confirmed, mut removed_at)) if from == at && to > at => {
+                        Some((at, mut marks, was_confirmed)) if from == at && to > at => {
                             for id in removes {
-                                if marks.remove(&key(id)).is_some() {
-                                    removed_at = to;
-                                }
+                                marks.remove(&key(id));
                             }
                             marks.extend(upserts.iter().map(|(id, mark)| (key(*id), *mark)));
-                            model.settle((to, marks, confirmed.max(was_confirmed), removed_at))
+                            model.settle((to, marks, confirmed.max(was_confirmed)))
                         }
                         _ => model.refuse(),
                     };
@@ -150,8 +155,8 @@ proptest! {
                     let to = at.saturating_add_signed(by);
                     let got = replica.apply(heartbeat(to, confirmed)).unwrap();
                     let expected = match base {
-                        Some((at, marks, was_confirmed, removed_at)) if to >= at => {
-                            model.settle((to, marks, confirmed.max(was_confirmed), removed_at))
+                        Some((at, marks, was_confirmed)) if to >= at => {
+                            model.settle((to, marks, confirmed.max(was_confirmed)))
                         }
                         _ => model.refuse(),
                     };
@@ -165,7 +170,7 @@ proptest! {
                     drop(replica);
                     replica = Replica::open(&path, CLUSTER).unwrap();
                     prop_assert!(replica.quarantined().is_none());
-                    model.ahead = None;
+                    (model.ahead, model.waiting) = (None, None);
                 }
             }
             prop_assert_eq!(&marks(&replica.current()), &model.known);

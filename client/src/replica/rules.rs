@@ -1,8 +1,8 @@
 //! The rules that decide what a frame may do to a replica. Pure: no disk, no clock.
 //!
-//! I6 is [`check_stamp`] and the checks of deltas and heartbeats; I7 is [`Candidate::hold`].
+//! I6 is [`check_stamp`] and the checks of deltas and heartbeats; I7 is [`Unconfirmed::of`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use holdfast_model::agent::{FRAME_ITEMS_MAX, Followed, Held, Stamp};
@@ -97,8 +97,6 @@ pub(super) struct Candidate<T: Followed> {
     pub(super) items: Items<T>,
     /// Removals up to here are confirmed.
     pub(super) confirmed_through: Revision,
-    /// The last revision at which items went away.
-    pub(super) removed_at: Revision,
 }
 
 impl<T: Followed> Clone for Candidate<T> {
@@ -110,12 +108,7 @@ impl<T: Followed> Clone for Candidate<T> {
 impl<T: Followed> Candidate<T> {
     /// What is known already: nothing is being removed.
     pub(super) fn settled(view: &View<T>) -> Candidate<T> {
-        Candidate {
-            stamp: view.stamp,
-            items: Arc::clone(&view.items),
-            confirmed_through: Revision(0),
-            removed_at: view.stamp.revision,
-        }
+        Candidate { stamp: view.stamp, items: Arc::clone(&view.items), confirmed_through: Revision(0) }
     }
 
     /// This state after a delta.
@@ -141,11 +134,8 @@ impl<T: Followed> Candidate<T> {
             return Err(Refusal::TooLarge);
         }
         let mut items: BTreeMap<T::Key, Arc<T>> = (*self.items).clone();
-        let mut removed_at = self.removed_at;
-        for key in removes {
-            if items.remove(&key).is_some() {
-                removed_at = stamp.revision;
-            }
+        for key in &removes {
+            items.remove(key);
         }
         for item in upserts {
             items.insert(item.key(), Arc::new(item));
@@ -154,7 +144,7 @@ impl<T: Followed> Candidate<T> {
             return Err(Refusal::TooLarge);
         }
         let confirmed_through = confirmed_through.max(self.confirmed_through);
-        Ok(Candidate { stamp, items: Arc::new(items), confirmed_through, removed_at })
+        Ok(Candidate { stamp, items: Arc::new(items), confirmed_through })
     }
 
     /// This state after a heartbeat.
@@ -180,16 +170,46 @@ impl<T: Followed> Candidate<T> {
         }
         Ok(())
     }
+}
 
-    /// Whether this state must wait, given that it removes `removes` of the `known` items (I7).
-    pub(super) fn hold(&self, known: u64, removes: u64) -> Option<Held> {
-        let large = removes > REMOVED_ITEMS_FREE
-            && removes.saturating_mul(100) > known.saturating_mul(REMOVED_ITEMS_PERCENT_MAX);
-        (large && self.confirmed_through < self.removed_at).then_some(Held {
-            revision: self.removed_at,
-            removes,
-            of: known,
-        })
+/// Items that the cluster says are gone and that wait for a confirmation (I7).
+///
+/// It is remembered over lost streams, so that a confirmation of what was held also counts for a later state from
+/// another member, as long as that state takes away nothing more.
+#[derive(Debug)]
+pub(super) struct Unconfirmed<T: Followed> {
+    /// The state that first took away all of `keys`.
+    stamp: Stamp,
+    keys: BTreeSet<T::Key>,
+    /// Items that the agent has.
+    of: u64,
+}
+
+impl<T: Followed> Unconfirmed<T> {
+    /// What must wait of a state that takes away `removes` of `known` items, given what waits already.
+    pub(super) fn of(
+        candidate: &Candidate<T>,
+        removes: &[T::Key],
+        known: u64,
+        waiting: Option<&Unconfirmed<T>>,
+    ) -> Option<Unconfirmed<T>> {
+        let count = removes.len() as u64;
+        let few = count <= REMOVED_ITEMS_FREE
+            || count.saturating_mul(100) <= known.saturating_mul(REMOVED_ITEMS_PERCENT_MAX);
+        if few {
+            return None;
+        }
+        let stamp = waiting
+            .filter(|waiting| waiting.stamp.incarnation == candidate.stamp.incarnation)
+            .filter(|waiting| removes.iter().all(|key| waiting.keys.contains(key)))
+            .map_or(candidate.stamp, |waiting| waiting.stamp);
+        let waits = candidate.confirmed_through < stamp.revision;
+        waits.then(|| Unconfirmed { stamp, keys: removes.iter().copied().collect(), of: known })
+    }
+
+    /// As it is reported.
+    pub(super) fn held(&self) -> Held {
+        Held { revision: self.stamp.revision, removes: self.keys.len() as u64, of: self.of }
     }
 }
 

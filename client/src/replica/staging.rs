@@ -57,7 +57,6 @@ impl<T: Followed> Staging<T> {
             stamp: self.stamp,
             items: Arc::new(self.items),
             confirmed_through: self.confirmed_through,
-            removed_at: self.stamp.revision,
         })
     }
 }
