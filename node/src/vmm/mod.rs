@@ -10,6 +10,7 @@
 pub mod channel;
 mod error;
 pub mod firecracker;
+mod host_clock;
 mod http_unix;
 pub mod probe;
 pub mod process;

@@ -8,7 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Adoption, BoxFuture, Vm, VmSpec, Vmm, VmmError, VmmKind, channel::ChannelAddress, process, qmp};
+use super::{
+    Adoption, BoxFuture, Vm, VmSpec, Vmm, VmmError, VmmKind, channel::ChannelAddress, host_clock, process,
+    qmp,
+};
 
 /// How long QEMU may take until its control socket answers.
 const START_DEADLINE: Duration = Duration::from_secs(30);
@@ -26,6 +29,9 @@ const QMP_SOCKET: &str = "qmp.sock";
 /// `microvm` has no other way to switch itself off.
 const KERNEL_COMMAND_LINE: &str = "console=ttyS0 loglevel=4 panic=-1 reboot=t tsc=reliable no_timer_check \
                                    8250.nr_uarts=1 random.trust_cpu=on";
+
+/// Added where instructions are translated: such a guest speculates about nothing, and each guard costs dearly.
+const TRANSLATED_COMMAND_LINE: &str = " mitigations=off";
 
 /// QEMU, with or without KVM.
 #[derive(Debug, Clone)]
@@ -53,7 +59,7 @@ impl Qemu {
             return Err(VmmError::AlreadyRunning { folder: spec.folder.clone(), pid: vm.pid() });
         }
         process::prepare_folder(&spec.folder, &[CHANNEL_SOCKET, QMP_SOCKET])?;
-        let mut child = process::spawn_detached(&self.program, &self.arguments(spec), &spec.folder)?;
+        let mut child = process::spawn_detached(&self.program, &self.arguments(spec).await, &spec.folder)?;
         let ended = || VmmError::EndedAtOnce {
             kind: self.kind(),
             instance_id: spec.instance_id.clone(),
@@ -98,8 +104,21 @@ impl Qemu {
         }
     }
 
+    /// What the guest kernel is told. QEMU adds where the guest's devices are.
+    async fn command_line(&self) -> String {
+        let mut line = KERNEL_COMMAND_LINE.to_owned();
+        if !self.kvm {
+            line.push_str(TRANSLATED_COMMAND_LINE);
+            if let Some(khz) = host_clock::counter_khz().await {
+                line.push_str(&format!(" tsc_early_khz={khz}"));
+            }
+        }
+        line
+    }
+
     /// QEMU's whole command line.
-    fn arguments(&self, spec: &VmSpec) -> Vec<String> {
+    async fn arguments(&self, spec: &VmSpec) -> Vec<String> {
+        let command_line = self.command_line().await;
         let path = |name: &str| spec.folder.join(name).display().to_string();
         let (accelerator, processor) = if self.kvm {
             ("kvm".to_owned(), "host")
@@ -126,7 +145,7 @@ impl Qemu {
         add("-smp", spec.vcpus.to_string());
         add("-kernel", spec.kernel.display().to_string());
         add("-initrd", spec.initrd.display().to_string());
-        add("-append", KERNEL_COMMAND_LINE.to_owned());
+        add("-append", command_line);
         add("-chardev", format!("file,id=console,path={},append=on", path(process::CONSOLE_FILE)));
         add("-serial", "chardev:console".to_owned());
         add("-qmp", format!("unix:{},server=on,wait=off", qmp_path(&spec.folder).display()));

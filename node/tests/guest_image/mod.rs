@@ -8,8 +8,9 @@ use std::{
 };
 
 /// Every program of busybox that a test uses.
-const APPLETS: [&str; 12] =
-    ["sh", "cat", "date", "echo", "hostname", "httpd", "id", "mkdir", "pwd", "sleep", "stat", "touch"];
+const APPLETS: [&str; 13] = [
+    "sh", "cat", "date", "echo", "hostname", "httpd", "id", "mkdir", "nproc", "pwd", "sleep", "stat", "touch",
+];
 
 /// What a guest boots from.
 pub(crate) struct Assets {
