@@ -20,11 +20,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// The file in the edge's folder that holds its copy of its routes.
 pub const REPLICA_FILE: &str = "routes.redb";
+/// How long following and reporting may take to stop.
+const TASKS_STOP_MAX: Duration = Duration::from_secs(5);
 /// How soon a port that could not be opened is tried again at first.
 const REOPEN_FIRST: Duration = Duration::from_millis(200);
 /// How long apart such tries are at most; they go on as long as the route exists.
@@ -78,8 +80,9 @@ pub async fn run(
 ) -> Result<(), EdgeError> {
     let replica = open_replica(&config.data_dir, cluster).await?;
     let routes = replica.subscribe();
-    // Who answers for the replica: it lives as long as this function.
+    // A replica that nobody follows lives as long as this function.
     let mut alone = None;
+    let mut tasks = JoinSet::new();
     let mut running = match client {
         None => {
             let link = watch::Sender::new(Link::Down { reason: "no control plane is configured".to_owned() });
@@ -92,15 +95,15 @@ pub async fn run(
             let follower = Follower::new(client, replica, NoCalls);
             let running =
                 RunningEdge::start(&config, Feed { routes: routes.clone(), link: follower.link() })?;
-            tokio::spawn(report(
+            tasks.spawn(report(
                 slot,
                 Arc::clone(running.edge()),
                 routes,
                 running.applied(),
                 shutdown.clone(),
             ));
-            tokio::spawn(reporter.run(shutdown.clone()));
-            tokio::spawn(follower.run(shutdown.clone()));
+            tasks.spawn(reporter.run(shutdown.clone()));
+            tasks.spawn(follower.run(shutdown.clone()));
             running
         }
     };
@@ -113,6 +116,11 @@ pub async fn run(
         ended = &mut running.task => ended.map_err(EdgeError::Panicked),
     };
     drop(alone);
+    // They end by the same signal. Whoever starts an edge in this folder next must find the replica closed.
+    let all = async { while tasks.join_next().await.is_some() {} };
+    if tokio::time::timeout(TASKS_STOP_MAX, all).await.is_err() {
+        tracing::warn!("following did not stop in time; leaving it behind");
+    }
     ended
 }
 
