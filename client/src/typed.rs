@@ -6,14 +6,15 @@ use crate::error::ClientError;
 use crate::http::Client;
 use crate::lines::Lines;
 use holdfast_model::api::{
-    Answer, ClusterStatus, ConfirmRemovals, CreateApp, CreateDeployment, CreateEnrolment, CreateEnv, CreateOrg,
-    CreateRelease, CreateRoute, CreateToken, CreatedEnrolment, CreatedToken, Done, EdgeStatus, LogPage,
-    NodeStatus, Page, Scale, TokenView, WhoAmI,
+    Answer, ClusterStatus, ConfirmRemovals, CreateApp, CreateDeployment, CreateEnrolment, CreateEnv,
+    CreateOrg, CreateRelease, CreateRoute, CreateToken, CreatedEnrolment, CreatedToken, Done, EdgeStatus,
+    LogPage, NodeStatus, Page, Scale, TokenView, WhoAmI,
 };
 use holdfast_model::limits::PAGE_MAX;
 use holdfast_model::resource::{App, Deployment, Env, Instance, Org, Release, Route};
 use holdfast_model::{
-    AppId, DeploymentId, EdgeId, EnvId, Event, InstanceId, NodeId, OrgId, ReleaseId, Revision, RouteId, TokenId,
+    AppId, DeploymentId, EdgeId, EnvId, Event, InstanceId, NodeId, OrgId, ReleaseId, Revision, RouteId,
+    TokenId,
 };
 use serde::de::DeserializeOwned;
 
@@ -113,7 +114,11 @@ impl Client {
     }
 
     /// Makes a release.
-    pub async fn create_release(&self, env: EnvId, body: &CreateRelease) -> Result<Answer<Release>, ClientError> {
+    pub async fn create_release(
+        &self,
+        env: EnvId,
+        body: &CreateRelease,
+    ) -> Result<Answer<Release>, ClientError> {
         self.post(&format!("/v1/envs/{env}/releases"), body).await
     }
 
@@ -128,7 +133,11 @@ impl Client {
     }
 
     /// Rolls out a release.
-    pub async fn deploy(&self, env: EnvId, body: &CreateDeployment) -> Result<Answer<Deployment>, ClientError> {
+    pub async fn deploy(
+        &self,
+        env: EnvId,
+        body: &CreateDeployment,
+    ) -> Result<Answer<Deployment>, ClientError> {
         self.post(&format!("/v1/envs/{env}/deployments"), body).await
     }
 
