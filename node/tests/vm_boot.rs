@@ -5,6 +5,8 @@
 mod guest_image;
 
 use std::{
+    io::{BufRead, BufReader, Write},
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -253,8 +255,10 @@ async fn a_workload_that_ignores_term_is_killed_after_its_grace() {
     start_workload(&mut guest.channel, &config("trap '' TERM; echo deaf; while :; do sleep 0.1; done")).await;
     next(&mut guest.channel.receiver).await;
     guest.channel.sender.stop(Duration::from_millis(200)).await.unwrap();
-    let (_, status) = run_to_end(&mut guest.channel.receiver).await;
+    let (lines, status) = run_to_end(&mut guest.channel.receiver).await;
     assert_eq!(status, ExitStatus::Signal(9));
+    let [(_, LogStream::Init, notice)] = &lines[..] else { panic!("{lines:?}") };
+    assert!(notice.contains("did not stop within its grace"), "{notice}");
     guest.vm.kill().await.unwrap();
 }
 
@@ -375,6 +379,73 @@ async fn a_hanging_guest_is_noticed_by_its_missing_hello() {
     // A stopped process is still killed for good.
     guest.vm.kill().await.unwrap();
     assert!(!guest.vm.is_alive());
+}
+
+#[tokio::test]
+async fn a_guest_that_its_vmm_stopped_is_noticed() {
+    let folder = Folder::new();
+    let vm = qemu().start(&spec(&folder, None)).await.unwrap();
+    // What QEMU does by itself on an internal error of KVM: the process lives, the guest does not.
+    let mut control = UnixStream::connect(vm.folder().join("qmp.sock")).unwrap();
+    control.write_all(b"{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"stop\"}\n").unwrap();
+    let mut answers = BufReader::new(&control).lines();
+    assert!(answers.any(|line| line.unwrap().contains("STOP")));
+    drop(control);
+    let end = ends(&vm).await;
+    assert!(matches!(&end, VmEnd::GuestStopped { status } if status == "paused"), "{end:?}");
+    vm.kill().await.unwrap();
+}
+
+#[tokio::test]
+async fn i05_output_without_an_agent_is_bounded_and_its_loss_is_counted() {
+    let mut guest = boot(FileSystem::Erofs).await;
+    // More than the guest's buffer and every pipe on the way hold.
+    let script = "while [ ! -e /tmp/go ]; do sleep 0.05; done; seq 1 60000; echo last; exec sleep 1000";
+    start_workload(&mut guest.channel, &config(script)).await;
+    let go = HealthCheck::Command { argv: ["touch", "/tmp/go"].map(str::to_owned).to_vec() };
+    let GuestChannel { sender, mut receiver, .. } = guest.channel;
+    // The agent hears nothing but the answer, and is gone.
+    let hear = tokio::spawn(async move { receiver.recv().await });
+    sender.health(go, Duration::from_secs(30)).await.unwrap();
+    hear.abort();
+    hear.await.ok();
+    drop(sender);
+
+    // How far the workload came, another agent learns without taking a line.
+    let first_seq = loop {
+        let hello = GuestChannel::connect(&guest.vm.channel(), u64::MAX, PATIENCE).await.unwrap().hello;
+        if hello.log_first_seq > 50_001 {
+            break hello.log_first_seq;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    let mut channel = GuestChannel::connect(&guest.vm.channel(), 5, PATIENCE).await.unwrap();
+    assert_eq!(channel.hello.log_first_seq, first_seq);
+    let mut expected = first_seq;
+    loop {
+        let GuestEvent::Log(line) = next(&mut channel.receiver).await else { panic!("a line was expected") };
+        assert_eq!(line.seq, expected, "what is left comes in order");
+        expected += 1;
+        if line.bytes == b"last" {
+            break;
+        }
+        assert_eq!(String::from_utf8(line.bytes).unwrap(), line.seq.to_string());
+    }
+    assert_eq!((first_seq, expected), (50_002, 60_002), "exactly the newest 10,000 lines are left");
+    guest.vm.kill().await.unwrap();
+}
+
+#[tokio::test]
+async fn i14_a_guest_cannot_fill_the_hosts_disk_through_its_console() {
+    let mut guest = boot(FileSystem::Ext4).await;
+    let script = "head -c 1300000 /dev/zero | tr '\\0' x >/dev/console; echo survived; exit 0";
+    start_workload(&mut guest.channel, &config(script)).await;
+    let (lines, status) = run_to_end(&mut guest.channel.receiver).await;
+    assert_eq!((texts(&lines), status), (vec!["survived"], ExitStatus::Code(0)));
+    let written = std::fs::metadata(guest.vm.console_path()).unwrap().len();
+    assert_eq!(written, 1024 * 1024);
+    guest.channel.sender.dismiss().await.unwrap();
+    ends(&guest.vm).await;
 }
 
 #[tokio::test]

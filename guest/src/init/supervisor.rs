@@ -199,6 +199,8 @@ impl Supervisor {
         let leave_at = self.leave_at();
         match &mut self.phase {
             Phase::Stopping { kill_at, .. } if now >= *kill_at => {
+                let notice = b"The workload did not stop within its grace and is killed.".to_vec();
+                self.logs.push(LogStream::Init, unix_ms(), notice, false);
                 kill_everything();
                 // Until the kernel has done it, which `reap` notices.
                 *kill_at = now + DRAIN_DEADLINE;

@@ -158,12 +158,15 @@ pub(crate) fn spawn_detached(
         .stdin(Stdio::null())
         .stdout(open(CONSOLE_FILE)?)
         .stderr(open(STDERR_FILE)?);
-    // SAFETY: between fork and exec the closure makes three system calls; it neither allocates nor takes a lock.
+    // SAFETY: between fork and exec the closure makes a few system calls; it neither allocates nor takes a lock.
     unsafe {
         command.pre_exec(|| {
             rustix::process::setsid()?;
             let limit = Rlimit { current: Some(FILE_BYTES_MAX), maximum: Some(FILE_BYTES_MAX) };
             rustix::process::setrlimit(Resource::Fsize, limit)?;
+            // A core dump would hold the guest's memory, secrets included (I10).
+            let none = Rlimit { current: Some(0), maximum: Some(0) };
+            rustix::process::setrlimit(Resource::Core, none)?;
             // SAFETY: setting a signal to "ignore" installs no handler; the setting survives exec.
             if libc::signal(libc::SIGXFSZ, libc::SIG_IGN) == libc::SIG_ERR {
                 return Err(io::Error::last_os_error());

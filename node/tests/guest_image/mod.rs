@@ -8,8 +8,9 @@ use std::{
 };
 
 /// Every program of busybox that a test uses.
-const APPLETS: [&str; 13] = [
-    "sh", "cat", "date", "echo", "hostname", "httpd", "id", "mkdir", "nproc", "pwd", "sleep", "stat", "touch",
+const APPLETS: [&str; 16] = [
+    "sh", "cat", "date", "echo", "head", "hostname", "httpd", "id", "mkdir", "nproc", "pwd", "seq", "sleep",
+    "stat", "touch", "tr",
 ];
 
 /// What a guest boots from.
