@@ -1,3 +1,120 @@
 //! The holdfast binary: every role and every command.
+//!
+//! This crate reads command lines and files, calls the other crates and prints. It holds no rules of its own: what may
+//! happen is decided by the cluster. It must never print or log secret material (I10), except a token or a join secret
+//! that was just made, once, to whoever asked for it.
 
-fn main() {}
+mod agents;
+mod args;
+mod assets;
+mod commands;
+mod dev;
+mod failure;
+mod login;
+mod output;
+mod server;
+mod session;
+mod trace;
+
+use args::operator::{EdgeCommand, NodeCommand, ServerCommand};
+use args::{Cli, Command};
+use clap::Parser;
+use failure::Failure;
+use output::Output;
+use session::Session;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let output = Output::new(cli.global.json);
+    trace::start(&cli);
+    let runtime = match runtime(&cli.command) {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            output.failure(&Failure::Host(format!("Cannot start: {error}.")));
+            return ExitCode::FAILURE;
+        }
+    };
+    let outcome = runtime.block_on(run(cli, output));
+    // A task that is stuck must not keep the process from ending.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) if failure.is_closed_pipe() => ExitCode::SUCCESS,
+        Err(failure) => {
+            output.failure(&failure);
+            ExitCode::from(failure.exit())
+        }
+    }
+}
+
+/// Roles that serve get every core; a command gets one thread.
+fn runtime(command: &Command) -> std::io::Result<tokio::runtime::Runtime> {
+    let serves = matches!(
+        command,
+        Command::Server(ServerCommand::Run(_)) | Command::Node(NodeCommand::Run(_)) | Command::Edge(EdgeCommand::Run(_))
+    );
+    let mut builder = if serves {
+        tokio::runtime::Builder::new_multi_thread()
+    } else {
+        tokio::runtime::Builder::new_current_thread()
+    };
+    builder.enable_all().build()
+}
+
+async fn run(cli: Cli, output: Output) -> Result<(), Failure> {
+    let global = cli.global;
+    let session = || Session::open(&global);
+    match cli.command {
+        Command::Login(arguments) => commands::login::run(&global, arguments).await,
+        Command::Org(command) => commands::org::run(&session()?, command).await,
+        Command::App(command) => commands::app::run(&session()?, command).await,
+        Command::Env(command) => commands::env::run(&session()?, command).await,
+        Command::Deploy(arguments) => commands::deploy::run(&session()?, arguments).await,
+        Command::Scale(arguments) => commands::scale::run(&session()?, arguments).await,
+        Command::Route(command) => commands::route::run(&session()?, command).await,
+        Command::Instances(arguments) => commands::instances::run(&session()?, arguments).await,
+        Command::Releases(arguments) => commands::releases::run(&session()?, arguments).await,
+        Command::Deployments(arguments) => commands::deployments::run(&session()?, arguments).await,
+        Command::Logs(arguments) => commands::logs::run(&session()?, arguments).await,
+        Command::Events(arguments) => commands::events::run(&session()?, arguments).await,
+        Command::Status => commands::status::run(&session()?).await,
+        Command::Token(command) => commands::token::run(&session()?, command).await,
+        Command::Completions { shell } => commands::completions::run(shell),
+        Command::Confirm(arguments) => commands::confirm::run(&session()?, arguments).await,
+        Command::Dev(arguments) => dev::run(arguments, output).await,
+        Command::Server(command) => match command {
+            ServerCommand::Init(arguments) => server::init(&output, arguments).await,
+            ServerCommand::Join(arguments) => server::join(&output, global.no_input, arguments).await,
+            ServerCommand::Run(arguments) => server::run(arguments).await,
+            ServerCommand::Invite(arguments) => commands::invite::run(&session()?, arguments).await,
+            ServerCommand::Openapi => commands::openapi::run(),
+        },
+        Command::Node(command) => match command {
+            NodeCommand::Join(arguments) => agents::node::join(arguments, &global, output).await,
+            NodeCommand::Run(arguments) => agents::node::run(arguments).await,
+            NodeCommand::Status(arguments) => agents::node::status(arguments, output).await,
+            NodeCommand::Wipe(arguments) => agents::node::wipe(arguments, output).await,
+            NodeCommand::List => commands::node::list(&session()?).await,
+            NodeCommand::Drain { node } => commands::node::drain(&session()?, &node).await,
+            NodeCommand::Activate { node } => commands::node::activate(&session()?, &node).await,
+        },
+        Command::Edge(command) => match command {
+            EdgeCommand::Join(arguments) => agents::edge::join(arguments, &global, output).await,
+            EdgeCommand::Run(arguments) => agents::edge::run(arguments).await,
+            EdgeCommand::Status(arguments) => agents::edge::status(arguments, output).await,
+            EdgeCommand::List => commands::edge::list(&session()?).await,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

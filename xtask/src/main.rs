@@ -24,7 +24,7 @@ Usage: cargo xtask COMMAND
   ci                         test, then demo: what .ci/run runs
   bench                      lists the benchmarks
   assets                     builds what microVMs boot from: kernel, init, and the demo's web app
-  openapi [--check]          writes docs/openapi.json from the code, or checks that it is current
+  openapi [--check]          writes docs/reference/openapi.json from the code, or checks that it is current
   fuzz [TARGET] [--seconds N] [--seed N]
                              runs one fuzz target, or all of them in turn
   packages                   installs the Debian packages that the above need

@@ -3,14 +3,14 @@
 use crate::step::Failure;
 use crate::workspace::{cargo, root};
 
-/// Writes `docs/openapi.json`, or with `--check` compares it.
+/// Writes `docs/reference/openapi.json`, or with `--check` compares it.
 pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
     let check = match arguments {
         [] => false,
         [flag] if flag == "--check" => true,
         _ => return Err(Failure("usage: cargo xtask openapi [--check]".into())),
     };
-    let path = root().join("docs/openapi.json");
+    let path = root().join("docs/reference/openapi.json");
     let generated = generate()?;
     if check {
         let current = std::fs::read(&path).unwrap_or_default();

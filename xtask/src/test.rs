@@ -22,7 +22,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
         step::run(cargo(&docs).env("RUSTDOCFLAGS", "--deny warnings"))
     })?;
     workspace::build_programs()?;
-    step("check docs/openapi.json", || openapi::run(&["--check".to_owned()]))?;
+    step("check docs/reference/openapi.json", || openapi::run(&["--check".to_owned()]))?;
     step("test", || step::run(&mut tests(arguments)))?;
     step("fuzz", || fuzz::all(FUZZ_SECONDS, fuzz::SEED_DEFAULT))
 }

@@ -1,0 +1,292 @@
+//! The command lines of people who run the cluster.
+
+use clap::{Args, Subcommand, ValueEnum};
+use holdfast_model::resource::EnrolmentKind;
+use holdfast_model::{AgentName, Revision};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// `holdfast server …`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ServerCommand {
+    /// Make a new cluster and its CA; prints the operator's token, once.
+    #[command(after_help = "\
+Example:
+  holdfast server init --data-dir /var/lib/holdfast --name alpha --api-addr 10.0.0.1:7443 --raft-addr 10.0.0.1:7444
+  holdfast server run --data-dir /var/lib/holdfast")]
+    Init(ServerInit),
+    /// Join a cluster as a further member, with a one-time secret from `holdfast server invite`.
+    Join(ServerJoin),
+    /// Run a member that was made by init or join.
+    Run(ServerRun),
+    /// Make a one-time secret with which a member, node or edge joins.
+    #[command(after_help = "\
+Example:
+  holdfast server invite node --out node.secret
+  holdfast node join --data-dir /var/lib/holdfast-node --name n1 --server https://10.0.0.1:7443 --ca-pin … --secret-file node.secret")]
+    Invite(Invite),
+    /// Print the API's OpenAPI document.
+    Openapi,
+}
+
+/// `holdfast server init`.
+#[derive(Debug, Args)]
+pub(crate) struct ServerInit {
+    /// The member's own folder; made if it is missing.
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) data_dir: PathBuf,
+    /// The member's name, unique among members.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: AgentName,
+    /// Where people and agents reach this member, host:port.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) api_addr: String,
+    /// Where other members reach this member, host:port.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) raft_addr: String,
+    /// Write the operator's token to this file (0600) instead of printing it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+}
+
+/// `holdfast server join`.
+#[derive(Debug, Args)]
+pub(crate) struct ServerJoin {
+    /// The member's own folder; made if it is missing.
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) data_dir: PathBuf,
+    /// The member's name, unique among members.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: AgentName,
+    /// Where people and agents reach this member, host:port.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) api_addr: String,
+    /// Where other members reach this member, host:port.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) raft_addr: String,
+    #[command(flatten)]
+    pub(crate) join: Join,
+}
+
+/// How a joiner finds and checks the cluster.
+#[derive(Debug, Args)]
+pub(crate) struct Join {
+    /// A member's address, as in https://10.0.0.1:7443; may be given several times.
+    #[arg(long, required = true, value_name = "URL")]
+    pub(crate) server: Vec<String>,
+    /// SHA-256 of the cluster's CA certificate, in hexadecimal: `holdfast server invite` printed it.
+    #[arg(long, value_name = "HEX")]
+    pub(crate) ca_pin: String,
+    /// Read the one-time secret from this file instead of standard input.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) secret_file: Option<PathBuf>,
+}
+
+/// `holdfast server run`.
+#[derive(Debug, Args)]
+pub(crate) struct ServerRun {
+    /// The member's own folder.
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) data_dir: PathBuf,
+}
+
+/// `holdfast server invite`.
+#[derive(Debug, Args)]
+pub(crate) struct Invite {
+    /// As what.
+    #[arg(value_enum)]
+    pub(crate) kind: InviteKind,
+    /// How long the secret is valid; a day at most.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub(crate) ttl: Option<Duration>,
+    /// Write the secret to this file (0600) instead of printing it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+/// What an invitation lets somebody join as.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum InviteKind {
+    /// A control-plane member.
+    Member,
+    /// A host of microVMs.
+    Node,
+    /// A host that routes public traffic.
+    Edge,
+}
+
+impl From<InviteKind> for EnrolmentKind {
+    fn from(kind: InviteKind) -> Self {
+        match kind {
+            InviteKind::Member => Self::Member,
+            InviteKind::Node => Self::Node,
+            InviteKind::Edge => Self::Edge,
+        }
+    }
+}
+
+/// `holdfast node …`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeCommand {
+    /// Join the cluster, with a one-time secret.
+    Join(NodeJoin),
+    /// Run the agent.
+    Run(NodeRun),
+    /// Show what the agent on this host runs, from its own disk.
+    Status(AgentFolder),
+    /// End every microVM of this host and remove its network devices; the agent must not run.
+    Wipe(AgentFolder),
+    /// List the cluster's nodes.
+    List,
+    /// Move a node's instances away and place none on it.
+    Drain {
+        /// Its name or id.
+        node: String,
+    },
+    /// Take a drained node back into use.
+    Activate {
+        /// Its name or id.
+        node: String,
+    },
+}
+
+/// `holdfast node join`.
+#[derive(Debug, Args)]
+pub(crate) struct NodeJoin {
+    /// The agent's own folder; made if it is missing.
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) data_dir: PathBuf,
+    /// The node's name, unique among nodes.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: AgentName,
+    /// Memory for instances in MiB, instead of what this host has to spare.
+    #[arg(long, value_name = "MIB")]
+    pub(crate) memory_mib: Option<u64>,
+    /// CPU for instances in thousandths, instead of what this host has.
+    #[arg(long, value_name = "N")]
+    pub(crate) cpu_milli: Option<u64>,
+    #[command(flatten)]
+    pub(crate) join: Join,
+}
+
+/// `holdfast node run`.
+#[derive(Debug, Args)]
+pub(crate) struct NodeRun {
+    /// The agent's own folder.
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) data_dir: PathBuf,
+    /// The folder with the guest's kernel and init.
+    #[arg(long, value_name = "FOLDER", env = "HOLDFAST_ASSETS")]
+    pub(crate) assets: Option<PathBuf>,
+    /// Memory for instances in MiB, instead of what this host has to spare.
+    #[arg(long, value_name = "MIB")]
+    pub(crate) memory_mib: Option<u64>,
+    /// CPU for instances in thousandths, instead of what this host has.
+    #[arg(long, value_name = "N")]
+    pub(crate) cpu_milli: Option<u64>,
+}
+
+/// An agent's folder.
+#[derive(Debug, Args)]
+pub(crate) struct AgentFolder {
+    /// The agent's own folder.
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) data_dir: PathBuf,
+}
+
+/// `holdfast edge …`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum EdgeCommand {
+    /// Join the cluster, with a one-time secret.
+    Join(EdgeJoin),
+    /// Run the agent.
+    Run(EdgeRun),
+    /// Show what the agent on this host routes.
+    Status(AgentFolder),
+    /// List the cluster's edges.
+    List,
+}
+
+/// `holdfast edge join`.
+#[derive(Debug, Args)]
+pub(crate) struct EdgeJoin {
+    /// The agent's own folder; made if it is missing.
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) data_dir: PathBuf,
+    /// The edge's name, unique among edges.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: AgentName,
+    #[command(flatten)]
+    pub(crate) join: Join,
+}
+
+/// `holdfast edge run`.
+#[derive(Debug, Args)]
+pub(crate) struct EdgeRun {
+    /// The agent's own folder.
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) data_dir: PathBuf,
+    /// An address to listen on; every address when nothing is said.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) listen: Vec<IpAddr>,
+}
+
+/// `holdfast confirm`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+An agent holds back an update that would remove more than half of what it has, until somebody confirms it.
+`holdfast status` shows what is held, and at which revision.
+
+Example:
+  holdfast confirm node n1 --through 4211")]
+pub(crate) struct Confirm {
+    /// What kind of agent.
+    #[arg(value_enum)]
+    pub(crate) kind: AgentKind,
+    /// Its name or id.
+    pub(crate) agent: String,
+    /// Confirm updates up to this revision; the held one's when nothing is said.
+    #[arg(long, value_name = "REVISION")]
+    pub(crate) through: Option<Revision>,
+}
+
+/// A kind of agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AgentKind {
+    /// A host of microVMs.
+    Node,
+    /// A host that routes public traffic.
+    Edge,
+}
+
+/// `holdfast dev`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+The first run makes the cluster; later runs start it again from the same folder. Ctrl-C stops everything.
+What runs is written to FOLDER/dev.json. In another terminal:
+  export HOLDFAST_CONTEXT=.holdfast-dev/context.json
+  holdfast status")]
+pub(crate) struct Dev {
+    /// Where the cluster lives.
+    #[arg(long, value_name = "FOLDER", default_value = ".holdfast-dev")]
+    pub(crate) data_dir: PathBuf,
+    /// The folder with the guest's kernel and init.
+    #[arg(long, value_name = "FOLDER", env = "HOLDFAST_ASSETS")]
+    pub(crate) assets: Option<PathBuf>,
+    /// How many control-plane members, when the cluster is made.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=5))]
+    pub(crate) servers: u8,
+    /// First of the ports that members use, when the cluster is made; free ones when nothing is said.
+    #[arg(long, value_name = "PORT")]
+    pub(crate) base_port: Option<u16>,
+    /// Run no node: nothing can be deployed.
+    #[arg(long)]
+    pub(crate) no_node: bool,
+    /// Run no edge: nothing can be reached.
+    #[arg(long)]
+    pub(crate) no_edge: bool,
+    /// An address that the edge listens on; loopback when nothing is said.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) listen: Vec<IpAddr>,
+}

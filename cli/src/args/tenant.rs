@@ -1,0 +1,301 @@
+//! The command lines of people who deploy.
+
+use clap::{Args, Subcommand, ValueEnum};
+use holdfast_model::{AgentName, AppName, EnvName, Hostname, OrgName, PortName, ProcessName, Role, Scope};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How long a deploy or scale is watched when nothing else is said: longer than a roll-out may take.
+const WAIT_DEFAULT: &str = "11m";
+
+/// `holdfast login`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  holdfast login --server https://10.0.0.1:7443 --ca-file ca.pem --token-file token
+  pass holdfast | holdfast login --server https://10.0.0.1:7443 --ca-pin 6c1f…
+The pin is the SHA-256 of the cluster's CA certificate: `holdfast server init` printed it.")]
+pub(crate) struct Login {
+    /// A member's address; may be given several times, to fail over to.
+    #[arg(long, required = true, value_name = "URL")]
+    pub(crate) server: Vec<String>,
+    /// Read the token from this file instead of standard input.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// The cluster's CA certificate (PEM).
+    #[arg(long, value_name = "FILE", required_unless_present = "ca_pin", conflicts_with = "ca_pin")]
+    pub(crate) ca_file: Option<PathBuf>,
+    /// The CA certificate's SHA-256; the certificate itself is fetched and checked against it.
+    #[arg(long, value_name = "HEX")]
+    pub(crate) ca_pin: Option<String>,
+}
+
+/// `holdfast org …`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum OrgCommand {
+    /// Make an org.
+    Create {
+        /// Its name, unique in the cluster.
+        name: OrgName,
+    },
+    /// List orgs.
+    List,
+}
+
+/// `holdfast app …`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum AppCommand {
+    /// Make an app in the org.
+    Create {
+        /// Its name, unique in the org.
+        name: AppName,
+    },
+    /// List the org's apps.
+    List,
+    /// Delete an app with everything in it.
+    Delete {
+        /// Which, by name or id.
+        app: String,
+    },
+}
+
+/// `holdfast env …`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum EnvCommand {
+    /// Make an env of the app.
+    Create {
+        /// Its name, unique in the app.
+        name: EnvName,
+    },
+    /// List the app's envs.
+    List,
+}
+
+/// Whether to watch what was started.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Wait {
+    /// Watch until it is done (the default).
+    #[arg(long, overrides_with = "no_wait")]
+    pub(crate) wait: bool,
+    /// Return as soon as it is accepted.
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+    /// Give up watching after this long; what was started goes on.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = WAIT_DEFAULT)]
+    pub(crate) wait_timeout: Duration,
+}
+
+/// `holdfast deploy`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  holdfast deploy --app shop --env prod
+  holdfast deploy --image registry.example/shop@sha256:… --scale web=3
+A tag is resolved to a digest once, here: what is tested is what runs.")]
+pub(crate) struct Deploy {
+    /// The manifest.
+    #[arg(long, short, value_name = "FILE", default_value = "holdfast.toml")]
+    pub(crate) file: PathBuf,
+    /// The image, instead of the manifest's.
+    #[arg(long, value_name = "REFERENCE")]
+    pub(crate) image: Option<String>,
+    /// How many instances of a process, as in web=3.
+    #[arg(long = "scale", value_name = "PROCESS=N", value_parser = count)]
+    pub(crate) counts: Vec<(ProcessName, u32)>,
+    #[command(flatten)]
+    pub(crate) wait: Wait,
+}
+
+/// `holdfast scale`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  holdfast scale --app shop --env prod web=3 worker=1")]
+pub(crate) struct Scale {
+    /// How many instances of a process.
+    #[arg(required = true, value_name = "PROCESS=N", value_parser = count)]
+    pub(crate) counts: Vec<(ProcessName, u32)>,
+    #[command(flatten)]
+    pub(crate) wait: Wait,
+}
+
+/// Parses `web=3`.
+fn count(text: &str) -> Result<(ProcessName, u32), String> {
+    let (process, number) = text.split_once('=').ok_or("expected a process and a number, as in web=3")?;
+    let process = process.parse::<ProcessName>().map_err(|e| e.to_string())?;
+    let number = number.parse().map_err(|_| format!("«{number}» is not a whole number"))?;
+    Ok((process, number))
+}
+
+/// `holdfast route …`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum RouteCommand {
+    /// Lead a hostname or a port to a process.
+    #[command(after_help = "\
+Examples:
+  holdfast route add shop.example --process web --port https
+  holdfast route add --tcp --listen 5432 --process db --port postgres
+TLS is passed through by its server name and never terminated: the process holds the certificate.")]
+    Add(RouteAdd),
+    /// List the env's routes.
+    List,
+    /// Remove a route.
+    Remove {
+        /// Its hostname or its id.
+        route: String,
+    },
+}
+
+/// `holdfast route add`.
+#[derive(Debug, Args)]
+pub(crate) struct RouteAdd {
+    /// The name that clients ask for.
+    #[arg(required_unless_present = "tcp", conflicts_with = "tcp")]
+    pub(crate) hostname: Option<Hostname>,
+    /// Take every TCP connection to the port, whatever it speaks.
+    #[arg(long, requires = "listen")]
+    pub(crate) tcp: bool,
+    /// The edge's port (443 for TLS when nothing is said).
+    #[arg(long, value_name = "PORT")]
+    pub(crate) listen: Option<u16>,
+    /// The process that it leads to.
+    #[arg(long, value_name = "PROCESS", default_value = "web")]
+    pub(crate) process: ProcessName,
+    /// The process's port, by the name in the manifest.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) port: PortName,
+    /// Tell the process each client's address by a PROXY v2 header, which it must expect.
+    #[arg(long)]
+    pub(crate) proxy_protocol_v2: bool,
+}
+
+/// `holdfast instances`.
+#[derive(Debug, Args)]
+pub(crate) struct Instances {
+    /// Include those that have ended.
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+/// A plain list.
+#[derive(Debug, Args)]
+pub(crate) struct Listing {
+    /// The newest so many.
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub(crate) limit: usize,
+}
+
+/// `holdfast logs`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  holdfast logs --app shop --env prod --follow
+  holdfast logs --instance inst_01k… --since 10m")]
+pub(crate) struct Logs {
+    /// Go on printing what is written.
+    #[arg(long, short)]
+    pub(crate) follow: bool,
+    /// Only lines younger than this.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub(crate) since: Option<Duration>,
+    /// Only of this instance.
+    #[arg(long, value_name = "INSTANCE")]
+    pub(crate) instance: Option<String>,
+    /// The last so many lines of each instance.
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    pub(crate) lines: u32,
+}
+
+/// `holdfast events`.
+#[derive(Debug, Args)]
+pub(crate) struct Events {
+    /// Go on printing what happens.
+    #[arg(long, short)]
+    pub(crate) follow: bool,
+    /// Only what came after this revision; the last `limit` when nothing is said.
+    #[arg(long, value_name = "REVISION")]
+    pub(crate) after: Option<u64>,
+    /// The last so many.
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    pub(crate) limit: usize,
+}
+
+/// `holdfast token …`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Make a token; it is shown once.
+    #[command(after_help = token_help())]
+    Create(TokenCreate),
+    /// List tokens.
+    List,
+    /// End a token at once.
+    Revoke {
+        /// Its id.
+        token: holdfast_model::TokenId,
+    },
+}
+
+fn token_help() -> String {
+    let scopes: Vec<_> = Scope::ALL.iter().map(|s| s.as_str()).collect();
+    format!(
+        "Examples:\n  holdfast token create ci --role developer --ttl 30d\n  holdfast token create watch --scope cluster:read --operator\n\nScopes:\n  {}",
+        scopes.join("\n  ")
+    )
+}
+
+/// `holdfast token create`.
+#[derive(Debug, Args)]
+pub(crate) struct TokenCreate {
+    /// What people call it.
+    pub(crate) name: AgentName,
+    /// What it may do within the org.
+    #[arg(long, value_enum)]
+    pub(crate) role: Option<RoleArg>,
+    /// A scope beside the role's; may be given several times.
+    #[arg(long = "scope", value_name = "SCOPE")]
+    pub(crate) scopes: Vec<Scope>,
+    /// Bind it to no org: for those who run the cluster.
+    #[arg(long)]
+    pub(crate) operator: bool,
+    /// How long it is valid.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "30d")]
+    pub(crate) ttl: Duration,
+    /// Write the token to this file (0600) instead of printing it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+/// A role, on a command line.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum RoleArg {
+    /// Everything within the org.
+    Owner,
+    /// Everything but granting access.
+    Admin,
+    /// Builds and deploys; no secret material, no exec.
+    Developer,
+    /// Looks, and changes nothing.
+    Viewer,
+}
+
+impl From<RoleArg> for Role {
+    fn from(role: RoleArg) -> Self {
+        match role {
+            RoleArg::Owner => Self::Owner,
+            RoleArg::Admin => Self::Admin,
+            RoleArg::Developer => Self::Developer,
+            RoleArg::Viewer => Self::Viewer,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_parsed_or_answered() {
+        assert_eq!(count("web=3").unwrap(), ("web".parse().unwrap(), 3));
+        for bad in ["web", "web=", "web=-1", "=3", "Web=3", "web=3.5"] {
+            assert!(count(bad).is_err(), "{bad}");
+        }
+    }
+}
