@@ -1,11 +1,46 @@
 //! The replicated log: openraft over mTLS and redb, membership, linearizable reads.
+//!
+//! [`Consensus`] is a member of the control plane's Raft group. It takes proposals and reads on any member, and feeds
+//! committed proposals to `holdfast_store`, which alone knows what they mean. This crate never looks into a command but
+//! for [`VerifyDigest`](holdfast_model::Command::VerifyDigest), never invents an outcome, and never answers before what
+//! it says is durable.
+//!
+//! - **I1** Members compare digests of their states; one that differs from a majority stops ([`Fault::Diverged`]).
+//! - **I2** An entry or a vote is acknowledged after its fsync and not before ([`log_store`]); a member that lost its disk
+//!   does not start as itself ([`member_identity`]).
+//! - **I3** [`Consensus::linearize`] returns only once this member has everything that was acknowledged before.
+//! - **I4** A proposal may be sent again, because the state machine knows what it has carried out.
+//! - **I14** No byte from a peer can panic this process ([`transport`]).
 
-pub mod log_record;
+mod config;
+#[cfg(test)]
+mod conformance_tests;
+mod consensus;
+mod divergence;
+mod error;
+mod health;
+mod log_record;
 pub mod log_store;
 mod log_view;
 mod log_writer;
 pub mod member_identity;
+mod membership;
+mod network;
 mod raft_meta;
+mod reads;
+mod service;
 pub mod snapshot_file;
+mod start;
+pub mod state_machine;
 pub mod transport;
 pub mod types;
+
+pub use config::{Compaction, ConsensusConfig, Timing};
+pub use consensus::{Consensus, MemberState, RaftStatus};
+pub use error::{ConsensusError, StartError};
+pub use health::Fault;
+pub use log_record::RecordError;
+pub use member_identity::MemberIdentity;
+pub use service::AppHandler;
+pub use transport::RaftTls;
+pub use types::MemberNode;

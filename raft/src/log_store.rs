@@ -12,7 +12,8 @@ use std::io;
 use std::ops::{Bound, Range, RangeBounds};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::JoinHandle;
 
 use futures::Stream;
 use openraft::entry::RaftEntry;
@@ -130,7 +131,9 @@ pub struct LogStore {
 
 struct Inner {
     database: Arc<Database>,
-    queue: mpsc::Sender<WriteRequest>,
+    /// Gone only while the log is being closed.
+    queue: Option<mpsc::Sender<WriteRequest>>,
+    writer: Option<JoinHandle<()>>,
     state: Arc<WriterState>,
     /// Entries below this index may be purged.
     purgeable_next: AtomicU64,
@@ -185,12 +188,13 @@ impl LogStore {
             failure: std::sync::OnceLock::new(),
             commits: AtomicU64::new(0),
         });
-        let (queue, _thread) = log_writer::spawn(database.clone(), state.clone(), recovered.purge_backlog)
+        let (queue, writer) = log_writer::spawn(database.clone(), state.clone(), recovered.purge_backlog)
             .map_err(LogStoreError::Thread)?;
         Ok(LogStore {
             inner: Arc::new(Inner {
                 database,
-                queue,
+                queue: Some(queue),
+                writer: Some(writer),
                 state,
                 purgeable_next: AtomicU64::new(u64::MAX),
                 identity: recovered.identity,
@@ -203,10 +207,20 @@ impl LogStore {
         self.inner.identity.as_ref()
     }
 
+    /// Whether nothing was ever voted or stored here.
+    pub(crate) fn is_unused(&self) -> bool {
+        self.view().is_ok_and(|view| view.vote.is_none() && view.last.is_none())
+    }
+
     /// From now on refuses to purge an entry at or after `next_index`: the state machine holds those before it on stable
     /// storage. Without a call any purge is allowed, as in a log that has no state machine.
     pub fn allow_purge_below(&self, next_index: u64) {
         self.inner.purgeable_next.store(next_index, Ordering::Release);
+    }
+
+    /// As [`LogStore::allow_purge_below`], but never takes back what was allowed already.
+    pub(crate) fn allow_purge_below_at_least(&self, next_index: u64) {
+        self.inner.purgeable_next.fetch_max(next_index, Ordering::AcqRel);
     }
 
     /// The first error of the writer, once there was one. The member must not serve then.
@@ -224,11 +238,6 @@ impl LogStore {
         self.ask(|done| WriteRequest::Flush { done }).await
     }
 
-    /// A handle that tells whether the file is still open.
-    pub(crate) fn open_handle(&self) -> Weak<Database> {
-        Arc::downgrade(&self.inner.database)
-    }
-
     fn view(&self) -> io::Result<MutexGuard<'_, LogView>> {
         self.inner.state.view.lock().map_err(|_| io::Error::other("a thread panicked while it held the log's view"))
     }
@@ -238,7 +247,8 @@ impl LogStore {
     }
 
     async fn send(&self, request: WriteRequest) -> io::Result<()> {
-        self.inner.queue.send(request).await.map_err(|_| self.stopped().into())
+        let Some(queue) = &self.inner.queue else { return Err(self.stopped().into()) };
+        queue.send(request).await.map_err(|_| self.stopped().into())
     }
 
     async fn ask(&self, request: impl FnOnce(oneshot::Sender<io::Result<()>>) -> WriteRequest) -> io::Result<()> {
@@ -299,6 +309,18 @@ impl LogStore {
         let never_purged = view.purged.is_none();
         drop(view);
         Ok(never_purged && table.first()?.is_none_or(|(first, _)| index < first.value()))
+    }
+}
+
+impl Drop for Inner {
+    /// Waits until everything that was asked for is stored and the file is closed, so that it can be opened again.
+    fn drop(&mut self) {
+        self.queue = None;
+        if let Some(writer) = self.writer.take()
+            && writer.join().is_err()
+        {
+            tracing::error!("the writer thread of the raft log panicked");
+        }
     }
 }
 

@@ -108,7 +108,8 @@ impl LogView {
         }
     }
 
-    /// Forgets every entry at and after `from`. `last` is what the last entry then is.
+    /// Forgets every entry at and after `from`. `last` is what the last entry then is;
+    /// nothing changes when the log ends before that.
     pub(crate) fn truncate(&mut self, from: u64, last: Option<LogId>) {
         while self.tail.back().is_some_and(|back| back.index() >= from) {
             if let Some(back) = self.tail.pop_back() {
@@ -116,7 +117,9 @@ impl LogView {
             }
         }
         self.durable_next = self.durable_next.min(from);
-        self.last = last;
+        if from < self.next_index() {
+            self.last = last;
+        }
     }
 
     /// Forgets every entry up to `upto`, inclusive.

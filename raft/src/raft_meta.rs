@@ -17,8 +17,9 @@ pub(crate) struct RaftMeta {
     pub(crate) last_applied: Option<LogId>,
     /// The last membership that was applied.
     pub(crate) membership: StoredMembership,
-    /// The highest member id that was ever in a membership. Ids up to it are never given to a new member.
-    pub(crate) highest_member: u64,
+    /// Members that were removed. Their ids are never given to another one: a member that comes back with the id and
+    /// without the vote of an earlier one could make two quorums.
+    pub(crate) former_members: BTreeSet<u64>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -27,7 +28,7 @@ struct Stored {
     membership_at: Option<StoredLogId>,
     configs: Vec<BTreeSet<u64>>,
     nodes: BTreeMap<u64, MemberNode>,
-    highest_member: u64,
+    former_members: BTreeSet<u64>,
 }
 
 #[derive(Clone, Copy, Serialize, Deserialize)]
@@ -62,7 +63,7 @@ impl RaftMeta {
             membership_at: self.membership.log_id().as_ref().map(StoredLogId::from),
             configs: membership.get_joint_config().clone(),
             nodes: membership.nodes().map(|(id, node)| (*id, node.clone())).collect(),
-            highest_member: self.highest_member,
+            former_members: self.former_members.clone(),
         };
         log_record::encode(PLACE, &stored)
     }
@@ -79,14 +80,14 @@ impl RaftMeta {
         Ok(RaftMeta {
             last_applied: stored.last_applied.map(LogId::from),
             membership: StoredMembership::new(stored.membership_at.map(LogId::from), membership),
-            highest_member: stored.highest_member,
+            former_members: stored.former_members,
         })
     }
 
     /// Takes a membership over.
     pub(crate) fn set_membership(&mut self, at: LogId, membership: Membership) {
-        let highest = membership.nodes().map(|(id, _)| *id).max().unwrap_or(0);
-        self.highest_member = self.highest_member.max(highest);
+        let gone = self.membership.nodes().map(|(id, _)| *id).filter(|id| membership.get_node(id).is_none());
+        self.former_members.extend(gone);
         self.membership = StoredMembership::new(Some(at), membership);
     }
 

@@ -189,6 +189,16 @@ impl SnapshotFolder {
         Ok(SnapshotFile { path, ..file })
     }
 
+    /// Makes sure that a snapshot lies in this folder, and is the only one.
+    pub(crate) fn keep(&self, file: SnapshotFile) -> Result<SnapshotFile, SnapshotFileError> {
+        if file.path.parent() == Some(self.path.as_path()) {
+            return Ok(file);
+        }
+        let staged = self.path.join(BUILDING);
+        at(&staged, fs::copy(&file.path, &staged).and_then(|_| File::open(&staged)?.sync_all()))?;
+        self.adopt(&staged)
+    }
+
     /// Starts or resumes receiving the snapshot with this digest.
     pub(crate) fn receive(&self, digest: [u8; 32], bytes: u64) -> Result<Receiving, SnapshotFileError> {
         let name = format!("{}{PART_SUFFIX}", hex(&digest));

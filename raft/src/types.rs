@@ -1,12 +1,12 @@
 //! What the log carries and how openraft is told about it.
 //!
 //! Members are plain numbers here, because openraft asks more of an id type than `model` should have to promise;
-//! [`MemberId`] is turned into a number at this crate's border and nowhere else.
+//! `MemberId` is turned into a number at this crate's border and nowhere else.
 
 use std::fmt;
 
 use bytes::Bytes;
-use holdfast_model::{MemberId, Outcome, Proposal};
+use holdfast_model::{Outcome, Proposal};
 use serde::{Deserialize, Serialize};
 
 /// Where a member can be reached. It is part of the membership entry in the log, so every member knows it.
@@ -112,8 +112,3 @@ pub type Membership = openraft::Membership<u64, MemberNode>;
 pub type SnapshotMeta = openraft::type_config::alias::SnapshotMetaOf<TypeConfig>;
 /// The id of a leader: term and member.
 pub type LeaderId = openraft::type_config::alias::LeaderIdOf<TypeConfig>;
-
-/// The number under which openraft knows a member.
-pub(crate) fn raw(id: MemberId) -> u64 {
-    id.0
-}

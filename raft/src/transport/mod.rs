@@ -13,6 +13,8 @@ pub(crate) mod link;
 pub(crate) mod message;
 pub(crate) mod server;
 
+pub use link::RaftTls;
+
 use tokio_util::codec::LengthDelimitedCodec;
 
 /// The version of the protocol that this build speaks. The handshake refuses a peer that cannot speak it too.

@@ -1,0 +1,175 @@
+//! Changes of the membership, as the leader makes them. Each is safe to ask for again, and none is begun while the one
+//! before is under way: openraft refuses that, and the caller waits a little and asks again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use openraft::ChangeMembers;
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
+use rand::RngExt;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::service::MemberRaft;
+use crate::transport::message::{AdminRequest, Refusal};
+use crate::types::{MemberNode, Membership};
+
+/// How long one change may take, waiting for the one before it included.
+pub(crate) const CHANGE_DEADLINE: Duration = Duration::from_secs(30);
+/// Entries that a learner may be behind when it becomes a voter: what a LAN replicates in an instant.
+const PROMOTE_LAG_ENTRIES_MAX: u64 = 1000;
+/// How long a transfer of the leadership may take.
+const TRANSFER_DEADLINE: Duration = Duration::from_secs(5);
+/// About how long to wait before looking again.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// Voters that a cluster may have: more make every write slower and no cluster safer.
+pub(crate) const VOTERS_MAX: usize = 7;
+
+type Change = ChangeMembers<u64, MemberNode>;
+
+/// Makes a change on this member, which must lead.
+pub(crate) async fn change(
+    raft: &MemberRaft,
+    former: &BTreeSet<u64>,
+    request: AdminRequest,
+) -> Result<(), Refusal> {
+    let until = Instant::now() + CHANGE_DEADLINE;
+    let membership = current(raft);
+    let voters: BTreeSet<u64> = membership.voter_ids().collect();
+    let only = |id: u64| BTreeSet::from([id]);
+    match request {
+        AdminRequest::AddLearner { id, node } => match membership.get_node(&id) {
+            Some(known) if *known == node => Ok(()),
+            Some(_) => Err(Refusal::Invalid(format!(
+                "member {id} has other addresses in the cluster; remove it and join again under a new id"
+            ))),
+            None if former.contains(&id) => Err(Refusal::Invalid(format!(
+                "member {id} was removed from the cluster, and ids are never used again; join under a new id"
+            ))),
+            None => apply(raft, ChangeMembers::AddNodes(BTreeMap::from([(id, node)])), false, until).await,
+        },
+        AdminRequest::Promote { id } if voters.contains(&id) => Ok(()),
+        AdminRequest::Promote { id } => {
+            known(&membership, id)?;
+            if voters.len() >= VOTERS_MAX {
+                return Err(Refusal::Invalid(format!("the cluster has {VOTERS_MAX} voters already; demote one first")));
+            }
+            caught_up(raft, id, until).await?;
+            apply(raft, ChangeMembers::AddVoterIds(only(id)), true, until).await
+        }
+        AdminRequest::Demote { id } => {
+            known(&membership, id)?;
+            if !voters.contains(&id) {
+                return Ok(());
+            }
+            keep_a_voter(&voters, id)?;
+            apply(raft, ChangeMembers::RemoveVoters(only(id)), true, until).await
+        }
+        AdminRequest::Remove { id } if membership.get_node(&id).is_none() => Ok(()),
+        AdminRequest::Remove { id } => {
+            if voters.contains(&id) {
+                keep_a_voter(&voters, id)?;
+                apply(raft, ChangeMembers::RemoveVoters(only(id)), false, until).await
+            } else {
+                apply(raft, ChangeMembers::RemoveNodes(only(id)), false, until).await
+            }
+        }
+        AdminRequest::TransferLeader { to } => transfer(raft, &voters, to).await,
+    }
+}
+
+/// The newest membership that this member knows.
+pub(crate) fn current(raft: &MemberRaft) -> Membership {
+    raft.metrics().borrow_watched().membership_config.membership().clone()
+}
+
+fn known(membership: &Membership, id: u64) -> Result<(), Refusal> {
+    match membership.get_node(&id) {
+        Some(_) => Ok(()),
+        None => Err(Refusal::Invalid(format!("member {id} is not in the cluster; add it first"))),
+    }
+}
+
+fn keep_a_voter(voters: &BTreeSet<u64>, id: u64) -> Result<(), Refusal> {
+    if voters.len() == 1 && voters.contains(&id) {
+        return Err(Refusal::Invalid(format!("member {id} is the last voter; promote another one first")));
+    }
+    Ok(())
+}
+
+/// Asks openraft for a change until it is made, is refused for good, or time is up.
+async fn apply(raft: &MemberRaft, change: Change, retain: bool, until: Instant) -> Result<(), Refusal> {
+    loop {
+        let attempt = timeout_at(until, raft.change_membership(change.clone(), retain)).await;
+        let Ok(result) = attempt else {
+            return Err(Refusal::Unknown("the change of the membership took too long".to_owned()));
+        };
+        match result {
+            Ok(_) => return Ok(()),
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
+                return Err(Refusal::NotLeader { leader: forward.leader_id });
+            }
+            Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(
+                ChangeMembershipError::InProgress(_) | ChangeMembershipError::UncommittedLeaderLog(_),
+            ))) if Instant::now() < until => pause().await,
+            Err(RaftError::APIError(ClientWriteError::LogEntryDiscarded(_))) => {
+                return Err(Refusal::Unknown("the leader changed".to_owned()));
+            }
+            Err(RaftError::APIError(error)) => return Err(Refusal::Invalid(error.to_string())),
+            Err(RaftError::Fatal(error)) => return Err(Refusal::Unknown(error.to_string())),
+        }
+    }
+}
+
+/// Waits until a learner has nearly the whole log: a voter that does not would only slow the majority down.
+async fn caught_up(raft: &MemberRaft, id: u64, until: Instant) -> Result<(), Refusal> {
+    loop {
+        let lag = {
+            let metrics = raft.metrics();
+            let metrics = metrics.borrow_watched();
+            let Some(replication) = &metrics.replication else {
+                return Err(Refusal::NotLeader { leader: metrics.current_leader });
+            };
+            let end = metrics.last_log_index.map_or(0, |last| last + 1);
+            let matched = replication.get(&id).and_then(|matched| matched.as_ref());
+            matched.map(|matched| end.saturating_sub(matched.index() + 1))
+        };
+        if lag.is_some_and(|lag| lag <= PROMOTE_LAG_ENTRIES_MAX) {
+            return Ok(());
+        }
+        if Instant::now() >= until {
+            let text = lag.map_or("was not reached yet".to_owned(), |lag| format!("is {lag} entries behind"));
+            return Err(Refusal::Unavailable(format!("member {id} {text}")));
+        }
+        pause().await;
+    }
+}
+
+async fn transfer(raft: &MemberRaft, voters: &BTreeSet<u64>, to: u64) -> Result<(), Refusal> {
+    if !voters.contains(&to) {
+        return Err(Refusal::Invalid(format!("member {to} is no voter; promote it first")));
+    }
+    let until = Instant::now() + TRANSFER_DEADLINE;
+    let leader = |raft: &MemberRaft| raft.metrics().borrow_watched().current_leader;
+    if !raft.is_leader() {
+        return Err(Refusal::NotLeader { leader: leader(raft) });
+    }
+    while leader(raft) != Some(to) {
+        if Instant::now() >= until {
+            return Err(Refusal::Unavailable(format!("member {to} did not take the leadership in time")));
+        }
+        // Safe to repeat: a member that leads already, or that does not lead any more, ignores it.
+        raft.trigger().transfer_leader(to).await.map_err(|error| Refusal::Unavailable(error.to_string()))?;
+        let pause_until = Instant::now() + Duration::from_millis(500);
+        while leader(raft) != Some(to) && Instant::now() < pause_until {
+            pause().await;
+        }
+    }
+    Ok(())
+}
+
+async fn pause() {
+    let pause = POLL_INTERVAL.mul_f64(rand::rng().random_range(0.5..1.5));
+    sleep(pause).await;
+}
+

@@ -1,0 +1,303 @@
+//! openraft's view of the transport: one network per member and purpose, each over a channel of its own.
+//!
+//! Nothing here decides anything. It turns a call into a frame, a missing answer into the error that makes openraft wait
+//! or retry as it should, and a snapshot file into chunks, one in memory at a time.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
+use openraft::network::{RPCOption, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use openraft::storage::Snapshot;
+use openraft::{OptionalSend, StorageError};
+
+use crate::snapshot_file::SnapshotFile;
+use crate::transport::channel::{CallError, Channel, LocalPeer};
+use crate::transport::link::Link;
+use crate::transport::message::{Purpose, Request, Response, SnapshotOffer};
+use crate::types::{MemberNode, TypeConfig, Vote};
+
+/// Bytes of a snapshot in one message.
+const SNAPSHOT_CHUNK_BYTES: usize = 1024 * 1024;
+/// How long one message of a snapshot may take.
+const SNAPSHOT_CHUNK_DEADLINE: Duration = Duration::from_secs(15);
+/// How long the other side may take to check and install a snapshot.
+const SNAPSHOT_INSTALL_DEADLINE: Duration = Duration::from_secs(600);
+/// How long connecting for a stream of entries may take before openraft is told.
+const STREAM_CONNECT_DEADLINE: Duration = Duration::from_secs(3);
+
+/// Every channel of this member, made when first needed.
+pub(crate) struct Channels {
+    link: Arc<dyn Link>,
+    local: LocalPeer,
+    open: Mutex<BTreeMap<(u64, Purpose), Arc<Channel>>>,
+}
+
+impl Channels {
+    pub(crate) fn new(link: Arc<dyn Link>, local: LocalPeer) -> Arc<Self> {
+        Arc::new(Channels { link, local, open: Mutex::new(BTreeMap::new()) })
+    }
+
+    /// The channel to a member at an address. A member that moved gets a new one.
+    pub(crate) fn to(&self, target: u64, address: &str, purpose: Purpose) -> Arc<Channel> {
+        let make = || Channel::new(self.link.clone(), self.local.clone(), target, address, purpose);
+        let Ok(mut open) = self.open.lock() else { return make() };
+        let channel = open.entry((target, purpose)).or_insert_with(make);
+        if channel.address() != address {
+            *channel = make();
+        }
+        channel.clone()
+    }
+
+    /// Forgets members that are none any more.
+    pub(crate) fn retain(&self, is_member: impl Fn(u64) -> bool) {
+        if let Ok(mut open) = self.open.lock() {
+            open.retain(|(target, _), _| is_member(*target));
+        }
+    }
+}
+
+/// Makes networks for openraft.
+pub(crate) struct NetworkFactory {
+    pub(crate) channels: Arc<Channels>,
+}
+
+impl NetworkFactory {
+    fn network(&self, target: u64, node: &MemberNode, log_purpose: Purpose) -> Network {
+        Network {
+            local: self.channels.local.member,
+            target,
+            control: self.channels.to(target, &node.raft_addr, Purpose::Control),
+            log: self.channels.to(target, &node.raft_addr, log_purpose),
+            snapshot: self.channels.to(target, &node.raft_addr, Purpose::Snapshot),
+        }
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
+    type Network = Network;
+
+    async fn new_client(&mut self, target: u64, node: &MemberNode) -> Network {
+        self.network(target, node, Purpose::Log)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: u64, node: &MemberNode) -> Network {
+        self.network(target, node, Purpose::Control)
+    }
+}
+
+/// The network to one member.
+pub(crate) struct Network {
+    local: u64,
+    target: u64,
+    control: Arc<Channel>,
+    log: Arc<Channel>,
+    snapshot: Arc<Channel>,
+}
+
+impl Network {
+    fn rpc_error(&self, action: RPCTypes, timeout: Duration, error: &CallError) -> RPCError<TypeConfig> {
+        match error {
+            CallError::Timeout { .. } => {
+                RPCError::Timeout(Timeout { action, id: self.local, target: self.target, timeout })
+            }
+            CallError::Broken { .. } | CallError::Frame { .. } => {
+                RPCError::Network(NetworkError::from_string(chain(error)))
+            }
+            CallError::Unreachable { .. } | CallError::BackingOff { .. } | CallError::Greeting { .. } => {
+                RPCError::Unreachable(Unreachable::from_string(chain(error)))
+            }
+        }
+    }
+
+    async fn ask(
+        &self,
+        channel: &Arc<Channel>,
+        action: RPCTypes,
+        request: Request,
+        option: &RPCOption,
+    ) -> Result<Response, RPCError<TypeConfig>> {
+        let deadline = option.soft_ttl();
+        match channel.call(request, deadline).await {
+            Ok(Response::Refused(refusal)) => Err(RPCError::Unreachable(Unreachable::from_string(refusal))),
+            Ok(response) => Ok(response),
+            Err(error) => Err(self.rpc_error(action, deadline, &error)),
+        }
+    }
+
+    async fn send_snapshot(&self, vote: Vote, file: SnapshotFile) -> Result<SnapshotResponse<TypeConfig>, SendError> {
+        let digest = file.digest;
+        let offer = SnapshotOffer { meta: file.meta.snapshot_meta(), bytes: file.bytes, digest };
+        let begin = self.snapshot.call(Request::SnapshotBegin(offer), SNAPSHOT_CHUNK_DEADLINE).await?;
+        let Response::SnapshotFrom { mut offset } = begin else { return Err(SendError::refused(begin)) };
+        while offset < file.bytes {
+            let chunk = read_chunk(file.clone(), offset).await.map_err(SendError::Read)?;
+            let length = chunk.len() as u64;
+            let request = Request::SnapshotChunk { digest, offset, data: chunk };
+            match self.snapshot.call(request, SNAPSHOT_CHUNK_DEADLINE).await? {
+                Response::Done => offset += length,
+                other => return Err(SendError::refused(other)),
+            }
+        }
+        match self.snapshot.call(Request::SnapshotEnd { digest, vote }, SNAPSHOT_INSTALL_DEADLINE).await? {
+            Response::SnapshotStored(stored) => Ok(stored),
+            other => Err(SendError::refused(other)),
+        }
+    }
+}
+
+/// Why a snapshot did not arrive.
+#[derive(Debug, thiserror::Error)]
+enum SendError {
+    #[error(transparent)]
+    Call(#[from] CallError),
+    #[error("the snapshot could not be read")]
+    Read(#[source] io::Error),
+    #[error("the snapshot was refused: {0}")]
+    Refused(String),
+}
+
+impl SendError {
+    fn refused(response: Response) -> Self {
+        match response {
+            Response::Refused(refusal) => SendError::Refused(refusal.to_string()),
+            _ => SendError::Refused("the answer is not one to a snapshot".to_owned()),
+        }
+    }
+}
+
+/// Reads one chunk off the runtime's threads.
+async fn read_chunk(file: SnapshotFile, offset: u64) -> io::Result<Bytes> {
+    let read = tokio::task::spawn_blocking(move || {
+        let mut source = File::open(&file.path)?;
+        source.seek(SeekFrom::Start(offset))?;
+        let length = (file.bytes - offset).min(SNAPSHOT_CHUNK_BYTES as u64) as usize;
+        let mut chunk = vec![0_u8; length];
+        source.read_exact(&mut chunk)?;
+        Ok(Bytes::from(chunk))
+    });
+    read.await.map_err(io::Error::other)?
+}
+
+fn wrong_answer() -> RPCError<TypeConfig> {
+    RPCError::Network(NetworkError::from_string("the answer is to another question"))
+}
+
+/// An error with everything that caused it, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+type AnswerStream<'s> =
+    futures::stream::BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>;
+
+impl RaftNetworkV2<TypeConfig> for Network {
+    type SnapshotData = SnapshotFile;
+
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
+        match self.ask(&self.log, RPCTypes::AppendEntries, Request::Append(rpc), &option).await? {
+            Response::Append(response) => Ok(response),
+            _ => Err(wrong_answer()),
+        }
+    }
+
+    /// Many requests under way on one ordered stream. openraft gives it the time of one heartbeat, which is meant for a
+    /// single answer; the channel has its own deadlines for a stream, which outlast a stall of the disk.
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        _option: RPCOption,
+    ) -> futures::future::BoxFuture<'s, Result<AnswerStream<'s>, RPCError<TypeConfig>>>
+    where
+        S: futures::Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+    {
+        Box::pin(async move {
+            let answers = self
+                .log
+                .append_stream(input, STREAM_CONNECT_DEADLINE)
+                .await
+                .map_err(|error| self.rpc_error(RPCTypes::AppendEntries, STREAM_CONNECT_DEADLINE, &error))?;
+            let this = &*self;
+            let mapped = answers.map(move |answer| match answer {
+                Ok(Ok(result)) => Ok(result),
+                Ok(Err(refusal)) => Err(RPCError::Unreachable(Unreachable::from_string(refusal))),
+                Err(error) => Err(this.rpc_error(RPCTypes::AppendEntries, STREAM_CONNECT_DEADLINE, &error)),
+            });
+            Ok(mapped.boxed())
+        })
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        match self.ask(&self.control, RPCTypes::Vote, Request::Vote(rpc), &option).await? {
+            Response::Vote(response) => Ok(response),
+            _ => Err(wrong_answer()),
+        }
+    }
+
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        match self.ask(&self.control, RPCTypes::Vote, Request::PreVote(rpc), &option).await? {
+            Response::Vote(response) => Ok(response),
+            _ => Err(wrong_answer()),
+        }
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot<crate::types::LeaderId, u64, MemberNode, SnapshotFile>,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let sent = tokio::select! {
+            sent = self.send_snapshot(vote, snapshot.snapshot) => sent,
+            closed = cancel => return Err(StreamingError::Closed(closed)),
+        };
+        sent.map_err(|error| match &error {
+            SendError::Call(call) => self.rpc_error(RPCTypes::InstallSnapshot, SNAPSHOT_CHUNK_DEADLINE, call).into(),
+            SendError::Read(source) => {
+                let error = StorageError::read_snapshot(None, <TypeConfig as openraft::type_config::TypeConfigExt>::err_from_error(source));
+                StreamingError::StorageError(error)
+            }
+            SendError::Refused(_) => StreamingError::Unreachable(Unreachable::from_string(chain(&error))),
+        })
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        req: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
+        match self.ask(&self.control, RPCTypes::Vote, Request::TransferLeader(req), &option).await? {
+            Response::TransferLeader(response) => Ok(response),
+            _ => Err(wrong_answer()),
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! What this member answers to other members.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, OnceLock, RwLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use holdfast_model::{Digest, Outcome};
+use holdfast_store::Store;
+use openraft::errors::{ClientWriteError, Fatal, ForwardToLeader, LinearizableReadError, RaftError};
+use openraft::raft::{AppendEntriesRequest, SnapshotResponse, StreamAppendResult};
+use openraft::storage::Snapshot;
+use openraft::{Raft, ReadPolicy};
+use tokio::sync::{Mutex, Semaphore, mpsc, watch};
+use tokio::time::timeout;
+
+use crate::divergence;
+use crate::health::Health;
+use crate::membership;
+use crate::network::chain;
+use crate::snapshot_file::{Receiving, SnapshotFile, SnapshotFolder};
+use crate::state_machine::StateMachine;
+use crate::transport::message::{Refusal, Request, Response, SnapshotOffer};
+use crate::transport::server::Service;
+use crate::types::{LogCommand, LogId, TypeConfig, Vote};
+
+/// openraft with our state machine.
+pub(crate) type MemberRaft = Raft<TypeConfig, StateMachine>;
+
+/// How long the leader waits for one proposal to be committed and applied before it says that it does not know.
+const WRITE_DEADLINE: Duration = Duration::from_secs(10);
+/// How long the leader waits for a majority to confirm that it leads.
+const READ_INDEX_DEADLINE: Duration = Duration::from_secs(3);
+/// How long the application may take for a message.
+const APP_DEADLINE: Duration = Duration::from_secs(10);
+/// Messages of the layers above that may be answered at once; more are refused, for they may be sent again.
+const APP_IN_FLIGHT_MAX: usize = 512;
+
+/// Answers messages of the layers above: the sender, its bytes, the answer.
+pub type AppHandler = Arc<dyn Fn(holdfast_model::MemberId, Vec<u8>) -> BoxFuture<'static, Vec<u8>> + Send + Sync>;
+
+/// The answering side of this member.
+pub(crate) struct MemberService {
+    raft: OnceLock<MemberRaft>,
+    health: Arc<Health>,
+    store: Arc<Store>,
+    folder: SnapshotFolder,
+    receiving: Mutex<Option<Incoming>>,
+    former_members: watch::Receiver<BTreeSet<u64>>,
+    app: RwLock<Option<AppHandler>>,
+    app_places: Semaphore,
+    /// Where to say that another member found this one to be different.
+    accused: mpsc::Sender<u64>,
+}
+
+/// A snapshot on its way here. Taken out while a blocking thread works on it.
+struct Incoming {
+    offer: SnapshotOffer,
+    file: Receiving,
+}
+
+impl MemberService {
+    pub(crate) fn new(
+        health: Arc<Health>,
+        store: Arc<Store>,
+        folder: SnapshotFolder,
+        former_members: watch::Receiver<BTreeSet<u64>>,
+        accused: mpsc::Sender<u64>,
+    ) -> Arc<Self> {
+        Arc::new(MemberService {
+            raft: OnceLock::new(),
+            health,
+            store,
+            folder,
+            receiving: Mutex::new(None),
+            former_members,
+            app: RwLock::new(None),
+            app_places: Semaphore::new(APP_IN_FLIGHT_MAX),
+            accused,
+        })
+    }
+
+    /// From now on answers with this core.
+    pub(crate) fn attach(&self, raft: MemberRaft) {
+        drop(self.raft.set(raft));
+    }
+
+    /// From now on answers messages of the layers above with `handler`.
+    pub(crate) fn set_app_handler(&self, handler: AppHandler) {
+        if let Ok(mut app) = self.app.write() {
+            *app = Some(handler);
+        }
+    }
+
+    fn core(&self) -> Result<&MemberRaft, Refusal> {
+        if let Some(fault) = self.health.fault() {
+            return Err(Refusal::Unavailable(fault.to_string()));
+        }
+        self.raft.get().ok_or_else(|| Refusal::Unavailable("it is starting".to_owned()))
+    }
+
+    async fn answer(&self, peer: u64, request: Request) -> Result<Response, Refusal> {
+        // A diverged member still tells its digests, so that the others can be sure.
+        if let Request::DigestAt { index } = request {
+            return Ok(Response::Digest(divergence::recorded_at(&self.store, index).await.map(|digest| digest.0)));
+        }
+        let raft = self.core()?;
+        let stopped = |error: RaftError<TypeConfig>| Refusal::Unavailable(error.to_string());
+        match request {
+            Request::Append(rpc) => Ok(Response::Append(raft.append_entries(rpc).await.map_err(stopped)?)),
+            Request::Vote(rpc) => Ok(Response::Vote(raft.vote(rpc).await.map_err(stopped)?)),
+            Request::PreVote(rpc) => Ok(Response::Vote(raft.pre_vote(rpc).await.map_err(stopped)?)),
+            Request::TransferLeader(rpc) => {
+                Ok(Response::TransferLeader(raft.handle_transfer_leader(rpc).await.map_err(unavailable)?))
+            }
+            Request::Forward(command) => {
+                command.decode().map_err(|error| Refusal::Invalid(chain(&error)))?;
+                Ok(Response::Outcome(write(raft, command).await?))
+            }
+            Request::ReadIndex => Ok(Response::ReadIndex(read_index(raft).await?)),
+            Request::Admin(change) => {
+                let former = self.former_members.borrow().clone();
+                membership::change(raft, &former, change).await.map(|()| Response::Done)
+            }
+            Request::App(message) => self.answer_app(peer, message).await,
+            Request::SnapshotBegin(offer) => self.snapshot_begin(offer).await,
+            Request::SnapshotChunk { digest, offset, data } => self.snapshot_chunk(digest, offset, data).await,
+            Request::SnapshotEnd { digest, vote } => self.snapshot_end(raft, digest, vote).await,
+            Request::Diverged { index, expected } => {
+                let own = divergence::recorded_at(&self.store, index).await;
+                if own.is_some_and(|own| own != Digest(expected)) {
+                    // Being looked into already when the queue is full.
+                    let _ = self.accused.try_send(index);
+                }
+                Ok(Response::Done)
+            }
+            Request::DigestAt { .. } => Err(Refusal::Invalid("answered above".to_owned())),
+        }
+    }
+
+    async fn answer_app(&self, peer: u64, message: Bytes) -> Result<Response, Refusal> {
+        let busy = || Refusal::Unavailable("it has too many messages to answer".to_owned());
+        let _place = self.app_places.try_acquire().map_err(|_| busy())?;
+        let handler = self.app.read().ok().and_then(|app| app.clone());
+        let handler = handler.ok_or_else(|| Refusal::Unavailable("its API is not running yet".to_owned()))?;
+        let answer = timeout(APP_DEADLINE, handler(holdfast_model::MemberId(peer), message.into()));
+        match answer.await {
+            Ok(answer) => Ok(Response::App(answer.into())),
+            Err(_elapsed) => Err(Refusal::Unknown("its API did not answer in time".to_owned())),
+        }
+    }
+
+    async fn snapshot_begin(&self, offer: SnapshotOffer) -> Result<Response, Refusal> {
+        let mut receiving = self.receiving.lock().await;
+        // Close the file of an earlier attempt before it is opened again.
+        *receiving = None;
+        let (folder, digest, bytes) = (self.folder.clone(), offer.digest, offer.bytes);
+        let file = on_disk(move || folder.receive(digest, bytes)).await?;
+        let offset = file.offset();
+        tracing::info!(bytes, resumed_at = offset, "receiving a snapshot");
+        *receiving = Some(Incoming { offer, file });
+        Ok(Response::SnapshotFrom { offset })
+    }
+
+    async fn snapshot_chunk(&self, digest: [u8; 32], offset: u64, data: Bytes) -> Result<Response, Refusal> {
+        let mut receiving = self.receiving.lock().await;
+        let mut incoming = take(&mut receiving, digest)?;
+        let (incoming, result) = on_disk(move || {
+            let result = incoming.file.write(offset, &data);
+            Ok((incoming, result))
+        })
+        .await?;
+        *receiving = Some(incoming);
+        result.map_err(|error| Refusal::Unavailable(chain(&error)))?;
+        Ok(Response::Done)
+    }
+
+    async fn snapshot_end(&self, raft: &MemberRaft, digest: [u8; 32], vote: Vote) -> Result<Response, Refusal> {
+        let mut receiving = self.receiving.lock().await;
+        let Incoming { offer, file } = take(&mut receiving, digest)?;
+        let file: SnapshotFile = on_disk(move || file.finish()).await?;
+        if file.meta.snapshot_meta() != offer.meta {
+            return Err(Refusal::Invalid("the snapshot covers other entries than were announced".to_owned()));
+        }
+        let snapshot = Snapshot { meta: offer.meta, snapshot: file };
+        let stored: SnapshotResponse<TypeConfig> =
+            raft.install_full_snapshot(vote, snapshot).await.map_err(unavailable)?;
+        Ok(Response::SnapshotStored(stored))
+    }
+}
+
+fn take(receiving: &mut Option<Incoming>, digest: [u8; 32]) -> Result<Incoming, Refusal> {
+    match receiving.take() {
+        Some(incoming) if incoming.file.digest() == digest => Ok(incoming),
+        _ => Err(Refusal::Unavailable("another snapshot is being received; begin again".to_owned())),
+    }
+}
+
+async fn on_disk<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, crate::snapshot_file::SnapshotFileError> + Send + 'static,
+) -> Result<T, Refusal> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(Refusal::Unavailable(chain(&error))),
+        Err(error) => Err(Refusal::Unavailable(error.to_string())),
+    }
+}
+
+fn unavailable(error: Fatal<TypeConfig>) -> Refusal {
+    Refusal::Unavailable(error.to_string())
+}
+
+fn not_leader(forward: &ForwardToLeader<TypeConfig>) -> Refusal {
+    Refusal::NotLeader { leader: forward.leader_id }
+}
+
+/// Proposes on this member, which must lead, and waits until the command is applied.
+pub(crate) async fn write(raft: &MemberRaft, command: LogCommand) -> Result<Outcome, Refusal> {
+    let written = match timeout(WRITE_DEADLINE, raft.client_write(command)).await {
+        Ok(written) => written,
+        Err(_elapsed) => return Err(Refusal::Unknown("a majority did not answer in time".to_owned())),
+    };
+    match written {
+        Ok(response) => {
+            response.data.0.ok_or_else(|| Refusal::Invalid("the command had no outcome; this is a bug".to_owned()))
+        }
+        Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => Err(not_leader(&forward)),
+        Err(RaftError::APIError(ClientWriteError::LogEntryDiscarded(_))) => {
+            Err(Refusal::Unknown("the leader changed".to_owned()))
+        }
+        Err(RaftError::APIError(error)) => Err(Refusal::Invalid(error.to_string())),
+        Err(RaftError::Fatal(error)) => Err(Refusal::Unknown(error.to_string())),
+    }
+}
+
+/// Asks a majority whether this member still leads, and says up to where a linearizable read must have applied.
+pub(crate) async fn read_index(raft: &MemberRaft) -> Result<LogId, Refusal> {
+    match timeout(READ_INDEX_DEADLINE, raft.get_read_log_id(ReadPolicy::ReadIndex)).await {
+        Ok(Ok((read, _applied))) => Ok(*read.log_id()),
+        Ok(Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)))) => Err(not_leader(&forward)),
+        Ok(Err(error)) => Err(Refusal::Unavailable(error.to_string())),
+        Err(_elapsed) => Err(Refusal::Unavailable("a majority did not answer in time".to_owned())),
+    }
+}
+
+impl Service for MemberService {
+    fn call(self: Arc<Self>, peer: u64, request: Request) -> BoxFuture<'static, Response> {
+        Box::pin(async move { self.answer(peer, request).await.unwrap_or_else(Response::Refused) })
+    }
+
+    fn append_stream(
+        self: Arc<Self>,
+        _peer: u64,
+        requests: mpsc::Receiver<AppendEntriesRequest<TypeConfig>>,
+    ) -> BoxStream<'static, Result<StreamAppendResult<TypeConfig>, Refusal>> {
+        let raft = match self.core() {
+            Ok(raft) => raft.clone(),
+            Err(refusal) => return futures::stream::iter([Err(refusal)]).boxed(),
+        };
+        let requests = futures::stream::unfold(requests, |mut requests| async move {
+            requests.recv().await.map(|request| (request, requests))
+        });
+        raft.stream_append(requests).map(|answer| answer.map_err(unavailable)).boxed()
+    }
+}

@@ -1,0 +1,222 @@
+//! How a member comes up: whose folder is this, open log and state, connect them with openraft, listen.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use holdfast_model::{MemberId, Revision};
+use holdfast_store::Store;
+use openraft::Raft;
+use openraft::async_runtime::watch::WatchReceiver;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::ConsensusConfig;
+use crate::consensus::{Consensus, Inner, PROPOSALS_IN_FLIGHT_MAX};
+use crate::divergence;
+use crate::error::StartError;
+use crate::health::{Fault, Health};
+use crate::log_store::LogStore;
+use crate::member_identity::{self, MemberIdentity};
+use crate::membership;
+use crate::network::{Channels, NetworkFactory};
+use crate::reads::ReadRounds;
+use crate::service::MemberService;
+use crate::snapshot_file::SnapshotFolder;
+use crate::state_machine::{Progress, StateMachine};
+use crate::transport::channel::LocalPeer;
+use crate::transport::link::{Link, TlsLink};
+use crate::transport::server;
+
+const LOG_FILE: &str = "log.redb";
+const STATE_FILE: &str = "state.redb";
+const SNAPSHOT_FOLDER: &str = "snapshots";
+/// Findings of differing states that may wait to be looked into; one is enough to stop a member.
+const FINDINGS_MAX: usize = 16;
+/// How long to wait for a file that another member of this host is closing.
+const CLOSING_FILE_PATIENCE: Duration = Duration::from_secs(5);
+/// Between two looks at such a file.
+const CLOSING_FILE_POLL: Duration = Duration::from_millis(20);
+
+/// Makes a folder a member's. The marker is written last: without it the folder is not prepared, and what a crash left
+/// of an earlier attempt is thrown away, because a member without a marker never ran.
+pub(crate) fn prepare(data_dir: &Path, identity: &MemberIdentity) -> Result<(), StartError> {
+    let folder = |source| StartError::Folder { path: data_dir.to_owned(), source };
+    fs::create_dir_all(data_dir).map_err(folder)?;
+    match member_identity::read(data_dir)? {
+        Some(found) if found == *identity => return Ok(()),
+        Some(found) => {
+            return Err(StartError::OtherMember {
+                path: data_dir.to_owned(),
+                found: found.member,
+                wanted: identity.member,
+            });
+        }
+        None => {}
+    }
+    let log_path = data_dir.join(LOG_FILE);
+    if log_path.exists() {
+        let left = LogStore::open(&log_path)?;
+        if left.identity() != Some(identity) || !left.is_unused() {
+            return Err(StartError::MarkerMismatch { path: data_dir.to_owned() });
+        }
+        return Ok(member_identity::write(data_dir, identity)?);
+    }
+    LogStore::create(&log_path, identity)?;
+    Ok(member_identity::write(data_dir, identity)?)
+}
+
+/// Checks that the folder is this member's, all of it.
+fn open_log(config: &ConsensusConfig) -> Result<(LogStore, MemberIdentity), StartError> {
+    let path = config.data_dir.clone();
+    let Some(marker) = member_identity::read(&path)? else { return Err(StartError::NotPrepared { path }) };
+    if marker.member != config.id {
+        return Err(StartError::OtherMember { path, found: marker.member, wanted: config.id });
+    }
+    if marker.cluster != config.tls.cluster() {
+        return Err(StartError::OtherCluster { path });
+    }
+    let log = once_closed(|| LogStore::open(&path.join(LOG_FILE)))?;
+    if log.identity() != Some(&marker) {
+        return Err(StartError::MarkerMismatch { path });
+    }
+    Ok((log, marker))
+}
+
+/// Opens a file, waiting a little when the member that had it before is just closing it.
+fn once_closed<T, E: std::error::Error + 'static>(open: impl Fn() -> Result<T, E>) -> Result<T, E> {
+    let until = Instant::now() + CLOSING_FILE_PATIENCE;
+    loop {
+        match open() {
+            Err(error) if is_open_elsewhere(&error) && Instant::now() < until => thread::sleep(CLOSING_FILE_POLL),
+            result => return result,
+        }
+    }
+}
+
+fn is_open_elsewhere(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source()).any(|cause| {
+        matches!(cause.downcast_ref(), Some(redb::DatabaseError::DatabaseAlreadyOpen))
+            || matches!(cause.downcast_ref(), Some(redb::Error::DatabaseAlreadyOpen))
+    })
+}
+
+/// Starts a member over TLS.
+pub(crate) async fn start(config: ConsensusConfig) -> Result<Consensus, StartError> {
+    let address = config.listen;
+    let listen = |source| StartError::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(listen)?;
+    let bound = listener.local_addr().map_err(listen)?;
+    let link = Arc::new(TlsLink::new(config.tls.clone(), listener));
+    start_on(config, link, bound).await
+}
+
+/// Starts a member over any link.
+pub(crate) async fn start_on(
+    config: ConsensusConfig,
+    link: Arc<dyn Link>,
+    raft_addr: std::net::SocketAddr,
+) -> Result<Consensus, StartError> {
+    let id = config.id.0;
+    let openraft_config = Arc::new(config.openraft()?);
+    let disk = config.clone();
+    let opened = tokio::task::spawn_blocking(move || {
+        let (log, identity) = open_log(&disk)?;
+        let store = Arc::new(once_closed(|| Store::open(&disk.data_dir.join(STATE_FILE)))?);
+        let folder = SnapshotFolder::open(&disk.data_dir.join(SNAPSHOT_FOLDER))?;
+        Ok::<_, StartError>((log, identity, store, folder))
+    });
+    let (log, identity, store, folder) = opened.await.map_err(|error| StartError::Core(error.to_string()))??;
+
+    let health = Arc::new(Health::default());
+    let (mismatches, found) = mpsc::channel(FINDINGS_MAX);
+    let (accused_sender, accused) = mpsc::channel(FINDINGS_MAX);
+    let (revision_sender, revision) = watch::channel(Revision(0));
+    let (applied_sender, applied_next) = watch::channel(0);
+    let (former_sender, former_members) = watch::channel(BTreeSet::new());
+    let progress = Progress {
+        former_members: former_sender,
+        applied_next: applied_sender, revision: revision_sender, mismatches,
+    };
+    let machine = StateMachine::open(store.clone(), log.clone(), folder.clone(), progress)?;
+
+    let local = LocalPeer { cluster: identity.cluster.clone(), member: id };
+    let channels = Channels::new(link.clone(), local.clone());
+    let service = MemberService::new(health.clone(), store.clone(), folder, former_members, accused_sender);
+    let network = NetworkFactory { channels: channels.clone() };
+    let raft = Raft::build(id, openraft_config, network, log.clone(), machine)
+        .await
+        .map_err(|error| StartError::Core(error.to_string()))?;
+    service.attach(raft.clone());
+
+    let (leader_sender, leader) = watch::channel(None);
+    let inner = Arc::new(Inner {
+        id,
+        identity,
+        raft: raft.clone(),
+        store,
+        log,
+        channels,
+        service: service.clone(),
+        health,
+        revision,
+        applied_next,
+        leader,
+        reads: Arc::new(ReadRounds::default()),
+        proposals: Semaphore::new(PROPOSALS_IN_FLIGHT_MAX),
+        stop: CancellationToken::new(),
+        tasks: TaskTracker::new(),
+        raft_addr,
+    });
+    inner.tasks.spawn(server::serve(link, local, service, inner.stop.clone()));
+    inner.tasks.spawn(follow_metrics(inner.clone(), leader_sender));
+    inner.tasks.spawn(divergence::settle(inner.clone(), found, accused));
+    inner.tasks.spawn(divergence::propose_checks(inner.clone(), config.digest_check_every));
+    raft.run();
+    Ok(Consensus { inner })
+}
+
+/// Tells who leads, forgets members that left, and notices when the core stops.
+async fn follow_metrics(inner: Arc<Inner>, leader: watch::Sender<Option<MemberId>>) {
+    let mut metrics = inner.raft.metrics();
+    loop {
+        let (now, running) = {
+            let metrics = metrics.borrow_watched();
+            (metrics.current_leader.map(MemberId), metrics.running_state.clone())
+        };
+        leader.send_if_modified(|known| {
+            let changed = *known != now;
+            *known = now;
+            changed
+        });
+        if let Err(error) = running
+            && !inner.stop.is_cancelled()
+        {
+            inner.health.fail(Fault::Core(error.to_string()));
+        }
+        let membership = membership::current(&inner.raft);
+        inner.channels.retain(|member| membership.get_node(&member).is_some());
+        tokio::select! {
+            changed = metrics.changed() => if changed.is_err() {
+                if !inner.stop.is_cancelled() {
+                    inner.health.fail(Fault::Core("it ended".to_owned()));
+                }
+                return;
+            },
+            () = inner.health.failed() => {
+                // A member that may not serve must not lead, vote or acknowledge either.
+                if let Err(error) = inner.raft.shutdown().await {
+                    tracing::warn!(%error, "the consensus core ended badly");
+                }
+                leader.send_replace(None);
+                return;
+            }
+            () = inner.stop.cancelled() => return,
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Members that die, come back, lose their disks or fall behind.
+
+use std::time::Duration;
+
+use holdfast_raft::{Compaction, Consensus, StartError};
+
+use crate::group::Group;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_group_goes_on_when_its_leader_is_gone() {
+    let mut group = Group::of_three().await;
+    let before = group.propose(1, group.write("before")).await;
+    let leader = group.leader().await;
+    group.stop(leader).await;
+    let survivor = *group.members.keys().next().unwrap();
+    let after = group.propose(survivor, group.write("after")).await;
+    assert!(after > before);
+    assert_ne!(group.leader().await, leader);
+
+    group.start(leader).await;
+    group.members[&leader].linearize().await.unwrap();
+    assert!(group.revision(leader) >= after, "the member that came back has not caught up");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn without_a_majority_nothing_is_acknowledged() {
+    let mut group = Group::of_three().await;
+    group.leader().await;
+    group.stop(2).await;
+    group.stop(3).await;
+    let proposal = group.write("alone");
+    let alone = &group.members[&1];
+    let acknowledged = tokio::time::timeout(Duration::from_secs(3), alone.propose(proposal.clone())).await;
+    assert!(!matches!(acknowledged, Ok(Ok(_))), "a write was acknowledged without a majority");
+    let read = tokio::time::timeout(Duration::from_secs(3), alone.linearize()).await;
+    assert!(!matches!(read, Ok(Ok(()))), "a linearizable read was answered without a majority");
+
+    group.start(2).await;
+    let stored = group.propose(1, proposal.clone()).await;
+    assert_eq!(group.propose(2, proposal).await, stored, "the write of the lonely time happened twice");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn i02_a_restart_of_all_members_keeps_acknowledged_writes() {
+    let mut group = Group::of_three().await;
+    let mut proposals = Vec::new();
+    for number in 0..50 {
+        let proposal = group.write(&format!("org-{number}"));
+        let revision = group.propose(1 + number % 3, proposal.clone()).await;
+        proposals.push((proposal, revision));
+    }
+    group.stop_all().await;
+    for id in 1..=3 {
+        group.start(id).await;
+    }
+    group.leader().await;
+    for (proposal, revision) in proposals {
+        assert_eq!(group.propose(2, proposal).await, revision, "an acknowledged write was forgotten");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn i02_a_lost_state_is_rebuilt_from_the_log() {
+    let mut group = Group::of_three().await;
+    let written = group.propose(1, group.write("kept")).await;
+    let victim = group.follower().await;
+    group.stop(victim).await;
+    std::fs::remove_file(group.path(victim).join("state.redb")).unwrap();
+    group.start(victim).await;
+    group.members[&victim].linearize().await.unwrap();
+    assert!(group.revision(victim) >= written);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn i02_a_member_that_lost_its_disk_does_not_start_as_itself() {
+    let mut group = Group::of_three().await;
+    group.propose(1, group.write("kept")).await;
+    let victim = group.follower().await;
+    group.stop(victim).await;
+    let path = group.path(victim);
+
+    let log = path.join("log.redb");
+    let (kept, away) = (std::fs::read(&log).unwrap(), path.join("log.away"));
+    std::fs::rename(&log, &away).unwrap();
+    assert!(matches!(Consensus::start(group.config(victim)).await, Err(StartError::Log(_))), "the log was lost");
+
+    // A log of the same member that somebody made anew would forget the vote; the folder cannot be prepared again either.
+    std::fs::write(&log, kept).unwrap();
+    std::fs::remove_file(path.join("member.postcard")).unwrap();
+    assert!(matches!(Consensus::start(group.config(victim)).await, Err(StartError::NotPrepared { .. })));
+    let identity = holdfast_raft::MemberIdentity {
+        cluster: crate::group::CLUSTER.into(),
+        member: holdfast_model::MemberId(victim),
+        incarnation: 1,
+    };
+    assert!(matches!(Consensus::prepare(&path, &identity), Err(StartError::MarkerMismatch { .. })));
+
+    std::fs::remove_dir_all(&path).unwrap();
+    assert!(matches!(Consensus::start(group.config(victim)).await, Err(StartError::NotPrepared { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_follower_behind_the_purged_log_catches_up_by_a_snapshot() {
+    let mut group = Group::new();
+    group.compaction = Compaction { snapshot_entries: 50, kept_entries: 5, purge_entries: 1 };
+    group.grow(3).await;
+    let victim = group.follower().await;
+    let end_of_victim = group.members[&victim].status().last_log.unwrap();
+    group.stop(victim).await;
+    let asked = *group.members.keys().next().unwrap();
+    let mut written = group.revision(asked);
+    for number in 0..200 {
+        written = group.propose(asked, group.write(&format!("org-{number}"))).await;
+    }
+    let leader = group.leader().await;
+    group
+        .until("the log to be purged", || {
+            group.members[&leader].status().purged.filter(|purged| *purged > end_of_victim)
+        })
+        .await;
+
+    group.start(victim).await;
+    group.members[&victim].linearize().await.unwrap();
+    assert!(group.revision(victim) >= written);
+    assert!(group.members[&victim].status().snapshot.is_some(), "it caught up without a snapshot");
+
+    // What the snapshot brought is durable, and the log after it is whole.
+    group.stop(victim).await;
+    group.start(victim).await;
+    group.members[&victim].linearize().await.unwrap();
+    assert!(group.revision(victim) >= written);
+}
