@@ -239,3 +239,22 @@ async fn lines_are_whole_values_however_they_are_cut() {
         }
     }
 }
+
+#[tokio::test]
+async fn every_page_of_a_list_is_read() {
+    let authority = authority();
+    let pages: Vec<fn() -> _> = vec![
+        || json(200, r#"{"revision":4,"items":[1,2],"next":"a/b"}"#),
+        || json(200, r#"{"revision":5,"items":[3],"next":"c"}"#),
+        || json(200, r#"{"revision":6,"items":[]}"#),
+    ];
+    let (member, seen) = scripted(&authority, pages).await;
+    let client = Client::new(vec![member.endpoint()], authority.certificate(), None).unwrap();
+    let all = within(client.all::<u32>("/v1/x?name=y")).await.unwrap();
+    assert_eq!((all.revision.0, all.items, all.truncated), (4, vec![1, 2, 3], false));
+    let paths: Vec<_> = seen.lock().unwrap().iter().map(|request| request.path.clone()).collect();
+    assert_eq!(
+        paths,
+        ["/v1/x?name=y&limit=200", "/v1/x?name=y&limit=200&cursor=a%2Fb", "/v1/x?name=y&limit=200&cursor=c"]
+    );
+}
