@@ -1,0 +1,220 @@
+//! What this member last heard of agents, and questions that wait for an agent's answer. In memory only: high-rate
+//! reports do not pass through the log. Other members' contacts arrive by [`Heard`] messages.
+
+use holdfast_model::agent::{AgentCall, CallAnswer, Report};
+use holdfast_model::api::Contact;
+use holdfast_model::command::AgentRef;
+use holdfast_model::{MemberId, RequestId};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use tokio::sync::{mpsc, oneshot};
+
+/// Questions that may wait for one agent at a time.
+pub const CALLS_QUEUED_MAX: usize = 64;
+/// Questions that may wait for an answer on one member.
+pub const CALLS_WAITING_MAX: usize = 4_096;
+
+/// Contacts that a member passes on to the others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heard {
+    /// What was heard, per agent.
+    pub contacts: Vec<(AgentRef, Contact)>,
+}
+
+/// A question on its way to an agent.
+#[derive(Debug)]
+pub struct Question {
+    /// Names the answer.
+    pub id: RequestId,
+    /// What is asked.
+    pub call: AgentCall,
+}
+
+struct Stream {
+    /// Tells one stream of an agent from its next.
+    generation: u64,
+    questions: mpsc::Sender<Question>,
+}
+
+#[derive(Default)]
+struct Inner {
+    contacts: BTreeMap<AgentRef, Contact>,
+    reports: BTreeMap<AgentRef, Report>,
+    streams: BTreeMap<AgentRef, Stream>,
+    waiting: BTreeMap<RequestId, (AgentRef, oneshot::Sender<CallAnswer>)>,
+    generations: u64,
+}
+
+/// See the module.
+pub struct Contacts {
+    member: MemberId,
+    inner: Mutex<Inner>,
+}
+
+/// Why an agent could not be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AskError {
+    /// No stream of the agent ends at this member.
+    #[error("the agent holds no stream to this member")]
+    NotHere,
+    /// Too many questions wait.
+    #[error("too many questions wait for the agent; try again")]
+    Busy,
+}
+
+impl Contacts {
+    /// Nothing heard yet.
+    pub fn new(member: MemberId) -> Self {
+        Self { member, inner: Mutex::new(Inner::default()) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Every change below leaves the maps whole, so a panic elsewhere cannot have broken them.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An agent reported to this member.
+    pub fn reported(&self, agent: AgentRef, report: Report, at: holdfast_model::Timestamp) {
+        let contact = Contact { at, member: self.member, applied: report.applied, held: report.held };
+        let mut inner = self.lock();
+        inner.contacts.insert(agent, contact);
+        inner.reports.insert(agent, report);
+    }
+
+    /// Another member heard of agents. Only what is newer counts.
+    pub fn merge(&self, heard: Heard) {
+        let mut inner = self.lock();
+        for (agent, contact) in heard.contacts {
+            let known = inner.contacts.entry(agent).or_insert(contact);
+            if contact.at > known.at {
+                *known = contact;
+            }
+        }
+    }
+
+    /// What this member itself heard since `since`, to pass on.
+    pub fn own_since(&self, since: holdfast_model::Timestamp) -> Heard {
+        let inner = self.lock();
+        let own = inner.contacts.iter().filter(|(_, c)| c.member == self.member && c.at >= since);
+        Heard { contacts: own.map(|(a, c)| (*a, *c)).collect() }
+    }
+
+    /// What was last heard of an agent.
+    pub fn contact(&self, agent: AgentRef) -> Option<Contact> {
+        self.lock().contacts.get(&agent).copied()
+    }
+
+    /// Forgets agents for which `keep` says no, so that memory follows the views.
+    pub fn retain(&self, keep: impl Fn(&AgentRef) -> bool) {
+        let mut inner = self.lock();
+        inner.contacts.retain(|agent, _| keep(agent));
+        inner.reports.retain(|agent, _| keep(agent));
+    }
+
+    /// An agent's stream begins here; questions to it come out of the receiver. A newer stream takes over.
+    pub fn stream_begins(&self, agent: AgentRef) -> (u64, mpsc::Receiver<Question>) {
+        let (questions, receiver) = mpsc::channel(CALLS_QUEUED_MAX);
+        let mut inner = self.lock();
+        inner.generations += 1;
+        let generation = inner.generations;
+        inner.streams.insert(agent, Stream { generation, questions });
+        (generation, receiver)
+    }
+
+    /// An agent's stream ended; unless a newer one took over, it cannot be asked here any more.
+    pub fn stream_ended(&self, agent: AgentRef, generation: u64) {
+        let mut inner = self.lock();
+        if inner.streams.get(&agent).is_some_and(|s| s.generation == generation) {
+            inner.streams.remove(&agent);
+        }
+    }
+
+    /// Whether an agent's stream ends at this member.
+    pub fn is_here(&self, agent: AgentRef) -> bool {
+        self.lock().streams.contains_key(&agent)
+    }
+
+    /// Puts a question to an agent; the answer arrives at the receiver, or its sender is dropped.
+    ///
+    /// # Errors
+    /// When the agent has no stream here, or too many questions wait.
+    pub fn ask(
+        &self,
+        agent: AgentRef,
+        id: RequestId,
+        call: AgentCall,
+    ) -> Result<oneshot::Receiver<CallAnswer>, AskError> {
+        let mut inner = self.lock();
+        inner.waiting.retain(|_, (_, sender)| !sender.is_closed());
+        if inner.waiting.len() >= CALLS_WAITING_MAX {
+            return Err(AskError::Busy);
+        }
+        let stream = inner.streams.get(&agent).ok_or(AskError::NotHere)?;
+        match stream.questions.try_send(Question { id, call }) {
+            Ok(()) => {}
+            Err(mpsc::error::TrySendError::Full(_)) => return Err(AskError::Busy),
+            Err(mpsc::error::TrySendError::Closed(_)) => return Err(AskError::NotHere),
+        }
+        let (sender, receiver) = oneshot::channel();
+        inner.waiting.insert(id, (agent, sender));
+        Ok(receiver)
+    }
+
+    /// An agent answers. Only the agent that was asked may; returns whether the answer was waited for.
+    pub fn answered(&self, agent: AgentRef, id: RequestId, answer: CallAnswer) -> bool {
+        let mut inner = self.lock();
+        if inner.waiting.get(&id).is_none_or(|(asked, _)| *asked != agent) {
+            return false;
+        }
+        inner.waiting.remove(&id).is_some_and(|(_, sender)| sender.send(answer).is_ok())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_model::{InstanceId, NodeId};
+
+    fn call() -> AgentCall {
+        AgentCall::Logs { instance: InstanceId::from_bits(1), after: None, limit: 10, wait_ms: 0 }
+    }
+
+    #[tokio::test]
+    async fn i09_only_the_agent_that_was_asked_may_answer() {
+        let contacts = Contacts::new(MemberId(1));
+        let (asked, other) = (AgentRef::Node(NodeId::from_bits(1)), AgentRef::Node(NodeId::from_bits(2)));
+        let (_, mut questions) = contacts.stream_begins(asked);
+        let id = RequestId::from_bits(9);
+        let answer = contacts.ask(asked, id, call()).unwrap();
+        assert_eq!(questions.recv().await.unwrap().id, id);
+        assert!(!contacts.answered(other, id, CallAnswer::NotFound));
+        assert!(contacts.answered(asked, id, CallAnswer::NotFound));
+        assert_eq!(answer.await.unwrap(), CallAnswer::NotFound);
+        assert!(!contacts.answered(asked, id, CallAnswer::NotFound));
+    }
+
+    #[test]
+    fn an_old_stream_does_not_close_a_new_one() {
+        let contacts = Contacts::new(MemberId(1));
+        let agent = AgentRef::Node(NodeId::from_bits(1));
+        let (old, _old) = contacts.stream_begins(agent);
+        let (new, _new) = contacts.stream_begins(agent);
+        contacts.stream_ended(agent, old);
+        assert!(contacts.is_here(agent));
+        contacts.stream_ended(agent, new);
+        assert_eq!(contacts.ask(agent, RequestId::from_bits(1), call()).unwrap_err(), AskError::NotHere);
+    }
+
+    #[test]
+    fn questions_are_bounded() {
+        let contacts = Contacts::new(MemberId(1));
+        let agent = AgentRef::Node(NodeId::from_bits(1));
+        let (_, _questions) = contacts.stream_begins(agent);
+        let answers: Vec<_> = (0..CALLS_QUEUED_MAX as u128)
+            .map(|n| contacts.ask(agent, RequestId::from_bits(n), call()))
+            .collect();
+        assert!(answers.iter().all(Result::is_ok));
+        assert_eq!(contacts.ask(agent, RequestId::from_bits(1 << 64), call()).unwrap_err(), AskError::Busy);
+    }
+}

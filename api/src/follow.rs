@@ -1,0 +1,301 @@
+//! The server's end of a follow stream: a snapshot at a revision, then deltas, of what is this agent's own.
+//!
+//! Frames come from this member's applied state, so a member that lags simply sends later. What an agent already has
+//! is never sent backwards: if the agent is ahead, the stream waits for this member to catch up (I6). A slow agent
+//! holds up only its own stream: while its queue is full nothing is derived for it, and the next delta covers the
+//! whole distance.
+
+use crate::caller::{Caller, still_holds};
+use crate::contacts::Question;
+use crate::problem::Refusal;
+use crate::service::{Service, moved_past, now, told_to_stop};
+use axum::body::Bytes;
+use futures::Stream;
+use holdfast_model::agent::{
+    EdgeRoute, FRAME_BYTES_MAX, FRAME_ITEMS_MAX, Followed, Frame, NodeInstance, Stamp,
+};
+use holdfast_model::command::AgentRef;
+use holdfast_model::limits::HEARTBEAT_MS;
+use holdfast_model::{Code, Incarnation, NodeId, Revision};
+use holdfast_store::agents::{self, TouchedNodes};
+use holdfast_store::{View, Views};
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, interval_at};
+
+/// Frames that wait for a slow agent.
+const FRAMES_QUEUED_MAX: usize = 16;
+/// Events that are looked through to find that nothing concerns the agent, before a snapshot is cheaper.
+const EVENTS_SCANNED_MAX: usize = 4_096;
+/// How long a stream waits for this member to reach the revision that the agent has.
+const CATCH_UP_MS_MAX: u64 = 10_000;
+
+/// The frames for an agent that has the state at `has`.
+pub(crate) fn frames(
+    service: Arc<Service>,
+    caller: Caller,
+    agent: AgentRef,
+    has: Option<(Incarnation, Revision)>,
+) -> impl Stream<Item = Result<Bytes, Infallible>> + Send + 'static {
+    let (out, receiver) = mpsc::channel(FRAMES_QUEUED_MAX);
+    tokio::spawn(async move {
+        let (generation, questions) = service.contacts.stream_begins(agent);
+        let feed = Feed { service: &service, caller: &caller, agent, out };
+        let ended = match agent {
+            AgentRef::Node(id) => feed.run(has, questions, |view| node_items(view, id)).await,
+            AgentRef::Edge(_) => feed.run(has, questions, edge_items).await,
+        };
+        service.contacts.stream_ended(agent, generation);
+        if let Err(refusal) = ended {
+            tracing::info!(?agent, %refusal, "a follow stream was cut");
+        }
+    });
+    futures::stream::unfold(receiver, |mut r| async move { r.recv().await.map(|bytes| (Ok(bytes), r)) })
+}
+
+fn node_items(view: &View, node: NodeId) -> Result<Vec<NodeInstance>, Refusal> {
+    Ok(agents::node_instances(view, node)?)
+}
+
+fn edge_items(view: &View) -> Result<Vec<EdgeRoute>, Refusal> {
+    Ok(agents::edge_routes(view)?)
+}
+
+struct Feed<'s> {
+    service: &'s Service,
+    caller: &'s Caller,
+    agent: AgentRef,
+    out: mpsc::Sender<Bytes>,
+}
+
+/// What was sent so far.
+struct Sent<T: Followed> {
+    stamp: Stamp,
+    /// The revision of the last frame: what the agent stands at, and what a delta must build on.
+    told: Revision,
+    confirmed_through: Revision,
+    items: BTreeMap<T::Key, T>,
+}
+
+impl Feed<'_> {
+    async fn run<T: Followed>(
+        &self,
+        has: Option<(Incarnation, Revision)>,
+        mut questions: mpsc::Receiver<Question>,
+        derive: impl Fn(&View) -> Result<Vec<T>, Refusal>,
+    ) -> Result<(), Refusal> {
+        let mut revisions = self.service.consensus.revisions();
+        let mut stopping = self.service.stopping.clone();
+        if let Some((_, ahead)) = has {
+            let before = Revision(ahead.0.saturating_sub(1));
+            let caught_up = async { ahead.0 == 0 || moved_past(&mut revisions, before).await };
+            if tokio::time::timeout(Duration::from_millis(CATCH_UP_MS_MAX), caught_up).await.is_err() {
+                return Err(Refusal::new(
+                    Code::Unavailable,
+                    "This member is behind the agent; follow another.",
+                ));
+            }
+        }
+        let mut sent = self.begin(has, &derive).await?;
+        let period = Duration::from_millis(HEARTBEAT_MS);
+        let mut heartbeat = interval_at(Instant::now() + period, period);
+        loop {
+            tokio::select! {
+                moved = moved_past(&mut revisions, sent.stamp.revision) => {
+                    if !moved {
+                        return Ok(());
+                    }
+                    sent = self.advance(sent, &derive).await?;
+                }
+                question = questions.recv() => match question {
+                    Some(Question { id, call }) => self.send(&Frame::<T>::Call { id, call }).await?,
+                    None => return Ok(()),
+                },
+                _ = heartbeat.tick() => {
+                    // Also a tick of I11: a stream whose agent is no longer welcome ends, whatever else happens.
+                    still_holds(self.caller, &self.service.view()?, now())?;
+                    let (stamp, confirmed_through) = (sent.stamp, sent.confirmed_through);
+                    self.send(&Frame::<T>::Heartbeat { stamp, confirmed_through }).await?;
+                    sent.told = stamp.revision;
+                }
+                () = self.out.closed() => return Ok(()),
+                () = told_to_stop(&mut stopping) => return Ok(()),
+            }
+        }
+    }
+
+    /// The first frames: none but a heartbeat when nothing of the agent's changed since it was last here.
+    async fn begin<T: Followed>(
+        &self,
+        has: Option<(Incarnation, Revision)>,
+        derive: &impl Fn(&View) -> Result<Vec<T>, Refusal>,
+    ) -> Result<Sent<T>, Refusal> {
+        let (sent, unchanged) = {
+            let view = self.service.view()?;
+            let sent = self.state(&view, derive)?;
+            let unchanged = match has {
+                Some((incarnation, revision)) if incarnation == sent.stamp.incarnation => {
+                    !self.concerned(&view, revision)?
+                }
+                _ => false,
+            };
+            (sent, unchanged)
+        };
+        if unchanged {
+            let (stamp, confirmed_through) = (sent.stamp, sent.confirmed_through);
+            self.send(&Frame::<T>::Heartbeat { stamp, confirmed_through }).await?;
+        } else {
+            self.snapshot(&sent).await?;
+        }
+        Ok(sent)
+    }
+
+    /// From what was sent to what is now.
+    async fn advance<T: Followed>(
+        &self,
+        sent: Sent<T>,
+        derive: &impl Fn(&View) -> Result<Vec<T>, Refusal>,
+    ) -> Result<Sent<T>, Refusal> {
+        let next = {
+            let view = self.service.view()?;
+            still_holds(self.caller, &view, now())?;
+            if self.concerned(&view, sent.stamp.revision)? {
+                self.state(&view, derive)?
+            } else {
+                // Told at the next heartbeat; nothing of the agent's changed.
+                let stamp = Stamp { revision: view.revision(), ..sent.stamp };
+                return Ok(Sent { stamp, ..sent });
+            }
+        };
+        if next.confirmed_through != sent.confirmed_through {
+            // The agent may hold back an update; the whole state, confirmed, settles it (I7).
+            self.snapshot(&next).await?;
+            return Ok(next);
+        }
+        let mut upserts = Vec::new();
+        for (key, item) in &next.items {
+            if sent.items.get(key) != Some(item) {
+                upserts.push(item.clone());
+            }
+        }
+        let removes: Vec<_> = sent.items.keys().filter(|k| !next.items.contains_key(k)).copied().collect();
+        if upserts.is_empty() && removes.is_empty() {
+            return Ok(Sent { told: sent.told, ..next });
+        }
+        let delta = Frame::Delta {
+            from: sent.told,
+            stamp: next.stamp,
+            upserts,
+            removes,
+            confirmed_through: next.confirmed_through,
+        };
+        match encode(&delta)? {
+            Some(bytes) => self.push(bytes).await?,
+            None => self.snapshot(&next).await?,
+        }
+        Ok(next)
+    }
+
+    fn state<T: Followed>(
+        &self,
+        view: &View,
+        derive: &impl Fn(&View) -> Result<Vec<T>, Refusal>,
+    ) -> Result<Sent<T>, Refusal> {
+        let cluster = view.cluster()?.ok_or_else(|| Refusal::not_found("cluster"))?;
+        let confirmed_through = match self.agent {
+            AgentRef::Node(id) => view.node(id)?.map(|n| n.confirmed_through),
+            AgentRef::Edge(id) => view.edge(id)?.map(|e| e.confirmed_through),
+        };
+        Ok(Sent {
+            told: view.revision(),
+            stamp: Stamp { cluster: cluster.id, incarnation: cluster.incarnation, revision: view.revision() },
+            confirmed_through: confirmed_through.ok_or_else(|| Refusal::not_found("agent"))?,
+            items: derive(view)?.into_iter().map(|item| (item.key(), item)).collect(),
+        })
+    }
+
+    /// Whether any event after `since` may concern the agent; true when there are too many to look through.
+    fn concerned(&self, view: &View, since: Revision) -> Result<bool, Refusal> {
+        let read = view.events(since, EVENTS_SCANNED_MAX, None)?;
+        if read.scanned_to < view.revision() {
+            return Ok(true);
+        }
+        for event in &read.events {
+            let touched = agents::touches(event, view)?;
+            let concerned = match (self.agent, touched.nodes) {
+                (AgentRef::Edge(_), _) => touched.edges,
+                (AgentRef::Node(_), TouchedNodes::None) => false,
+                (AgentRef::Node(own), TouchedNodes::One(node)) => own == node,
+                (AgentRef::Node(_), TouchedNodes::All) => true,
+            };
+            if concerned {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    async fn snapshot<T: Followed>(&self, sent: &Sent<T>) -> Result<(), Refusal> {
+        let items = sent.items.len() as u64;
+        let (stamp, confirmed_through) = (sent.stamp, sent.confirmed_through);
+        self.send(&Frame::<T>::SnapshotBegin { stamp, items, confirmed_through }).await?;
+        let mut all = sent.items.values().cloned();
+        let mut size = FRAME_ITEMS_MAX;
+        loop {
+            let part: Vec<T> = all.by_ref().take(size).collect();
+            if part.is_empty() {
+                break;
+            }
+            self.send_part(part, &mut size).await?;
+        }
+        self.send(&Frame::<T>::SnapshotEnd).await
+    }
+
+    /// Sends some items, in smaller parts when they are too large for one frame; remembers the size that fits.
+    async fn send_part<T: Followed>(&self, part: Vec<T>, size: &mut usize) -> Result<(), Refusal> {
+        let mut rest = part.as_slice();
+        while !rest.is_empty() {
+            let take = rest.len().min(*size);
+            match encode(&Frame::SnapshotItems(rest[..take].to_vec()))? {
+                Some(bytes) => {
+                    self.push(bytes).await?;
+                    rest = &rest[take..];
+                }
+                None if take > 1 => *size = take / 2,
+                None => return Err(Refusal::new(Code::Internal, "An item is larger than a frame may be.")),
+            }
+        }
+        Ok(())
+    }
+
+    async fn send<T: Followed>(&self, frame: &Frame<T>) -> Result<(), Refusal> {
+        match encode(frame)? {
+            Some(bytes) => self.push(bytes).await,
+            None => Err(Refusal::new(Code::Internal, "A frame is larger than it may be.")),
+        }
+    }
+
+    async fn push(&self, bytes: Bytes) -> Result<(), Refusal> {
+        let gone = || Refusal::new(Code::AgentUnreachable, "The agent left its stream.");
+        self.out.send(bytes).await.map_err(|_| gone())
+    }
+}
+
+/// Length and postcard; `None` when it is longer than a frame may be.
+fn encode<T: Followed>(frame: &Frame<T>) -> Result<Option<Bytes>, Refusal> {
+    let bytes = postcard::to_extend(frame, vec![0u8; 4]).map_err(|e| Refusal::internal(&e))?;
+    encode_length(bytes)
+}
+
+fn encode_length(mut bytes: Vec<u8>) -> Result<Option<Bytes>, Refusal> {
+    let length = bytes.len() - 4;
+    if length > FRAME_BYTES_MAX {
+        return Ok(None);
+    }
+    let length = u32::try_from(length).map_err(|e| Refusal::internal(&e))?;
+    bytes[..4].copy_from_slice(&length.to_be_bytes());
+    Ok(Some(bytes.into()))
+}

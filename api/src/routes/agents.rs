@@ -1,0 +1,140 @@
+//! What agents call: follow, report, answer, renew. An agent is who its certificate says, and nothing in a body can
+//! make it another (I9).
+
+use super::enrolment::issue;
+use crate::endpoint::{Endpoint, Need, Table};
+use crate::follow;
+use crate::problem::Refusal;
+use crate::request::{Body, Call, done, found};
+use crate::service::Service;
+use axum::body::Body as HttpBody;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use holdfast_identity::Subject;
+use holdfast_model::agent::{
+    CallAnswer, DETAIL_BYTES_MAX, FOLLOW_PROTOCOL, FRAMES_MEDIA_TYPE, Observation, REPORT_OBSERVATIONS_MAX,
+    Report, ReportDetail,
+};
+use holdfast_model::api::{Answer, Done, Renew, Renewed};
+use holdfast_model::command::AgentRef;
+use holdfast_model::{Command, Incarnation, NodeId, Revision};
+use holdfast_store::{View, Views};
+use std::sync::Arc;
+
+pub(super) fn add(table: &mut Table<Arc<Service>>) {
+    table.add(
+        Endpoint::get(
+            "/v1/agent/follow",
+            Need::Agent,
+            "Follow what is the agent's own: an endless stream of frames",
+        )
+        .query(&[
+            ("protocol", "The version of the frames."),
+            ("incarnation", "The incarnation that the agent has."),
+            ("revision", "The revision that the agent has."),
+        ])
+        .streams(),
+        follow_own,
+    );
+    table.add(
+        Endpoint::post("/v1/agent/report", Need::Agent, "Report what the agent sees").answers::<Done>(200),
+        report,
+    );
+    table.add(
+        Endpoint::post("/v1/agent/answers/{call}", Need::Agent, "Answer a question that came on the stream")
+            .answers::<Done>(200),
+        answer,
+    );
+    table.add(
+        Endpoint::post("/v1/agent/renew", Need::Agent, "Get a fresh certificate")
+            .body::<Renew>()
+            .answers::<Answer<Renewed>>(200),
+        renew,
+    );
+}
+
+async fn follow_own(call: Call) -> Result<Response, Refusal> {
+    let agent = call.caller.agent()?;
+    if call.query::<u16>("protocol")? != Some(FOLLOW_PROTOCOL) {
+        let detail =
+            format!("This member speaks version {FOLLOW_PROTOCOL} of the frames; upgrade the agent.");
+        return Err(Refusal::invalid(detail));
+    }
+    let has = match (call.query::<Incarnation>("incarnation")?, call.query::<Revision>("revision")?) {
+        (Some(incarnation), Some(revision)) => Some((incarnation, revision)),
+        (None, None) => None,
+        _ => return Err(Refusal::invalid("`incarnation` and `revision` go together.")),
+    };
+    let frames = follow::frames(Arc::clone(&call.service), call.caller, agent, has);
+    Ok(([(header::CONTENT_TYPE, FRAMES_MEDIA_TYPE)], HttpBody::from_stream(frames)).into_response())
+}
+
+async fn report(call: Call, Body(mut report): Body<Report>) -> Result<Response, Refusal> {
+    let agent = call.caller.agent()?;
+    let service = &call.service;
+    let mut revision = service.store().revision();
+    if let (AgentRef::Node(node), ReportDetail::Node { observations, capacity, vmm }) =
+        (agent, &mut report.detail)
+    {
+        if observations.len() > REPORT_OBSERVATIONS_MAX || vmm.len() > DETAIL_BYTES_MAX {
+            return Err(Refusal::invalid(
+                "The report holds more than 1,000 observations, or too long a text.",
+            ));
+        }
+        if observations.iter().any(|o| o.detail.as_ref().is_some_and(|d| d.len() > DETAIL_BYTES_MAX)) {
+            return Err(Refusal::invalid("A detail is longer than 512 bytes."));
+        }
+        // High-rate reports do not pass through the log: only what differs from the views does.
+        let view = service.view()?;
+        let news = changed(&view, node, observations)?;
+        let described =
+            view.node(node)?.is_some_and(|n| n.capacity != *capacity || n.vmm.as_ref() != Some(vmm));
+        drop(view);
+        if described {
+            let command = Command::ReportNode { node, capacity: *capacity, vmm: vmm.clone() };
+            revision = service.propose(call.caller.request(), command).await?.revision;
+        }
+        if !news.is_empty() {
+            let command = Command::ReportInstances { node, observations: news };
+            revision = service.propose(call.caller.request(), command).await?.revision;
+        }
+    }
+    service.contacts.reported(agent, report, call.caller.request().now);
+    Ok(done(revision))
+}
+
+/// Observations of the node's own instances that say something new.
+fn changed(view: &View, node: NodeId, observations: &[Observation]) -> Result<Vec<Observation>, Refusal> {
+    let mut news = Vec::new();
+    for seen in observations {
+        let Some(known) = view.instance(seen.instance)?.filter(|i| i.node == node && !i.state.is_final())
+        else {
+            continue;
+        };
+        if known.state != seen.state || known.reason != seen.reason || known.restarts != seen.restarts {
+            news.push(seen.clone());
+        }
+    }
+    Ok(news)
+}
+
+async fn answer(call: Call, Body(answer): Body<CallAnswer>) -> Result<Response, Refusal> {
+    let agent = call.caller.agent()?;
+    let id = call.id("call", "question")?;
+    if !call.service.contacts.answered(agent, id, answer) {
+        return Err(Refusal::not_found("question"));
+    }
+    Ok(done(call.service.store().revision()))
+}
+
+async fn renew(call: Call, Body(body): Body<Renew>) -> Result<Response, Refusal> {
+    let subject = match call.caller.agent()? {
+        AgentRef::Node(id) => Subject::Node { id: id.to_string() },
+        AgentRef::Edge(id) => Subject::Edge { id: id.to_string() },
+    };
+    // A certificate is a power of its own: it is given only by what the majority knows now.
+    let view = call.view().await?;
+    let certificate_pem = issue(&call.service, &body.csr_pem, &subject)?;
+    let ca_pem = call.service.authority.certificate().pem();
+    Ok(found(view.revision(), Renewed { certificate_pem, ca_pem }))
+}

@@ -1,0 +1,112 @@
+//! The history, readable: a page, or a stream that goes on.
+
+use crate::caller::{Caller, still_holds};
+use crate::endpoint::{Endpoint, Need, Table};
+use crate::problem::Refusal;
+use crate::request::{Call, page};
+use crate::service::{Service, moved_past, now, told_to_stop};
+use axum::body::{Body, Bytes};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use futures::Stream;
+use holdfast_model::api::{NDJSON_MEDIA_TYPE, Page};
+use holdfast_model::{Event, Revision, Scope};
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// Events read from the store at a time.
+const BATCH_MAX: usize = 200;
+/// Batches that wait for a slow reader before it holds up its own stream.
+const BATCHES_QUEUED_MAX: usize = 4;
+/// How often an idle stream is touched, so that both ends notice when the other is gone, in milliseconds.
+const KEEPALIVE_MS: u64 = 10_000;
+
+pub(super) fn add(table: &mut Table<Arc<Service>>) {
+    table.add(
+        Endpoint::get(
+            "/v1/events",
+            Need::Scope(Scope::AuditRead),
+            "Read the history, or follow it as JSON lines",
+        )
+        .query(&[
+            ("after", "Only events after this revision; from the beginning without it."),
+            ("limit", "Events on the page: 50 by default, 200 at most."),
+            ("follow", "true: a stream of JSON lines without an end."),
+        ])
+        .streams()
+        .answers::<Page<Event>>(200),
+        list,
+    );
+}
+
+async fn list(call: Call) -> Result<Response, Refusal> {
+    let after = call.query::<Revision>("after")?.unwrap_or_default();
+    let (view, limit) = (call.view().await?, call.limit()?);
+    if call.query::<bool>("follow")?.unwrap_or(false) {
+        drop(view);
+        let lines = follow(Arc::clone(&call.service), call.caller, after);
+        return Ok(([(header::CONTENT_TYPE, NDJSON_MEDIA_TYPE)], Body::from_stream(lines)).into_response());
+    }
+    let read = view.events(after, limit, call.caller.org())?;
+    let next = (read.scanned_to < view.revision()).then(|| read.scanned_to.to_string());
+    Ok(page(view.revision(), read.events, next))
+}
+
+fn follow(
+    service: Arc<Service>,
+    caller: Caller,
+    after: Revision,
+) -> impl Stream<Item = Result<Bytes, Infallible>> + Send + 'static {
+    let (lines, receiver) = mpsc::channel(BATCHES_QUEUED_MAX);
+    tokio::spawn(async move {
+        if let Err(refusal) = pump(&service, &caller, after, &lines).await {
+            tracing::debug!(%refusal, "an event stream was cut");
+        }
+    });
+    futures::stream::unfold(receiver, |mut r| async move { r.recv().await.map(|bytes| (Ok(bytes), r)) })
+}
+
+/// Sends events until the reader leaves, the member stops, or the token ends (I11).
+async fn pump(
+    service: &Service,
+    caller: &Caller,
+    after: Revision,
+    lines: &mpsc::Sender<Bytes>,
+) -> Result<(), Refusal> {
+    let mut sent = after;
+    let mut revisions = service.consensus.revisions();
+    let mut stopping = service.stopping.clone();
+    loop {
+        let (text, reached, current) = {
+            let view = service.view()?;
+            still_holds(caller, &view, now())?;
+            let read = view.events(sent, BATCH_MAX, caller.org())?;
+            let mut text = Vec::new();
+            for event in &read.events {
+                serde_json::to_writer(&mut text, event).map_err(|e| Refusal::internal(&e))?;
+                text.push(b'\n');
+            }
+            (text, read.scanned_to, view.revision())
+        };
+        sent = reached.max(sent);
+        if !text.is_empty() && lines.send(text.into()).await.is_err() {
+            return Ok(());
+        }
+        if sent < current {
+            continue;
+        }
+        let moved = moved_past(&mut revisions, sent);
+        tokio::select! {
+            moved = tokio::time::timeout(Duration::from_millis(KEEPALIVE_MS), moved) => {
+                // An empty line is no JSON value and readers skip it.
+                if moved.is_err() && lines.send(Bytes::from_static(b"\n")).await.is_err() {
+                    return Ok(());
+                }
+            }
+            () = lines.closed() => return Ok(()),
+            () = told_to_stop(&mut stopping) => return Ok(()),
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Instances and what they write. Lines are not replicated: they come from the node that has them, over the stream
+//! that the node dialled, through whichever member holds that stream.
+
+use super::apps::env;
+use crate::contacts::AskError;
+use crate::endpoint::{Endpoint, Need, Table};
+use crate::problem::Refusal;
+use crate::request::{Body, Call, found, page};
+use crate::service::{Service, fresh_request_id, now};
+use axum::Json;
+use axum::response::{IntoResponse, Response};
+use holdfast_model::agent::{AgentCall, CallAnswer, LOG_LINES_MAX};
+use holdfast_model::api::{Answer, LogPage, Page};
+use holdfast_model::command::AgentRef;
+use holdfast_model::resource::Instance;
+use holdfast_model::{Code, NodeId, Scope};
+use holdfast_store::Views;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a question waits for a line at most, in milliseconds.
+const WAIT_MS_MAX: u64 = 10_000;
+/// For an agent's answer beyond what it was asked to wait, in milliseconds.
+const ANSWER_MS: u64 = 5_000;
+/// Where a member asks another to put a question to an agent.
+const ASK_PATH: &str = "/v1/members/ask";
+
+pub(super) fn add(table: &mut Table<Arc<Service>>) {
+    table.add(
+        Endpoint::get("/v1/envs/{env}/instances", Need::Scope(Scope::EnvsRead), "List an env's instances")
+            .query(&[("all", "true: also those that ended.")])
+            .answers::<Page<Instance>>(200),
+        list,
+    );
+    table.add(
+        Endpoint::get("/v1/instances/{instance}", Need::Scope(Scope::EnvsRead), "Show an instance")
+            .answers::<Answer<Instance>>(200),
+        show,
+    );
+    table.add(
+        Endpoint::get(
+            "/v1/instances/{instance}/logs",
+            Need::Scope(Scope::LogsRead),
+            "Read an instance's lines",
+        )
+        .query(&[
+            ("after", "Only lines after this sequence number; without it the last ones."),
+            ("limit", "Lines at most: 1,000 at most."),
+            ("wait_ms", "How long to wait for a first line: 10,000 at most."),
+        ])
+        .answers::<LogPage>(200),
+        logs,
+    );
+    table.add(
+        Endpoint::post(
+            ASK_PATH,
+            Need::Member,
+            "Put another member's question to an agent whose stream ends here",
+        ),
+        ask_here,
+    );
+}
+
+async fn list(call: Call) -> Result<Response, Refusal> {
+    let view = call.view().await?;
+    let env = env(&call, &view, call.id("env", "env")?)?;
+    let all = call.query::<bool>("all")?.unwrap_or(false);
+    let mut items = view.instances(env.id)?;
+    items.retain(|i| all || !i.state.is_final());
+    Ok(page(view.revision(), items, None))
+}
+
+async fn show(call: Call) -> Result<Response, Refusal> {
+    let view = call.view().await?;
+    let instance = view.instance(call.id("instance", "instance")?)?;
+    Ok(found(view.revision(), call.caller.visible("instance", instance, |i| i.org)?))
+}
+
+async fn logs(call: Call) -> Result<Response, Refusal> {
+    let limit = call.query::<u32>("limit")?.unwrap_or(100);
+    let wait_ms = call.query::<u64>("wait_ms")?.unwrap_or(0);
+    if limit == 0 || limit as usize > LOG_LINES_MAX || wait_ms > WAIT_MS_MAX {
+        return Err(Refusal::invalid("`limit` must be from 1 to 1,000, and `wait_ms` at most 10,000."));
+    }
+    let after = call.query::<u64>("after")?;
+    let (node, question) = {
+        let view = call.view().await?;
+        let instance = view.instance(call.id("instance", "instance")?)?;
+        let instance = call.caller.visible("instance", instance, |i| i.org)?;
+        (instance.node, AgentCall::Logs { instance: instance.id, after, limit, wait_ms })
+    };
+    match ask(&call.service, node, question, wait_ms).await? {
+        CallAnswer::Logs(lines) => Ok(Json(LogPage { lines }).into_response()),
+        CallAnswer::NotFound => Ok(Json(LogPage { lines: Vec::new() }).into_response()),
+    }
+}
+
+/// A question that another member passes on.
+#[derive(Serialize, Deserialize)]
+struct Ask {
+    node: NodeId,
+    question: Vec<u8>,
+    wait_ms: u64,
+}
+
+async fn ask(
+    service: &Service,
+    node: NodeId,
+    question: AgentCall,
+    wait_ms: u64,
+) -> Result<CallAnswer, Refusal> {
+    let agent = AgentRef::Node(node);
+    if service.contacts.is_here(agent) {
+        return ask_locally(service, agent, question, wait_ms).await;
+    }
+    let unreachable = || {
+        let detail = "The node that has these lines holds no stream to the control plane now; try again.";
+        Refusal::new(Code::AgentUnreachable, detail)
+    };
+    let contact = service.contacts.contact(agent).ok_or_else(unreachable)?;
+    if contact.member == service.member {
+        return Err(unreachable());
+    }
+    let member = service.view()?.member(contact.member)?.ok_or_else(unreachable)?;
+    let question = postcard::to_stdvec(&question).map_err(|e| Refusal::internal(&e))?;
+    let body = serde_json::to_vec(&Ask { node, question, wait_ms }).map_err(|e| Refusal::internal(&e))?;
+    match service.peers.post(&member.api_addr, ASK_PATH, body).await? {
+        (200, bytes) => postcard::from_bytes(&bytes).map_err(|e| Refusal::internal(&e)),
+        _ => Err(unreachable()),
+    }
+}
+
+async fn ask_locally(
+    service: &Service,
+    agent: AgentRef,
+    question: AgentCall,
+    wait_ms: u64,
+) -> Result<CallAnswer, Refusal> {
+    let answer = service.contacts.ask(agent, fresh_request_id(now()), question).map_err(|e| match e {
+        AskError::NotHere => Refusal::new(Code::AgentUnreachable, "The node holds no stream now; try again."),
+        AskError::Busy => {
+            Refusal::new(Code::RateLimited, "Too many questions wait for that node; try again.")
+        }
+    })?;
+    match tokio::time::timeout(Duration::from_millis(wait_ms + ANSWER_MS), answer).await {
+        Ok(Ok(answer)) => Ok(answer),
+        _ => Err(Refusal::new(Code::AgentUnreachable, "The node did not answer in time; try again.")),
+    }
+}
+
+async fn ask_here(call: Call, Body(ask): Body<Ask>) -> Result<Response, Refusal> {
+    let question = postcard::from_bytes(&ask.question)
+        .map_err(|_| Refusal::invalid("The question is not one that this build knows."))?;
+    let wait_ms = ask.wait_ms.min(WAIT_MS_MAX);
+    let answer = ask_locally(&call.service, AgentRef::Node(ask.node), question, wait_ms).await?;
+    Ok(postcard::to_stdvec(&answer).map_err(|e| Refusal::internal(&e))?.into_response())
+}

@@ -1,0 +1,34 @@
+//! The endpoints, a file for each family. [`table`] is the whole API at one glance.
+
+mod agents;
+mod apps;
+mod cluster;
+mod deployments;
+mod enrolment;
+mod events;
+mod instances;
+mod meta;
+mod routing;
+mod tokens;
+
+pub use enrolment::member_subject;
+
+use crate::endpoint::Table;
+use crate::service::Service;
+use std::sync::Arc;
+
+/// Every endpoint and its handler.
+pub(crate) fn table() -> Table<Arc<Service>> {
+    let mut table = Table::new();
+    meta::add(&mut table);
+    apps::add(&mut table);
+    deployments::add(&mut table);
+    instances::add(&mut table);
+    routing::add(&mut table);
+    tokens::add(&mut table);
+    events::add(&mut table);
+    cluster::add(&mut table);
+    enrolment::add(&mut table);
+    agents::add(&mut table);
+    table
+}

@@ -1,0 +1,173 @@
+//! One real member – consensus, log and state on disk – and its router, called without a socket.
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{Method, Request, StatusCode, header};
+use holdfast_api::contacts::Contacts;
+use holdfast_api::gate::Connection;
+use holdfast_api::peers::Peers;
+use holdfast_api::service::{RequestInfo, SecretSeed, Service};
+use holdfast_identity::{
+    Authority, CERTIFICATE_VALIDITY, Credential, PeerIdentity, PrivateKey, Token, TokenKind as SecretKind,
+    client_config, mutual_client_config, mutual_server_config, server_name,
+};
+use holdfast_model::command::{NewMember, NewToken};
+use holdfast_model::resource::{Member, TokenKind};
+use holdfast_model::{ClusterId, Command, Digest, Incarnation, MemberId, Scope, Timestamp};
+use holdfast_raft::transport::RaftTls;
+use holdfast_raft::{Consensus, ConsensusConfig, MemberIdentity, MemberNode};
+use http_body_util::BodyExt;
+use serde_json::Value;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::sync::watch;
+use tower::ServiceExt as _;
+
+/// Nothing here takes this long; a test that hangs ends.
+pub(crate) const HANG: Duration = Duration::from_secs(30);
+
+pub(crate) struct Rig {
+    pub(crate) service: Arc<Service>,
+    pub(crate) router: Router,
+    pub(crate) operator: String,
+    _stop: watch::Sender<bool>,
+    _folder: tempfile::TempDir,
+}
+
+pub(crate) struct Reply {
+    pub(crate) status: StatusCode,
+    pub(crate) body: Value,
+    pub(crate) text: String,
+    pub(crate) request_id: String,
+}
+
+impl Rig {
+    pub(crate) async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let cluster = ClusterId::from_bits(7 << 80 | 1);
+        let authority = Authority::create(&cluster.to_string(), SystemTime::now()).unwrap();
+        let member = Member {
+            id: MemberId(1),
+            name: "alpha".parse().unwrap(),
+            raft_addr: "127.0.0.1:0".into(),
+            api_addr: "127.0.0.1:0".into(),
+            removed: false,
+            created_at: Timestamp(1),
+        };
+        let key = PrivateKey::generate().unwrap();
+        let subject = holdfast_api::member_subject(&member);
+        let request = key.signing_request().unwrap();
+        let issued = authority.issue(&request, &subject, CERTIFICATE_VALIDITY, SystemTime::now()).unwrap();
+        let credential = Credential::new(key, &issued.chain_pem).unwrap();
+        let ca = authority.certificate();
+        let tls = RaftTls::new(
+            &cluster.to_string(),
+            mutual_server_config(&credential, ca).unwrap(),
+            mutual_client_config(&credential, ca).unwrap(),
+        );
+        let identity = MemberIdentity { cluster: cluster.to_string(), member: MemberId(1), incarnation: 1 };
+        Consensus::prepare(folder.path(), &identity).unwrap();
+        let listen = "127.0.0.1:0".parse().unwrap();
+        let config = ConsensusConfig::new(MemberId(1), folder.path().to_owned(), listen, Arc::new(tls));
+        let consensus = Arc::new(Consensus::start(config).await.unwrap());
+        let node =
+            MemberNode { raft_addr: consensus.raft_addr().to_string(), api_addr: "127.0.0.1:1".into() };
+        consensus.bootstrap(node).await.unwrap();
+        let (stop, stopping) = watch::channel(false);
+        let peers = Peers::new(
+            client_config(ca, Some(&credential)).unwrap(),
+            server_name(&cluster.to_string()).unwrap(),
+        );
+        let service = Arc::new(Service {
+            cluster,
+            member: MemberId(1),
+            consensus,
+            contacts: Arc::new(Contacts::new(MemberId(1))),
+            seed: SecretSeed::of(&authority),
+            peers,
+            authority: Arc::new(authority),
+            stopping,
+        });
+        let operator = Token::generate(SecretKind::Operator).unwrap();
+        let init = Command::InitCluster {
+            cluster,
+            incarnation: Incarnation(1),
+            member: NewMember { name: member.name, raft_addr: member.raft_addr, api_addr: member.api_addr },
+            operator: NewToken {
+                name: "first".parse().unwrap(),
+                digest: Digest(*operator.digest().as_bytes()),
+                kind: TokenKind::Operator,
+                scopes: Scope::ALL.iter().copied().collect(),
+                ttl_ms: 3_600_000,
+            },
+        };
+        service.propose(&RequestInfo::of_member(MemberId(1)), init).await.unwrap();
+        let router = holdfast_api::router(Arc::clone(&service));
+        Self {
+            service,
+            router,
+            operator: operator.reveal().as_str().to_owned(),
+            _stop: stop,
+            _folder: folder,
+        }
+    }
+
+    /// A request as the listener would hand it on.
+    pub(crate) fn request(
+        &self,
+        method: Method,
+        path: &str,
+        token: Option<&str>,
+        body: Option<&str>,
+    ) -> Request<Body> {
+        let mut request = Request::builder().method(method).uri(path);
+        if let Some(token) = token {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        if body.is_some() {
+            request = request.header(header::CONTENT_TYPE, "application/json");
+        }
+        let mut request = request.body(Body::from(body.unwrap_or_default().to_owned())).unwrap();
+        request.extensions_mut().insert(Connection { source: None, peer: None });
+        request
+    }
+
+    pub(crate) async fn send(&self, request: Request<Body>) -> Reply {
+        let answer = tokio::time::timeout(HANG, self.router.clone().oneshot(request)).await.unwrap().unwrap();
+        let status = answer.status();
+        let request_id = answer.headers()["x-request-id"].to_str().unwrap().to_owned();
+        let bytes =
+            tokio::time::timeout(HANG, answer.into_body().collect()).await.unwrap().unwrap().to_bytes();
+        let text = String::from_utf8(bytes.to_vec()).unwrap();
+        Reply { status, body: serde_json::from_str(&text).unwrap_or(Value::Null), text, request_id }
+    }
+
+    pub(crate) async fn get(&self, path: &str, token: &str) -> Reply {
+        self.send(self.request(Method::GET, path, Some(token), None)).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, token: &str, body: Value) -> Reply {
+        self.send(self.request(Method::POST, path, Some(token), Some(&body.to_string()))).await
+    }
+
+    /// Makes something and answers its id.
+    pub(crate) async fn made(&self, path: &str, body: Value) -> String {
+        let reply = self.post(path, &self.operator, body).await;
+        assert_eq!(reply.status, StatusCode::CREATED, "{path}: {}", reply.text);
+        reply.body["item"]["id"].as_str().unwrap().to_owned()
+    }
+
+    /// An org's token with these scopes.
+    pub(crate) async fn tenant(&self, org: &str, role: &str) -> String {
+        let body = serde_json::json!({"name": "t", "org": org, "role": role, "ttl_s": 3600});
+        let reply = self.post("/v1/tokens", &self.operator, body).await;
+        assert_eq!(reply.status, StatusCode::CREATED, "{}", reply.text);
+        reply.body["item"]["secret"].as_str().unwrap().to_owned()
+    }
+
+    /// A request by somebody with this certificate.
+    pub(crate) fn by(&self, mut request: Request<Body>, peer: PeerIdentity) -> Request<Body> {
+        request.extensions_mut().insert(Connection { source: None, peer: Some(peer) });
+        request
+    }
+}

@@ -1,0 +1,386 @@
+//! The API over one real member: who may call what, what a caller may see, and what bad input does.
+
+mod harness;
+
+use axum::body::Body;
+use axum::http::{Method, Request, StatusCode, header};
+use harness::{HANG, Rig};
+use holdfast_identity::{PeerIdentity, PrivateKey, Role};
+use holdfast_model::agent::{EdgeRoute, Frame};
+use holdfast_store::Views;
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use tower::ServiceExt as _;
+
+const MANIFEST: &str = r#"
+schema_version = "v1"
+[app]
+name = "hello"
+[processes.web]
+resources = { memory = "64Mi" }
+scaling = { min = 2, max = 4 }
+ports = [{ name = "https", internal = 8443 }]
+"#;
+
+struct Tenant {
+    org: String,
+    app: String,
+    env: String,
+    owner: String,
+}
+
+async fn tenant(rig: &Rig, name: &str) -> Tenant {
+    let org = rig.made("/v1/orgs", json!({"name": name})).await;
+    let app = rig.made(&format!("/v1/orgs/{org}/apps"), json!({"name": "hello"})).await;
+    let env = rig.made(&format!("/v1/apps/{app}/envs"), json!({"name": "prod"})).await;
+    let owner = rig.tenant(&org, "owner").await;
+    Tenant { org, app, env, owner }
+}
+
+fn release() -> Value {
+    let digest = format!("sha256:{}", "ab".repeat(32));
+    json!({"image": {"repository": "127.0.0.1:5000/hello", "digest": digest}, "manifest": MANIFEST})
+}
+
+async fn route(rig: &Rig, tenant: &Tenant, hostname: &str) -> harness::Reply {
+    let body = json!({
+        "target": {"tls_passthrough": {"hostname": hostname}}, "listen_port": 443, "process": "web", "port": "https"
+    });
+    rig.post(&format!("/v1/envs/{}/routes", tenant.env), &tenant.owner, body).await
+}
+
+/// Every path that a tenant's resources can be reached by, with the ids filled in.
+fn paths_of(tenant: &Tenant) -> Vec<(Method, String, Option<Value>)> {
+    let Tenant { org, app, env, .. } = tenant;
+    let counts = json!({"counts": {"web": 1}});
+    vec![
+        (Method::GET, format!("/v1/orgs/{org}"), None),
+        (Method::GET, format!("/v1/orgs/{org}/apps"), None),
+        (Method::GET, format!("/v1/orgs/{org}/apps?name=hello"), None),
+        (Method::POST, format!("/v1/orgs/{org}/apps"), Some(json!({"name": "other"}))),
+        (Method::GET, format!("/v1/apps/{app}"), None),
+        (Method::DELETE, format!("/v1/apps/{app}"), None),
+        (Method::GET, format!("/v1/apps/{app}/envs"), None),
+        (Method::POST, format!("/v1/apps/{app}/envs"), Some(json!({"name": "other"}))),
+        (Method::GET, format!("/v1/envs/{env}"), None),
+        (Method::GET, format!("/v1/envs/{env}/releases"), None),
+        (Method::POST, format!("/v1/envs/{env}/releases"), Some(release())),
+        (Method::GET, format!("/v1/envs/{env}/deployments"), None),
+        (Method::POST, format!("/v1/envs/{env}/scale"), Some(counts)),
+        (Method::GET, format!("/v1/envs/{env}/instances"), None),
+        (Method::GET, format!("/v1/envs/{env}/routes"), None),
+    ]
+}
+
+/// What identifies a resource, swapped for one that never existed.
+fn absent(path: &str) -> String {
+    path.split('/')
+        .map(|part| match part.split_once('_') {
+            Some((prefix, _)) if part.len() > 26 => format!("{prefix}_{}", "0".repeat(26)),
+            _ => part.to_owned(),
+        })
+        .collect::<Vec<_>>()
+        .join("/")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i09_another_orgs_resources_answer_exactly_as_absent_ones() {
+    let rig = Rig::start().await;
+    let (ours, theirs) = (tenant(&rig, "ours").await, tenant(&rig, "theirs").await);
+    let release = rig.post(&format!("/v1/envs/{}/releases", theirs.env), &theirs.owner, release()).await;
+    assert_eq!(release.status, StatusCode::CREATED, "{}", release.text);
+    let digest = rig.service.store().digest();
+    for (method, path, body) in paths_of(&theirs) {
+        let body = body.map(|b| b.to_string());
+        let mut replies = Vec::new();
+        for path in [path.clone(), absent(&path)] {
+            let path = path.split('?').next().unwrap().to_owned();
+            let reply =
+                rig.send(rig.request(method.clone(), &path, Some(&ours.owner), body.as_deref())).await;
+            assert_eq!(reply.status, StatusCode::NOT_FOUND, "{method} {path}: {}", reply.text);
+            replies.push(reply.text.replace(&reply.request_id, "ID"));
+        }
+        assert_eq!(replies[0], replies[1], "{method} {path}");
+    }
+    // Lists show nothing of theirs either.
+    let orgs = rig.get("/v1/orgs", &ours.owner).await;
+    assert!(orgs.text.contains(&ours.org) && !orgs.text.contains(&theirs.org));
+    let events = rig.get("/v1/events?limit=200", &ours.owner).await;
+    assert_eq!(events.status, StatusCode::OK);
+    assert!(events.text.contains(&ours.org) && !events.text.contains(&theirs.org), "{}", events.text);
+    assert_eq!(rig.service.store().digest(), digest, "refused calls changed the state");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i09_every_endpoint_refuses_whoever_does_not_have_what_it_declares() {
+    let rig = Rig::start().await;
+    let tenant = tenant(&rig, "ours").await;
+    let viewer = rig.tenant(&tenant.org, "viewer").await;
+    let digest = rig.service.store().digest();
+    let document: Value = serde_json::from_str(&holdfast_api::openapi_text().unwrap()).unwrap();
+    let mut walked = 0;
+    for line in holdfast_api::access_text()
+        .lines()
+        .filter(|l| l.starts_with("| GET") || l.starts_with("| POST") || l.starts_with("| DELETE"))
+    {
+        let cells: Vec<_> = line.split('|').map(|c| c.trim().trim_matches('`')).collect();
+        let (method, declared, needs) = (cells[1], cells[2], cells[3]);
+        assert!(
+            document["paths"][declared][method.to_lowercase()].is_object(),
+            "{declared} is not in the document"
+        );
+        let path = declared
+            .replace("{org}", &tenant.org)
+            .replace("{app}", &tenant.app)
+            .replace("{env}", &tenant.env);
+        let method: Method = method.parse().unwrap();
+        let body = (method == Method::POST).then_some("{}");
+        let anonymous = rig.send(rig.request(method.clone(), &path, None, body)).await;
+        let as_viewer = rig.send(rig.request(method.clone(), &path, Some(&viewer), body)).await;
+        match needs {
+            "nothing" => assert_eq!(anonymous.status, StatusCode::OK, "{declared}"),
+            "enrolment secret" => assert_eq!(anonymous.body["code"], "invalid_request", "{declared}"),
+            "any token" => {
+                assert_eq!(anonymous.status, StatusCode::UNAUTHORIZED);
+                assert_eq!(as_viewer.status, StatusCode::OK);
+            }
+            "agent certificate" | "member certificate" => {
+                assert_eq!(anonymous.status, StatusCode::UNAUTHORIZED, "{declared}");
+                assert_eq!(as_viewer.status, StatusCode::UNAUTHORIZED, "{declared}");
+            }
+            operator if operator.starts_with("operator") => {
+                assert_eq!(anonymous.status, StatusCode::UNAUTHORIZED, "{declared}");
+                assert_eq!(as_viewer.status, StatusCode::FORBIDDEN, "{declared}");
+            }
+            scoped => {
+                assert_eq!(anonymous.status, StatusCode::UNAUTHORIZED, "{declared}");
+                let may = scoped.ends_with(":read") && !scoped.contains("audit");
+                assert_eq!(as_viewer.status != StatusCode::FORBIDDEN, may, "{declared}: {}", as_viewer.text);
+            }
+        }
+        walked += 1;
+    }
+    assert!(walked > 35, "only {walked} endpoints were walked");
+    assert_eq!(rig.service.store().digest(), digest);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i14_bad_input_has_a_stable_code_and_changes_nothing() {
+    let rig = Rig::start().await;
+    let ours = tenant(&rig, "ours").await;
+    let digest = rig.service.store().digest();
+    let releases = format!("/v1/envs/{}/releases", ours.env);
+    let bad_manifest =
+        json!({"image": release()["image"], "manifest": "schema_version = \"v9\""}).to_string();
+    let too_large = format!("{{\"name\":\"{}\"}}", "a".repeat(2 << 20));
+    let post = Method::POST;
+    let cases: Vec<(Method, &str, Option<&str>, &str)> = vec![
+        (post.clone(), "/v1/orgs", Some("{"), "invalid_request"),
+        (post.clone(), "/v1/orgs", Some(r#"{"name":"UPPER"}"#), "invalid_request"),
+        (post.clone(), "/v1/orgs", Some(r#"{"name":"x","extra":1}"#), "invalid_request"),
+        (post.clone(), "/v1/orgs", Some(r#"{"name":"ours"}"#), "name_taken"),
+        (post.clone(), "/v1/orgs", Some(&too_large), "body_too_large"),
+        (post.clone(), "/v1/orgs", None, "unsupported_media_type"),
+        (post.clone(), &releases, Some(&bad_manifest), "invalid_manifest"),
+        (post.clone(), "/v1/orgs/not-an-id/apps", Some(r#"{"name":"x"}"#), "not_found"),
+        (Method::GET, "/v1/orgs?limit=0", None, "invalid_request"),
+        (Method::GET, "/v1/orgs?limit=201", None, "invalid_request"),
+        (Method::GET, "/v1/orgs?nonsense=1", None, "invalid_request"),
+        (Method::GET, "/v1/orgs?limit=1&limit=2", None, "invalid_request"),
+        (Method::GET, "/v1/orgs?consistency=maybe", None, "invalid_request"),
+        (Method::GET, "/v1/orgs?cursor=%00", None, "invalid_request"),
+        (Method::GET, "/v1/nothing", None, "not_found"),
+        (Method::PUT, "/v1/orgs", None, "method_not_allowed"),
+        (
+            post.clone(),
+            "/v1/enrol",
+            Some(r#"{"secret":"x","csr_pem":"y","joiner":{"edge":{"name":"e"}}}"#),
+            "enrolment_invalid",
+        ),
+    ];
+    for (method, path, body, code) in cases {
+        let reply = rig.send(rig.request(method.clone(), path, Some(&rig.operator), body)).await;
+        assert_eq!(reply.body["code"], code, "{method} {path}: {}", reply.text);
+        assert_eq!(reply.body["status"], reply.status.as_u16());
+        assert_eq!(reply.body["request_id"], reply.request_id.as_str());
+        assert!(reply.body["detail"].as_str().unwrap().ends_with('.'), "{}", reply.text);
+    }
+    assert_eq!(rig.service.store().digest(), digest, "bad input changed the state");
+}
+
+fn keyed(rig: &Rig, path: &str, key: &str, body: &Value) -> Request<Body> {
+    let mut request = rig.request(Method::POST, path, Some(&rig.operator), Some(&body.to_string()));
+    request.headers_mut().insert("idempotency-key", key.parse().unwrap());
+    request
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i04_a_repeated_request_answers_the_first_outcome_and_shows_the_same_secret() {
+    let rig = Rig::start().await;
+    let first = rig.send(keyed(&rig, "/v1/orgs", "k1", &json!({"name": "ours"}))).await;
+    let again = rig.send(keyed(&rig, "/v1/orgs", "k1", &json!({"name": "ours"}))).await;
+    assert_eq!((first.status, &first.body["item"]["id"]), (again.status, &again.body["item"]["id"]));
+    let other = rig.send(keyed(&rig, "/v1/orgs", "k1", &json!({"name": "other"}))).await;
+    assert_eq!(other.body["code"], "idempotency_key_reuse");
+    let bad_key = rig.send(keyed(&rig, "/v1/orgs", &"k".repeat(129), &json!({"name": "x"}))).await;
+    assert_eq!(bad_key.body["code"], "invalid_request");
+
+    let org = first.body["item"]["id"].as_str().unwrap();
+    let body = json!({"name": "ci", "org": org, "role": "viewer", "ttl_s": 60});
+    let (one, two) = (
+        rig.send(keyed(&rig, "/v1/tokens", "k2", &body)).await,
+        rig.send(keyed(&rig, "/v1/tokens", "k2", &body)).await,
+    );
+    assert_eq!(one.status, StatusCode::CREATED, "{}", one.text);
+    assert_eq!(one.body["item"], two.body["item"]);
+    let three = rig.send(keyed(&rig, "/v1/tokens", "k3", &body)).await;
+    assert_ne!(one.body["item"]["secret"], three.body["item"]["secret"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i11_a_revoked_token_is_refused_at_once_and_its_stream_is_cut() {
+    let rig = Rig::start().await;
+    let ours = tenant(&rig, "ours").await;
+    let who = rig.get("/v1/whoami", &ours.owner).await;
+    let id = who.body["item"]["token"]["id"].as_str().unwrap().to_owned();
+    let follow = rig.request(Method::GET, "/v1/events?follow=true", Some(&ours.owner), None);
+    let mut stream = rig.router.clone().oneshot(follow).await.unwrap().into_body();
+    let first = tokio::time::timeout(HANG, stream.frame()).await.unwrap().unwrap().unwrap();
+    assert!(first.data_ref().is_some_and(|d| !d.is_empty()));
+
+    let revoke = rig.request(Method::DELETE, &format!("/v1/tokens/{id}"), Some(&rig.operator), None);
+    assert_eq!(rig.send(revoke).await.status, StatusCode::OK);
+    for path in ["/v1/whoami", "/v1/orgs", "/v1/orgs?consistency=stale"] {
+        assert_eq!(rig.get(path, &ours.owner).await.status, StatusCode::UNAUTHORIZED, "{path}");
+    }
+    let write = rig.post(&format!("/v1/orgs/{}/apps", ours.org), &ours.owner, json!({"name": "late"})).await;
+    assert_eq!(write.status, StatusCode::UNAUTHORIZED);
+    let end = async { while let Some(Ok(_)) = stream.frame().await {} };
+    tokio::time::timeout(HANG, end).await.expect("the stream of a revoked token goes on");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i08_a_hostname_has_one_owner_and_the_loser_learns_nothing_of_it() {
+    let rig = Rig::start().await;
+    let (ours, theirs) = (tenant(&rig, "ours").await, tenant(&rig, "theirs").await);
+    for t in [&ours, &theirs] {
+        let made = rig.post(&format!("/v1/envs/{}/releases", t.env), &t.owner, release()).await;
+        assert_eq!(made.status, StatusCode::CREATED, "{}", made.text);
+    }
+    assert_eq!(route(&rig, &ours, "Shop.Example.").await.status, StatusCode::CREATED);
+    let lost = route(&rig, &theirs, "shop.example").await;
+    assert_eq!(lost.body["code"], "hostname_taken", "{}", lost.text);
+    for secret in [ours.org.as_str(), &ours.app, &ours.env, "ours"] {
+        assert!(!lost.text.contains(secret), "{}", lost.text);
+    }
+}
+
+async fn next_frame(body: &mut Body, pending: &mut Vec<u8>) -> Frame<EdgeRoute> {
+    loop {
+        if pending.len() >= 4 {
+            let length = u32::from_be_bytes(pending[..4].try_into().unwrap()) as usize;
+            if pending.len() >= 4 + length {
+                let frame = postcard::from_bytes(&pending[4..4 + length]).unwrap();
+                pending.drain(..4 + length);
+                return frame;
+            }
+        }
+        let frame = tokio::time::timeout(HANG, body.frame()).await.unwrap().unwrap().unwrap();
+        pending.extend_from_slice(frame.data_ref().unwrap());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edge_enrols_and_follows_its_own_state() {
+    let rig = Rig::start().await;
+    let ours = tenant(&rig, "ours").await;
+    let made = rig.post(&format!("/v1/envs/{}/releases", ours.env), &ours.owner, release()).await;
+    assert_eq!(made.status, StatusCode::CREATED, "{}", made.text);
+    let invite = rig.post("/v1/enrolments", &rig.operator, json!({"kind": "edge"})).await;
+    let secret = invite.body["item"]["secret"].as_str().unwrap().to_owned();
+    let csr = PrivateKey::generate().unwrap().signing_request().unwrap();
+    let wrong = json!({"secret": secret, "csr_pem": csr, "joiner": {"node": {"name": "n", "capacity": {"memory_mib": 1, "cpu_milli": 1}}}});
+    let refused = rig.post("/v1/enrol", "", wrong).await;
+    assert_eq!(refused.body["code"], "enrolment_invalid", "{}", refused.text);
+    let body = json!({"secret": secret, "csr_pem": csr, "joiner": {"edge": {"name": "e1"}}});
+    let enrolled = rig.post("/v1/enrol", "", body.clone()).await;
+    assert_eq!(enrolled.status, StatusCode::CREATED, "{}", enrolled.text);
+    let again = rig.post("/v1/enrol", "", body).await;
+    assert_eq!(enrolled.body["item"]["enrolled"], again.body["item"]["enrolled"], "{}", again.text);
+    let other_key = PrivateKey::generate().unwrap().signing_request().unwrap();
+    let stolen = json!({"secret": secret, "csr_pem": other_key, "joiner": {"edge": {"name": "e2"}}});
+    assert_eq!(rig.post("/v1/enrol", "", stolen).await.body["code"], "enrolment_invalid");
+
+    let edge = enrolled.body["item"]["enrolled"]["edge"].as_str().unwrap();
+    let peer = PeerIdentity::new(&rig.service.cluster.to_string(), Role::Edge, edge).unwrap();
+    let follow = rig.request(Method::GET, "/v1/agent/follow?protocol=1", None, None);
+    let mut stream = rig.router.clone().oneshot(rig.by(follow, peer.clone())).await.unwrap().into_body();
+    let mut pending = Vec::new();
+    let Frame::SnapshotBegin { items: 0, stamp, .. } = next_frame(&mut stream, &mut pending).await else {
+        panic!()
+    };
+    assert!(matches!(next_frame(&mut stream, &mut pending).await, Frame::SnapshotEnd));
+    assert_eq!(route(&rig, &ours, "shop.example").await.status, StatusCode::CREATED);
+    let Frame::Delta { from, stamp: later, upserts, .. } = next_frame(&mut stream, &mut pending).await else {
+        panic!("no delta")
+    };
+    assert!(from >= stamp.revision && later.revision > from);
+    assert_eq!(upserts[0].hostname.as_ref().unwrap().as_str(), "shop.example");
+
+    // Offering what it has, it is told that nothing changed, and not everything again.
+    let path = format!("/v1/agent/follow?protocol=1&incarnation=1&revision={}", later.revision);
+    let follow = rig.request(Method::GET, &path, None, None);
+    let mut stream = rig.router.clone().oneshot(rig.by(follow, peer.clone())).await.unwrap().into_body();
+    assert!(matches!(next_frame(&mut stream, &mut Vec::new()).await, Frame::Heartbeat { .. }));
+
+    // A certificate of another cluster, or of an edge that never enrolled, opens nothing.
+    for (cluster, id) in [
+        ("cluster_00000000000000000000000000", edge),
+        (&rig.service.cluster.to_string(), "edge_00000000000000000000000000"),
+    ] {
+        let peer = PeerIdentity::new(cluster, Role::Edge, id).unwrap();
+        let follow = rig.request(Method::GET, "/v1/agent/follow?protocol=1", None, None);
+        assert_eq!(rig.send(rig.by(follow, peer)).await.status, StatusCode::UNAUTHORIZED);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i12_every_change_names_its_actor_and_request() {
+    let rig = Rig::start().await;
+    let request = rig.request(Method::POST, "/v1/orgs", Some(&rig.operator), Some(r#"{"name":"ours"}"#));
+    let reply = rig.send(request).await;
+    let view = rig.service.view().unwrap();
+    let event = view.event(view.revision()).unwrap().unwrap();
+    assert_eq!(event.request_id.to_string(), reply.request_id);
+    assert!(matches!(event.actor, holdfast_model::Actor::Operator(_)));
+    assert!(
+        view.token(match event.actor {
+            holdfast_model::Actor::Operator(id) => id,
+            _ => panic!(),
+        })
+        .unwrap()
+        .is_some()
+    );
+}
+
+#[test]
+fn the_checked_in_documents_are_current() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reference/");
+    let hint = "run `cargo xtask openapi` and review the diff";
+    let read = |name: &str| std::fs::read_to_string(format!("{root}{name}")).unwrap_or_default();
+    assert!(read("openapi.json") == holdfast_api::openapi_text().unwrap(), "openapi.json is stale: {hint}");
+    assert!(read("access.md") == holdfast_api::access_text(), "access.md is stale: {hint}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_gives_no_more_than_it_has() {
+    let rig = Rig::start().await;
+    let ours = tenant(&rig, "ours").await;
+    let body = json!({"name": "up", "org": ours.org, "scopes": ["cluster:admin"], "ttl_s": 60});
+    assert_eq!(rig.post("/v1/tokens", &ours.owner, body).await.body["code"], "forbidden");
+    let body = json!({"name": "up", "scopes": ["apps:read"], "ttl_s": 60});
+    assert_eq!(rig.post("/v1/tokens", &ours.owner, body).await.body["code"], "invalid_request");
+    let request = rig.request(Method::GET, "/v1/whoami", None, None);
+    let answer = rig.router.clone().oneshot(request).await.unwrap();
+    assert_eq!(answer.headers()[header::WWW_AUTHENTICATE], "Bearer");
+}
