@@ -146,6 +146,25 @@ fn hellos_of_rustls_are_read_in_every_size() {
 }
 
 #[test]
+fn hellos_that_other_clients_sent_are_read() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/hellos");
+    let mut read = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "bin") {
+            continue;
+        }
+        let bytes = std::fs::read(&path).unwrap();
+        fuzz_client_hello(&bytes);
+        let name = hello_of(&bytes).server_name.map(|name| name.to_string());
+        let want = (!path.to_string_lossy().contains("no-name")).then(|| "app.example".to_owned());
+        assert_eq!(name, want, "{}", path.display());
+        read += 1;
+    }
+    assert!(read >= 7, "{read} files");
+}
+
+#[test]
 fn i08_every_spelling_of_a_name_reaches_the_same_route() {
     for name in ["app.example", "APP.example", "app.example.", "App.Example."] {
         assert_eq!(name_of(&Fields::named(name).records()), "app.example");

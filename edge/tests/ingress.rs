@@ -3,6 +3,7 @@
 
 mod support;
 
+use holdfast_edge::EdgeConfig;
 use holdfast_edge::proxy_protocol::{Decoded, decode};
 use holdfast_model::agent::ProxyProtocol;
 use std::net::SocketAddr;
@@ -138,6 +139,25 @@ async fn a_refused_connection_goes_to_another_backend_and_the_refuser_leaves_rot
 }
 
 #[tokio::test]
+async fn i05_the_edge_sees_by_itself_that_a_backend_died_and_came_back() {
+    let mut world = World::with(|config| config.limits.probe_healthy = Duration::from_millis(20)).await;
+    let (backend, address) = listener().await;
+    world.publish(vec![route(None, &[address])]).await;
+    let in_rotation = async |world: &World| world.status().await.routes[0].backends[0].in_rotation;
+    until(async || world.status().await.metrics.probes >= 3).await;
+    assert!(in_rotation(&world).await);
+    drop(backend);
+    until(async || !in_rotation(&world).await).await;
+    let _back = tokio::net::TcpListener::bind(address).await.unwrap();
+    until(async || in_rotation(&world).await).await;
+    let metrics = world.status().await.metrics;
+    assert_eq!(
+        (metrics.accepted, metrics.backends_left_rotation, metrics.backends_back_in_rotation),
+        (0, 1, 1)
+    );
+}
+
+#[tokio::test]
 async fn a_backend_that_does_not_answer_is_given_up_for_another() {
     let mut world = World::with(|config| config.limits.connect = Duration::from_millis(100)).await;
     // Its queue is full, so that Linux drops every further SYN.
@@ -218,6 +238,25 @@ async fn a_backend_that_asked_for_it_is_told_the_client_by_proxy_v2() {
         assert_eq!(header.source, client.local_addr().unwrap());
         assert_eq!((header.destination, header.authority), (world.address(port), authority));
         assert_eq!(header.unique_id.unwrap().len(), 26);
+    }
+}
+
+#[tokio::test]
+async fn by_default_both_address_families_are_served_on_one_socket() {
+    let port = 20_000 + (std::process::id() % 10_000) as u16;
+    let mut world = World::with(|config| config.listen = EdgeConfig::new("".into()).listen).await;
+    let (backend, address) = listener().await;
+    let mut route = route(None, &[address]);
+    (route.proxy_protocol, route.listen_port) = (ProxyProtocol::V2, port);
+    world.publish(vec![route]).await;
+    for host in ["127.0.0.1", "::1"] {
+        let edge = SocketAddr::new(host.parse().unwrap(), port);
+        let mut client = guarded(TcpStream::connect(edge)).await.unwrap();
+        client.shutdown().await.unwrap();
+        let got = all(&mut accept_used(&backend).await).await;
+        let Ok(Decoded::Proxy { header, .. }) = decode(&got) else { panic!("{got:?}") };
+        // An IPv4 client is told as one, not as an address mapped into IPv6.
+        assert_eq!((header.source, header.destination), (client.local_addr().unwrap(), edge));
     }
 }
 
