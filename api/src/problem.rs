@@ -98,12 +98,16 @@ impl From<ConsensusError> for Refusal {
             ConsensusError::UnknownMember(_) => Code::NotFound,
             ConsensusError::Invalid(_) => Code::InvalidRequest,
         };
-        let text = e.to_string();
-        let mut letters = text.chars();
-        let sentence: String =
-            letters.next().into_iter().flat_map(char::to_uppercase).chain(letters).collect();
-        Self::new(code, format!("{sentence}."))
+        Self::new(code, sentence(&e))
     }
+}
+
+/// An error's words as a sentence for people.
+pub(crate) fn sentence(error: &impl std::fmt::Display) -> String {
+    let text = error.to_string();
+    let mut letters = text.chars();
+    let first = letters.next().into_iter().flat_map(char::to_uppercase);
+    first.chain(letters).chain((!text.ends_with('.')).then_some('.')).collect()
 }
 
 /// The answer carries its refusal as an extension; [`finish`] adds the request's id.

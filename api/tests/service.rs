@@ -89,7 +89,7 @@ async fn i09_another_orgs_resources_answer_exactly_as_absent_ones() {
     let (ours, theirs) = (tenant(&rig, "ours").await, tenant(&rig, "theirs").await);
     let release = rig.post(&format!("/v1/envs/{}/releases", theirs.env), &theirs.owner, release()).await;
     assert_eq!(release.status, StatusCode::CREATED, "{}", release.text);
-    let digest = rig.service.store().digest();
+    let digest = rig.service.store().views_digest();
     for (method, path, body) in paths_of(&theirs) {
         let body = body.map(|b| b.to_string());
         let mut replies = Vec::new();
@@ -108,7 +108,7 @@ async fn i09_another_orgs_resources_answer_exactly_as_absent_ones() {
     let events = rig.get("/v1/events?limit=200", &ours.owner).await;
     assert_eq!(events.status, StatusCode::OK);
     assert!(events.text.contains(&ours.org) && !events.text.contains(&theirs.org), "{}", events.text);
-    assert_eq!(rig.service.store().digest(), digest, "refused calls changed the state");
+    assert_eq!(rig.service.store().views_digest(), digest, "refused calls changed the state");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -116,7 +116,7 @@ async fn i09_every_endpoint_refuses_whoever_does_not_have_what_it_declares() {
     let rig = Rig::start().await;
     let tenant = tenant(&rig, "ours").await;
     let viewer = rig.tenant(&tenant.org, "viewer").await;
-    let digest = rig.service.store().digest();
+    let digest = rig.service.store().views_digest();
     let document: Value = serde_json::from_str(&holdfast_api::openapi_text().unwrap()).unwrap();
     let mut walked = 0;
     for line in holdfast_api::access_text()
@@ -161,14 +161,14 @@ async fn i09_every_endpoint_refuses_whoever_does_not_have_what_it_declares() {
         walked += 1;
     }
     assert!(walked > 35, "only {walked} endpoints were walked");
-    assert_eq!(rig.service.store().digest(), digest);
+    assert_eq!(rig.service.store().views_digest(), digest);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn i14_bad_input_has_a_stable_code_and_changes_nothing() {
     let rig = Rig::start().await;
     let ours = tenant(&rig, "ours").await;
-    let digest = rig.service.store().digest();
+    let digest = rig.service.store().views_digest();
     let releases = format!("/v1/envs/{}/releases", ours.env);
     let bad_manifest =
         json!({"image": release()["image"], "manifest": "schema_version = \"v9\""}).to_string();
@@ -205,7 +205,7 @@ async fn i14_bad_input_has_a_stable_code_and_changes_nothing() {
         assert_eq!(reply.body["request_id"], reply.request_id.as_str());
         assert!(reply.body["detail"].as_str().unwrap().ends_with('.'), "{}", reply.text);
     }
-    assert_eq!(rig.service.store().digest(), digest, "bad input changed the state");
+    assert_eq!(rig.service.store().views_digest(), digest, "bad input changed the state");
 }
 
 fn keyed(rig: &Rig, path: &str, key: &str, body: &Value) -> Request<Body> {

@@ -2,7 +2,7 @@
 
 use super::apps::{env, vanished};
 use crate::endpoint::{Endpoint, Need, PAGE, Table};
-use crate::problem::Refusal;
+use crate::problem::{Refusal, sentence};
 use crate::request::{Body, Call, created, cut, found, page};
 use crate::service::Service;
 use axum::response::Response;
@@ -65,7 +65,7 @@ const PAGE_WITHOUT_NAME: [(&str, &str); 2] = [PAGE[0], PAGE[1]];
 
 async fn create_release(call: Call, Body(body): Body<CreateRelease>) -> Result<Response, Refusal> {
     let manifest =
-        manifest::parse(&body.manifest).map_err(|e| Refusal::new(Code::InvalidManifest, e.to_string()))?;
+        manifest::parse(&body.manifest).map_err(|e| Refusal::new(Code::InvalidManifest, sentence(&e)))?;
     let command = Command::CreateRelease { env: call.id("env", "env")?, image: body.image, manifest };
     let (accepted, view) = call.service.write(&call.caller, command).await?;
     let Output::Release(id) = accepted.output else { return Err(vanished("release")) };
