@@ -113,9 +113,8 @@ impl Decoder {
                     self.pending.clear();
                 }
             }
-            if end.is_none() {
-                return None;
-            }
+            // Without a delimiter, the input is used up and the frame goes on.
+            end?;
             if std::mem::take(&mut self.skipping) {
                 return Some(Err(FrameError::Overlong));
             }

@@ -1,5 +1,7 @@
 //! The wire protocol against every kind of message, every way of cutting a stream, and arbitrary bytes.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 use std::net::Ipv6Addr;
 
 use holdfast_guest::{

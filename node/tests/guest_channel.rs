@@ -1,5 +1,7 @@
 //! The agent's end of the channel against guests that lie, flood, stutter and vanish.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 use std::{path::PathBuf, time::Duration};
 
 use holdfast_guest::{

@@ -2,6 +2,8 @@
 //!
 //! Needs root, and what `cargo xtask assets` makes and installs.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 mod guest_image;
 
 use std::{net::Ipv6Addr, path::Path, process::Command, time::Duration};

@@ -71,7 +71,7 @@ mod tests {
         assert_eq!(&bytes[..6], b"070701");
         assert_eq!(&bytes[116..122], b"070701");
         let text = String::from_utf8(bytes).unwrap();
-        assert!(text.contains("12345\0\0\0070701"), "content is padded to four bytes");
+        assert!(text.contains("12345\x00\x00\x00070701"), "content is padded to four bytes");
         assert!(text.trim_end_matches('\0').ends_with("TRAILER!!!"));
     }
 }
