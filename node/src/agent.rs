@@ -230,7 +230,7 @@ struct Teller {
     data_dir: PathBuf,
     around: Surroundings,
     executor: Arc<Executor>,
-    snapshots: watch::Receiver<Snapshot>,
+    snapshots: watch::Receiver<Option<Snapshot>>,
     desired: watch::Receiver<Published<NodeInstance>>,
     link: watch::Receiver<Link>,
     reports: Option<ReportSlot>,
@@ -240,21 +240,18 @@ impl Teller {
     /// Until the loop is gone.
     async fn run(mut self) {
         let (mut followed, mut linked, mut warned) = (true, true, false);
-        // Nothing is told before the first pass: a report without observations would say that nothing runs.
-        while self.snapshots.changed().await.is_ok() {
-            loop {
-                let written = self.tell();
-                if let (Err(error), false) = (&written, warned) {
-                    tracing::warn!(error = %chain(error), "the status could not be written");
-                }
-                warned = written.is_err();
-                tokio::time::sleep(STATUS_GAP).await;
-                tokio::select! {
-                    changed = self.snapshots.changed() => if changed.is_err() { return },
-                    changed = self.desired.changed(), if followed => followed = changed.is_ok(),
-                    changed = self.link.changed(), if linked => linked = changed.is_ok(),
-                    () = tokio::time::sleep(STATUS_PERIOD) => {}
-                }
+        loop {
+            let written = self.tell();
+            if let (Err(error), false) = (&written, warned) {
+                tracing::warn!(error = %chain(error), "the status could not be written");
+            }
+            warned = written.is_err();
+            tokio::time::sleep(STATUS_GAP).await;
+            tokio::select! {
+                changed = self.snapshots.changed() => if changed.is_err() { return },
+                changed = self.desired.changed(), if followed => followed = changed.is_ok(),
+                changed = self.link.changed(), if linked => linked = changed.is_ok(),
+                () = tokio::time::sleep(STATUS_PERIOD) => {}
             }
         }
     }
@@ -262,7 +259,8 @@ impl Teller {
     fn tell(&mut self) -> Result<(), StatusError> {
         self.around.vmm = self.executor.host().verdict();
         self.around.link = self.link.borrow_and_update().clone();
-        let snapshot = self.snapshots.borrow_and_update().clone();
+        // Nothing is told before the first pass: a report without observations would say that nothing runs.
+        let Some(snapshot) = self.snapshots.borrow_and_update().clone() else { return Ok(()) };
         let view = self.desired.borrow_and_update().clone();
         if let Some(slot) = &self.reports {
             slot.put(status::report(&snapshot, view.as_deref(), &self.around));

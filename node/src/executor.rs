@@ -190,9 +190,17 @@ impl Executor {
         Some((config, root))
     }
 
+    /// A hold on the machine of an instance, if it runs.
+    pub fn adopt(&self, id: InstanceId) -> Result<Option<Vm>, ExecutorError> {
+        Ok(match Vm::adopt(&self.machine_folder(id))? {
+            Adoption::Running(vm) => Some(vm),
+            Adoption::Gone => None,
+        })
+    }
+
     /// Kills what is left of an instance's machine. Folder and TAP stay for the next start.
     pub async fn kill(&self, id: InstanceId) -> Result<(), ExecutorError> {
-        if let Adoption::Running(vm) = Vm::adopt(&self.machine_folder(id))? {
+        if let Some(vm) = self.adopt(id)? {
             vm.kill().await?;
             (self.after_step)("kill");
         }
@@ -222,7 +230,7 @@ impl Executor {
     pub fn scan(&self) -> Result<Found, ExecutorError> {
         let mut found = Found::default();
         for id in self.folders()? {
-            if let Adoption::Running(vm) = Vm::adopt(&self.machine_folder(id))? {
+            if let Some(vm) = self.adopt(id)? {
                 found.machines.insert(id, vm);
             }
             found.folders.insert(id);

@@ -60,6 +60,9 @@ pub struct Brief {
     pub health: Option<Health>,
     /// Whether an instance without a health check counts as healthy once its workload runs.
     pub known: bool,
+    /// Whether an earlier agent saw its workload run: then it is given its grace before it is killed, even if it
+    /// was not greeted again yet.
+    pub runs: bool,
     /// Whether an earlier agent found it healthy.
     pub ready: bool,
     /// Where its lines go.
@@ -84,7 +87,7 @@ impl Machine {
     pub fn new(vm: Vm, brief: Brief) -> Self {
         let vm = Arc::new(vm);
         let (stop, stops) = mpsc::channel(1);
-        let (stage, seen) = watch::channel(Stage::Booting);
+        let (stage, seen) = watch::channel(if brief.runs { Stage::Running } else { Stage::Booting });
         let watcher = Watcher { vm: Arc::clone(&vm), brief, stops, stage };
         Self { vm, stop, stage: seen, watch: tokio::spawn(watcher.run()) }
     }

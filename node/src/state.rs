@@ -31,7 +31,7 @@ pub enum StateError {
         path: PathBuf,
         /// Why not.
         #[source]
-        source: redb::DatabaseError,
+        source: Box<redb::DatabaseError>,
     },
     /// Reading or writing failed.
     #[error("The node's state '{}' could not be {action}; check the disk and its free space.", .path.display())]
@@ -42,7 +42,7 @@ pub enum StateError {
         action: &'static str,
         /// Why not.
         #[source]
-        source: redb::Error,
+        source: Box<redb::Error>,
     },
     /// A record is of no known form.
     #[error(
@@ -60,6 +60,9 @@ pub enum StateError {
     },
 }
 
+/// A key and a value as stored.
+type Record = ([u8; 16], Vec<u8>);
+
 /// The node's own state. Its calls block on the disk.
 #[derive(Debug)]
 pub struct State {
@@ -70,8 +73,8 @@ pub struct State {
 impl State {
     /// Opens the file, or makes it. Held by one process at a time.
     pub fn open(path: &Path) -> Result<Self, StateError> {
-        let database =
-            Database::create(path).map_err(|source| StateError::Open { path: path.to_owned(), source })?;
+        let database = Database::create(path)
+            .map_err(|source| StateError::Open { path: path.to_owned(), source: Box::new(source) })?;
         let state = Self { path: path.to_owned(), database };
         state.make_tables().map_err(|source| state.access("prepared", source))?;
         Ok(state)
@@ -113,7 +116,7 @@ impl State {
     }
 
     fn access(&self, action: &'static str, source: redb::Error) -> StateError {
-        StateError::Access { path: self.path.clone(), action, source }
+        StateError::Access { path: self.path.clone(), action, source: Box::new(source) }
     }
 
     fn make_tables(&self) -> Result<(), redb::Error> {
@@ -123,7 +126,7 @@ impl State {
         Ok(transaction.commit()?)
     }
 
-    fn records(&self) -> Result<Vec<([u8; 16], Vec<u8>)>, redb::Error> {
+    fn records(&self) -> Result<Vec<Record>, redb::Error> {
         let transaction = self.database.begin_read()?;
         let table = transaction.open_table(INSTANCES)?;
         let mut records = Vec::new();

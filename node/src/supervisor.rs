@@ -87,6 +87,8 @@ struct Slot {
     /// The machine, and which one it is. A note of another life is stale.
     life: u64,
     machine: Option<Arc<Machine>>,
+    /// Whether it was known what the machine is for when the watching began.
+    known: bool,
 }
 
 impl Drop for Slot {
@@ -109,7 +111,8 @@ pub struct Supervisor {
     slots: BTreeMap<InstanceId, Slot>,
     notes: mpsc::Sender<Note>,
     inbox: mpsc::Receiver<Note>,
-    published: watch::Sender<Snapshot>,
+    /// `None` before the first pass.
+    published: watch::Sender<Option<Snapshot>>,
     /// The last ticket or life that was given out.
     last_number: u64,
     /// Whether leftovers were looked for with the desired set known.
@@ -137,15 +140,15 @@ impl Supervisor {
             slots: BTreeMap::new(),
             notes,
             inbox,
-            published: watch::Sender::new(Snapshot::default()),
+            published: watch::Sender::new(None),
             last_number: 0,
             swept: false,
             not_before_ms: 0,
         }
     }
 
-    /// Follows what the agent knows.
-    pub fn snapshots(&self) -> watch::Receiver<Snapshot> {
+    /// Follows what the agent knows; `None` until it has looked at its disk.
+    pub fn snapshots(&self) -> watch::Receiver<Option<Snapshot>> {
         self.published.subscribe()
     }
 
@@ -229,8 +232,10 @@ impl Supervisor {
     /// Watches a machine that an earlier agent started.
     fn watch(&mut self, id: InstanceId, vm: Vm, spec: Option<&NodeInstance>) {
         let (config, root) = spec.and_then(|spec| self.executor.watched(spec)).unzip();
-        let ready = self.observed.get(&id).is_some_and(|seen| seen.phase == Phase::Ready);
-        self.attach(id, vm, |brief| Brief { config, root, ready, ..brief }, spec);
+        let phase = self.observed.get(&id).map(|seen| seen.phase);
+        let ready = phase == Some(Phase::Ready);
+        let runs = !matches!(phase, Some(Phase::Booting) | None);
+        self.attach(id, vm, |brief| Brief { config, root, runs, ready, ..brief }, spec);
     }
 
     fn attach(
@@ -258,6 +263,7 @@ impl Supervisor {
             config: None,
             health: spec.and_then(|spec| spec.health.clone()),
             known: spec.is_some(),
+            runs: false,
             ready: false,
             ring,
             root: None,
@@ -265,6 +271,7 @@ impl Supervisor {
         };
         let slot = self.slots.entry(id).or_default();
         slot.life = life;
+        slot.known = spec.is_some();
         slot.machine = Some(Arc::new(Machine::new(vm, complete(brief))));
     }
 
@@ -283,6 +290,7 @@ impl Supervisor {
         }
         let view = self.desired.borrow_and_update().clone();
         self.sweep(view.as_deref()).await;
+        self.recognise(view.as_deref());
         let actions = match &view {
             Some(view) => plan(&view.items, &self.observed, now_ms),
             // I5: unknown is not empty.
@@ -344,6 +352,25 @@ impl Supervisor {
         }
         if let Err(error) = trimmed {
             tracing::warn!(error = %chain(&error), "old logs could not be removed");
+        }
+    }
+
+    /// A machine that was adopted while it was unknown what it is for is watched anew once that is known.
+    fn recognise(&mut self, view: Option<&View<NodeInstance>>) {
+        let Some(view) = view else { return };
+        let strangers: Vec<InstanceId> = self
+            .slots
+            .iter()
+            .filter(|(id, slot)| slot.machine.is_some() && !slot.known && view.items.contains_key(id))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in strangers {
+            match self.executor.adopt(id) {
+                Ok(Some(vm)) => self.watch(id, vm, view.items.get(&id).map(Arc::as_ref)),
+                // Its end is told by whoever watches it.
+                Ok(None) => {}
+                Err(error) => tracing::warn!(instance = %id, error = %chain(&error), "not recognised"),
+            }
         }
     }
 
@@ -478,7 +505,7 @@ impl Supervisor {
                 .map(|machine| (machine.vm().pid(), machine.vm().kind().as_str()));
             (*id, InstanceView { observed: observed.clone(), machine })
         };
-        let snapshot = Snapshot { instances: self.observed.iter().map(view).collect() };
+        let snapshot = Some(Snapshot { instances: self.observed.iter().map(view).collect() });
         self.published.send_if_modified(|published| {
             let changed = *published != snapshot;
             *published = snapshot;

@@ -1,0 +1,25 @@
+//! Runs a test in network, process and mount namespaces of its own: what it makes and starts ends with it, however it
+//! ends, and it disturbs nobody.
+
+use std::process::{Command, Stdio};
+
+/// Set in the namespaces.
+const INSIDE: &str = "HOLDFAST_TEST_NAMESPACE";
+
+/// Whether this process is inside. If not, runs the test of this name again inside, and panics if that one fails.
+pub(crate) fn inside(test: &str) -> bool {
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    let status = Command::new("unshare")
+        .args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])
+        .args(["sh", "-c", "ip link set dev lo up && exec \"$@\"", "sh"])
+        .arg(std::env::current_exe().unwrap())
+        .args([test, "--exact", "--nocapture", "--test-threads=1"])
+        .env(INSIDE, "1")
+        .stdin(Stdio::null())
+        .status()
+        .expect("'unshare' of util-linux must be installed, and the tests run as root");
+    assert!(status.success(), "the test failed in its namespace, see above");
+    false
+}

@@ -1,0 +1,208 @@
+//! A node with real guests and no control plane at all: what crashes is started again, what runs is adopted, and
+//! nothing leaks wherever the agent dies.
+//!
+//! Needs what `cargo xtask assets` makes and installs, and root. Each test has namespaces of its own.
+
+#[allow(dead_code, reason = "shared with the tests of single machines")]
+mod guest_image;
+mod namespace;
+mod scene;
+
+use holdfast_model::agent::{Desired, LogLine, LogStream};
+use holdfast_model::manifest::{Health, RestartPolicy};
+use holdfast_model::resource::{InstanceReason, InstanceState};
+use scene::{Scene, fetch, kill, runs, until, view, was_agent};
+
+#[test]
+fn i05_node_restarts_crashed_vm_without_servers() {
+    const TEST: &str = "i05_node_restarts_crashed_vm_without_servers";
+    if was_agent() || !namespace::inside(TEST) {
+        return;
+    }
+    let mut scene = Scene::new(TEST);
+    let [one, two] = [scene.instance(1), scene.instance(2)];
+    scene.desire(&[one.clone(), two.clone()]);
+    let mut agent = scene.agent();
+    let first = agent.wait_for(one.id, InstanceState::Ready);
+    let neighbour = agent.wait_for(two.id, InstanceState::Ready);
+    assert!(fetch(one.address).unwrap().contains("page of 1"));
+    assert!(fetch(two.address).unwrap().contains("page of 2"));
+
+    kill(first.pid.unwrap());
+    until("the crash is noticed", || view(&scene.data_dir(), one.id).is_some_and(|seen| seen.restarts == 1));
+    let second = agent.wait_for(one.id, InstanceState::Ready);
+    assert_eq!(second.restarts, 1);
+    assert_ne!(second.pid, first.pid);
+    assert!(fetch(one.address).unwrap().contains("page of 1"));
+    assert_eq!(agent.wait_for(two.id, InstanceState::Ready), neighbour, "the neighbour was left alone");
+    agent.stop();
+
+    let texts: Vec<_> = scene.log(one.id).into_iter().map(|line| (line.stream, line.text)).collect();
+    let served = (LogStream::Stdout, "serving 1".to_owned());
+    assert_eq!(texts.iter().filter(|line| **line == served).count(), 2, "{texts:?}");
+    assert!(texts.contains(&(LogStream::System, "started again (1)".to_owned())), "{texts:?}");
+
+    assert_eq!(scene.wipe(), 2);
+    assert_eq!((scene.taps(), scene.folders(), scene.vmms()), (Vec::new(), 0, Vec::new()));
+}
+
+#[test]
+fn i07_restarted_agent_adopts_running_vms() {
+    const TEST: &str = "i07_restarted_agent_adopts_running_vms";
+    if was_agent() || !namespace::inside(TEST) {
+        return;
+    }
+    let mut scene = Scene::new(TEST);
+    let [one, two] = [scene.instance(1), scene.instance(2)];
+    scene.desire(&[one.clone(), two.clone()]);
+    let mut agent = scene.agent();
+    let before = [&one, &two].map(|instance| agent.wait_for(instance.id, InstanceState::Ready));
+    agent.kill();
+    assert!(fetch(one.address).unwrap().contains("page of 1"), "it serves without an agent");
+
+    let mut agent = scene.agent();
+    let after = [&one, &two].map(|instance| agent.wait_for(instance.id, InstanceState::Ready));
+    assert_eq!(after, before, "adopted: same processes, no restarts");
+    agent.stop();
+    assert!(before.iter().all(|seen| runs(seen.pid.unwrap())), "an agent that is told to end leaves them");
+
+    // I5: one that ended meanwhile is started again by the next agent, from its own disk.
+    kill(before[0].pid.unwrap());
+    let mut agent = scene.agent();
+    until("the end is noticed", || view(&scene.data_dir(), one.id).is_some_and(|seen| seen.restarts == 1));
+    agent.wait_for(one.id, InstanceState::Ready);
+    assert!(fetch(one.address).unwrap().contains("page of 1"));
+    assert_eq!(agent.wait_for(two.id, InstanceState::Ready), before[1]);
+    agent.stop();
+
+    // What is no longer desired goes, whole, and nothing else does.
+    scene.desire(std::slice::from_ref(&two));
+    let mut agent = scene.agent();
+    until("the removed instance is gone", || scene.folders() == 1 && scene.taps().len() == 1);
+    assert_eq!(agent.wait_for(two.id, InstanceState::Ready), before[1]);
+    assert_eq!(scene.vmms(), [before[1].pid.unwrap()]);
+    agent.stop();
+    assert_eq!(scene.wipe(), 1);
+}
+
+#[test]
+fn i05_an_unknown_desired_set_is_not_an_empty_one() {
+    const TEST: &str = "i05_an_unknown_desired_set_is_not_an_empty_one";
+    if was_agent() || !namespace::inside(TEST) {
+        return;
+    }
+    let mut scene = Scene::new(TEST);
+    let one = scene.instance(1);
+    scene.desire(std::slice::from_ref(&one));
+    let mut agent = scene.agent();
+    let before = agent.wait_for(one.id, InstanceState::Ready);
+    agent.kill();
+
+    // The replica and the node's own records are lost: nothing says that the machine should run, or should not.
+    for file in ["replica.redb", "node.redb"] {
+        std::fs::remove_file(scene.data_dir().join(file)).unwrap();
+    }
+    let agent = scene.agent();
+    until("the machine is adopted", || {
+        view(&scene.data_dir(), one.id).is_some_and(|seen| seen.pid == before.pid)
+    });
+    assert!(fetch(one.address).unwrap().contains("page of 1"));
+    agent.kill();
+
+    // What is desired becomes known again.
+    scene.desire(std::slice::from_ref(&one));
+    let mut agent = scene.agent();
+    assert_eq!(agent.wait_for(one.id, InstanceState::Ready), before);
+    agent.stop();
+    assert_eq!(scene.wipe(), 1);
+}
+
+#[test]
+fn what_cannot_run_fails_with_its_reason_and_leaves_only_its_log() {
+    const TEST: &str = "what_cannot_run_fails_with_its_reason_and_leaves_only_its_log";
+    if was_agent() || !namespace::inside(TEST) {
+        return;
+    }
+    let mut scene = Scene::new(TEST);
+    let script = |text: &str| Some(["sh", "-c", text].map(str::to_owned).to_vec());
+    let [mut crashing, mut deaf, mut done] = [scene.instance(1), scene.instance(2), scene.instance(3)];
+    crashing.command = script("echo about to fail >&2; exit 3");
+    crashing.restart.max_retries = 1;
+    deaf.command = script("sleep 1000");
+    deaf.restart.max_retries = 0;
+    deaf.health = deaf.health.map(|health| Health { grace_ms: 0, interval_ms: 100, ..health });
+    done.command = script("echo done");
+    done.restart.policy = RestartPolicy::OnFailure;
+    scene.desire(&[crashing.clone(), deaf.clone(), done.clone()]);
+    let mut agent = scene.agent();
+    let crashed = agent.wait_for(crashing.id, InstanceState::Failed);
+    assert_eq!((crashed.reason, crashed.restarts), (Some(InstanceReason::CrashLoopBackoff), 1));
+    let failed = agent.wait_for(deaf.id, InstanceState::Failed);
+    assert_eq!((failed.reason, failed.restarts), (Some(InstanceReason::HealthcheckFailed), 0));
+    let stopped = agent.wait_for(done.id, InstanceState::Stopped);
+    assert_eq!((stopped.reason, stopped.restarts), (None, 0));
+    assert_eq!((scene.vmms(), scene.taps(), scene.folders()), (Vec::new(), Vec::new(), 0));
+    agent.stop();
+    let lines = scene.log(crashing.id);
+    let said = |line: &LogLine| line.stream == LogStream::Stderr && line.text == "about to fail";
+    assert_eq!(lines.iter().filter(|line| said(line)).count(), 2, "{lines:?}");
+
+    // Final is final: the next agent starts none of them.
+    let mut agent = scene.agent();
+    assert_eq!(agent.wait_for(crashing.id, InstanceState::Failed), crashed);
+    assert!(scene.vmms().is_empty());
+    agent.stop();
+}
+
+#[test]
+fn a_crash_after_any_step_leaks_nothing() {
+    const TEST: &str = "a_crash_after_any_step_leaks_nothing";
+    if was_agent() || !namespace::inside(TEST) {
+        return;
+    }
+    let mut scene = Scene::new(TEST);
+    let mut one = scene.instance(1);
+    let mut crashes = 0;
+    for steps in 1.. {
+        // Up, with an agent that dies on the way; the next one must find everything.
+        one.desired = Desired::Run;
+        scene.desire(std::slice::from_ref(&one));
+        let mut agent = scene.agent_that_crashes(steps);
+        let data_dir = scene.data_dir();
+        let ready = || view(&data_dir, one.id).is_some_and(|seen| seen.state == InstanceState::Ready);
+        let crashed_up = agent.ended_or(ready);
+        drop(agent);
+        let mut agent = scene.agent();
+        let seen = agent.wait_for(one.id, InstanceState::Ready);
+        assert_eq!(scene.vmms(), [seen.pid.unwrap()], "one machine, not two");
+        assert_eq!((seen.restarts, scene.taps().len(), scene.folders()), (0, 1, 1));
+        agent.stop();
+
+        // Down, the same way.
+        one.desired = Desired::Drain { grace_ms: 0 };
+        scene.desire(std::slice::from_ref(&one));
+        let mut agent = scene.agent_that_crashes(steps);
+        let stopped = || view(&data_dir, one.id).is_some_and(|seen| seen.state == InstanceState::Stopped);
+        let crashed_down = agent.ended_or(stopped);
+        drop(agent);
+        let mut agent = scene.agent();
+        agent.wait_for(one.id, InstanceState::Stopped);
+        assert_eq!((scene.vmms(), scene.taps(), scene.folders()), (Vec::new(), Vec::new(), 0));
+        agent.stop();
+
+        // And forgotten.
+        scene.desire(&[]);
+        let agent = scene.agent();
+        until("it is forgotten", || {
+            holdfast_node::status::NodeStatus::read(&data_dir).is_ok_and(|s| s.instances.is_empty())
+        });
+        agent.stop();
+
+        crashes += u32::from(crashed_up) + u32::from(crashed_down);
+        if !crashed_up && !crashed_down {
+            break;
+        }
+    }
+    // Root, TAP and VMM on the way up; stop, kill or not, TAP and folder on the way down.
+    assert!(crashes >= 6, "only {crashes} steps were interrupted");
+}
