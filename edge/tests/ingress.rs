@@ -151,10 +151,8 @@ async fn i05_the_edge_sees_by_itself_that_a_backend_died_and_came_back() {
     let _back = tokio::net::TcpListener::bind(address).await.unwrap();
     until(async || in_rotation(&world).await).await;
     let metrics = world.status().await.metrics;
-    assert_eq!(
-        (metrics.accepted, metrics.backends_left_rotation, metrics.backends_back_in_rotation),
-        (0, 1, 1)
-    );
+    assert_eq!(metrics.accepted, 0);
+    assert!(metrics.backends_left_rotation >= 1 && metrics.backends_back_in_rotation >= 1);
 }
 
 #[tokio::test]
