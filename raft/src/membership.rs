@@ -34,7 +34,7 @@ pub(crate) async fn change(
     request: AdminRequest,
 ) -> Result<(), Refusal> {
     let until = Instant::now() + CHANGE_DEADLINE;
-    let membership = current(raft);
+    let membership = effective(raft).await?;
     let voters: BTreeSet<u64> = membership.voter_ids().collect();
     let only = |id: u64| BTreeSet::from([id]);
     match request {
@@ -78,7 +78,15 @@ pub(crate) async fn change(
     }
 }
 
-/// The newest membership that this member knows.
+/// The newest membership in this member's log. Asked of the core, because the metrics lag behind it, and a change that
+/// was just made must be seen by the next.
+async fn effective(raft: &MemberRaft) -> Result<Membership, Refusal> {
+    raft.with_raft_state(|state| state.membership_state.effective().membership().clone())
+        .await
+        .map_err(|error| Refusal::Unavailable(error.to_string()))
+}
+
+/// The membership that this member last told of.
 pub(crate) fn current(raft: &MemberRaft) -> Membership {
     raft.metrics().borrow_watched().membership_config.membership().clone()
 }

@@ -9,7 +9,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::{Stream, TryStreamExt};
+use futures::{Stream, StreamExt, TryStreamExt};
 use holdfast_model::{Command, LogIndex, Outcome, Proposal, Revision};
 use holdfast_store::{SnapshotSource, Store, StoreError};
 use openraft::entry::RaftEntry;
@@ -285,10 +285,12 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         Ok((self.meta.last_applied, self.meta.membership.clone()))
     }
 
-    async fn apply<S>(&mut self, mut entries: S) -> Result<(), io::Error>
+    async fn apply<S>(&mut self, entries: S) -> Result<(), io::Error>
     where
         S: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
     {
+        // openraft's stream must not be asked again after its end, and the loop below does ask.
+        let mut entries = entries.fuse();
         loop {
             let batch = Batch::gather(&mut entries).await?;
             if batch.entries.is_empty() {

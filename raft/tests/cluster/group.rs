@@ -11,6 +11,7 @@ use holdfast_model::resource::TokenKind;
 use holdfast_model::{
     Actor, Command, Context, Digest, Incarnation, MemberId, Proposal, RequestId, Revision, Scope, Timestamp, TokenId,
 };
+use holdfast_store::Views;
 use holdfast_raft::{Compaction, Consensus, ConsensusConfig, MemberIdentity, MemberNode, RaftTls};
 
 pub(crate) const CLUSTER: &str = "01jdcluster";
@@ -25,6 +26,7 @@ pub(crate) struct Group {
     addresses: BTreeMap<u64, SocketAddr>,
     pub(crate) compaction: Compaction,
     requests: std::sync::atomic::AtomicU64,
+    operator: TokenId,
 }
 
 impl Group {
@@ -41,6 +43,7 @@ impl Group {
             addresses: BTreeMap::new(),
             compaction: Compaction::default(),
             requests: std::sync::atomic::AtomicU64::new(1),
+            operator: TokenId::from_bits(0),
         }
     }
 
@@ -60,6 +63,8 @@ impl Group {
             if id == 1 {
                 self.members[&1].bootstrap(node).await.unwrap();
                 self.propose(1, self.init()).await;
+                let view = self.members[&1].store().view().unwrap();
+                self.operator = view.token_by_digest(&Digest::of(b"operator")).unwrap().unwrap().id;
             } else {
                 self.members[&1].add_learner(MemberId(id), node).await.unwrap();
                 self.members[&1].promote(MemberId(id)).await.unwrap();
@@ -150,7 +155,7 @@ impl Group {
         let number = self.requests.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         Proposal {
             context: Context {
-                actor: Actor::Operator(TokenId::from_bits(1)),
+                actor: Actor::Operator(self.operator),
                 actor_org: None,
                 source: None,
                 request_id: RequestId::from_bits(u128::from(number)),
@@ -168,7 +173,7 @@ impl Group {
             digest: Digest::of(b"operator"),
             kind: TokenKind::Operator,
             scopes: Scope::ALL.iter().copied().collect(),
-            ttl_ms: 1_000_000,
+            ttl_ms: 3_600_000,
         };
         self.proposal(Command::InitCluster {
             cluster: holdfast_model::ClusterId::from_bits(1),

@@ -12,9 +12,9 @@ fn voters(group: &Group, at: u64) -> Vec<u64> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn every_change_can_be_repeated_and_asked_of_any_member() {
     let mut group = Group::of_three().await;
+    let asked = group.follower().await;
     group.prepare(4);
     group.start(4).await;
-    let asked = group.follower().await;
     let four = MemberId(4);
     for _ in 0..2 {
         group.members[&asked].add_learner(four, group.node(4)).await.unwrap();
