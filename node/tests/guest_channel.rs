@@ -173,6 +173,22 @@ async fn i14_a_guest_that_talks_nonsense_is_given_up() {
 }
 
 #[tokio::test]
+async fn i14_a_guest_that_babbles_is_given_up() {
+    let socket = socket();
+    let (mut channel, mut peer) = open(&socket, 0).await;
+    let session = peer.session;
+    let flood = tokio::spawn(async move {
+        let answer = GuestMessage::Health { id: 7, healthy: true, detail: String::new() };
+        let babble = encode(session, &answer).unwrap().repeat(1024);
+        while peer.stream.write_all(&babble).await.is_ok() {}
+    });
+    let given_up = channel.receiver.recv().await;
+    assert!(matches!(given_up, Err(ChannelError::Babble { .. })), "{given_up:?}");
+    drop(channel);
+    tokio::time::timeout(PATIENCE, flood).await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn i14_text_from_a_guest_is_bounded_and_printable() {
     let socket = socket();
     let (mut channel, mut peer) = open(&socket, 0).await;

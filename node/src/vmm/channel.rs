@@ -48,6 +48,10 @@ const CONNECT_POLL: Duration = Duration::from_millis(20);
 /// The most broken frames in one session before the guest is given up.
 const BROKEN_FRAMES_MAX: u32 = 64;
 
+/// The most messages in a row that nobody asked for (answers to no question, lines seen before, frames of other
+/// sessions) before the guest is given up. A pipe that an earlier session left full holds far fewer.
+const IDLE_MESSAGES_MAX: u32 = 65_536;
+
 /// The most health checks of one guest that wait for an answer.
 const HEALTH_QUERIES_MAX: usize = 8;
 
@@ -110,6 +114,12 @@ pub enum ChannelError {
         /// The last one.
         #[source]
         source: FrameError,
+    },
+    /// The guest sends well-formed frames that mean nothing, without end.
+    #[error("The guest behind '{}' sent {IDLE_MESSAGES_MAX} messages in a row that nobody asked for; stop it.", .path.display())]
+    Babble {
+        /// The channel's socket.
+        path: PathBuf,
     },
     /// A message could not be encoded.
     #[error("A message for the guest could not be framed.")]
@@ -208,6 +218,8 @@ pub struct GuestReceiver {
     /// How many of them are.
     used: usize,
     broken_frames: u32,
+    /// Messages since the last one that meant something.
+    idle_messages: u32,
     /// The last log line that was passed on.
     log_seq: u64,
     waiting: Waiting,
@@ -285,6 +297,7 @@ async fn greet(
         buffer: Vec::new(),
         used: 0,
         broken_frames: 0,
+        idle_messages: 0,
         log_seq: log_after,
         waiting,
     };
@@ -373,28 +386,39 @@ impl GuestReceiver {
     /// silent; safe to cancel.
     pub async fn recv(&mut self) -> Result<GuestEvent, ChannelError> {
         loop {
-            match self.next_message().await? {
-                GuestMessage::Hello { .. } => {}
-                GuestMessage::Health { id, healthy, detail } => {
-                    let asked = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-                    if let Some(answer) = asked {
-                        // Who asked may have given up; then nobody wants it.
-                        answer.send(Health { healthy, detail: cut(detail) }).ok();
-                    }
-                }
-                GuestMessage::ConfigApplied => return Ok(GuestEvent::ConfigApplied),
-                GuestMessage::Failed { reason } => return Ok(GuestEvent::Failed { reason: cut(reason) }),
-                GuestMessage::Ready { uptime_ms } => return Ok(GuestEvent::Ready { uptime_ms }),
-                GuestMessage::Log(mut line) => {
-                    if line.seq > self.log_seq {
-                        self.log_seq = line.seq;
-                        line.bytes.truncate(LINE_BYTES_MAX);
-                        return Ok(GuestEvent::Log(line));
-                    }
-                }
-                GuestMessage::Exited(status) => return Ok(GuestEvent::Exited(status)),
+            let message = self.next_message().await?;
+            if let Some(event) = self.event_of(message) {
+                self.idle_messages = 0;
+                return Ok(event);
             }
         }
+    }
+
+    /// What a message means to the agent; `None` if it was for who asked for it, or for nobody.
+    fn event_of(&mut self, message: GuestMessage) -> Option<GuestEvent> {
+        match message {
+            GuestMessage::Hello { .. } => {}
+            GuestMessage::Health { id, healthy, detail } => {
+                let asked = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+                if let Some(answer) = asked {
+                    self.idle_messages = 0;
+                    // Who asked may have given up; then nobody wants it.
+                    answer.send(Health { healthy, detail: cut(detail) }).ok();
+                }
+            }
+            GuestMessage::ConfigApplied => return Some(GuestEvent::ConfigApplied),
+            GuestMessage::Failed { reason } => return Some(GuestEvent::Failed { reason: cut(reason) }),
+            GuestMessage::Ready { uptime_ms } => return Some(GuestEvent::Ready { uptime_ms }),
+            GuestMessage::Log(mut line) => {
+                if line.seq > self.log_seq {
+                    self.log_seq = line.seq;
+                    line.bytes.truncate(LINE_BYTES_MAX);
+                    return Some(GuestEvent::Log(line));
+                }
+            }
+            GuestMessage::Exited(status) => return Some(GuestEvent::Exited(status)),
+        }
+        None
     }
 
     async fn next_message(&mut self) -> Result<GuestMessage, ChannelError> {
@@ -402,6 +426,12 @@ impl GuestReceiver {
             let mut input = self.buffer.get(self.used..).unwrap_or_default();
             let frame = self.decoder.next_frame::<GuestMessage>(&mut input);
             self.used = self.buffer.len() - input.len();
+            if matches!(frame, Some(Ok(_))) {
+                self.idle_messages += 1;
+                if self.idle_messages > IDLE_MESSAGES_MAX {
+                    return Err(ChannelError::Babble { path: self.path.clone() });
+                }
+            }
             match frame {
                 Some(Ok(frame)) if frame.session == self.session => return Ok(frame.message),
                 // What an earlier session left in the pipe.

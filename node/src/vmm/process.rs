@@ -241,3 +241,82 @@ pub(crate) fn said(path: PathBuf) -> String {
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     if lines.is_empty() { "nothing".to_owned() } else { lines.join(" / ").replace(char::is_control, " ") }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A process that lives until its input ends.
+    fn some_process() -> std::process::Child {
+        Command::new("cat").arg("-").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap()
+    }
+
+    #[test]
+    fn i07_a_process_is_only_taken_for_a_machine_if_its_start_time_and_boot_agree() {
+        let mut child = some_process();
+        let identity = identify(child.id()).unwrap();
+        assert!(open_process(&identity).unwrap().is_some());
+        // The id was used again by a process that started later, or after the host was booted again.
+        let later = Identity { start_ticks: identity.start_ticks + 1, ..identity.clone() };
+        assert!(open_process(&later).unwrap().is_none());
+        let other_boot = Identity { boot_id: "another".to_owned(), ..identity.clone() };
+        assert!(open_process(&other_boot).unwrap().is_none());
+        assert!(open_process(&Identity { pid: 0, ..identity.clone() }).unwrap().is_none());
+
+        // Its remains, which nobody has waited for yet, are not a machine either.
+        child.kill().unwrap();
+        let gone = || identify(child.id()).is_none();
+        while !gone() {
+            std::thread::yield_now();
+        }
+        assert!(open_process(&identity).unwrap().is_none());
+        child.wait().unwrap();
+        assert!(open_process(&identity).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_record_is_read_as_it_was_written_and_a_broken_one_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(Record::read(folder.path()).unwrap(), None);
+        let process = Identity { pid: 7, start_ticks: 9, boot_id: "b".to_owned() };
+        let record = Record::new("inst_1", VmmKind::QemuTcg, process);
+        record.write(folder.path()).unwrap();
+        assert_eq!(Record::read(folder.path()).unwrap(), Some(record));
+        fs::write(folder.path().join(RECORD_FILE), "{").unwrap();
+        let error = Record::read(folder.path()).unwrap_err();
+        assert!(matches!(&error, VmmError::Record { path, .. } if path.ends_with(RECORD_FILE)), "{error}");
+    }
+
+    #[test]
+    fn folders_in_which_no_socket_could_be_named_are_refused() {
+        assert!(check_folder_path(Path::new("/var/lib/holdfast/node/vms/inst_01")).is_ok());
+        let long = format!("/{}", "x".repeat(FOLDER_PATH_BYTES_MAX));
+        for refused in ["relative/vms", "/with,comma", long.as_str()] {
+            let error = check_folder_path(Path::new(refused)).unwrap_err();
+            assert!(matches!(error, VmmError::FolderPath { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_folder_is_private_and_no_symbolic_link() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("vm");
+        prepare_folder(&folder, &[]).unwrap();
+        assert_eq!(fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700);
+        let link = parent.path().join("link");
+        symlink(&folder, &link).unwrap();
+        assert!(prepare_folder(&link, &[]).is_err());
+    }
+
+    #[test]
+    fn what_a_vmm_said_is_bounded_and_printable() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("said");
+        assert_eq!(said(file.clone()), "nothing");
+        fs::write(&file, format!("{}\n\x1b[2Jend\n", "x".repeat(100_000))).unwrap();
+        let text = said(file);
+        assert!(text.len() <= 2 * SAID_BYTES_MAX as usize && text.ends_with("end"), "{text}");
+        assert!(!text.contains(char::is_control));
+    }
+}
