@@ -311,7 +311,10 @@ async fn greet(
                     return Ok::<_, ChannelError>(Hello {
                         init_version: cut(init_version),
                         uptime_ms,
-                        state,
+                        state: match state {
+                            GuestState::Failed { reason } => GuestState::Failed { reason: cut(reason) },
+                            state => state,
+                        },
                         log_first_seq,
                     });
                 }
