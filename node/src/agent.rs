@@ -6,7 +6,7 @@
 //! replica.redb    what is desired (client crate)           images/        roots (image)
 //! node.redb       phases and restarts (state)              logs/          rings (logs)
 //! vms/<instance>/ one machine each (vmm)                   status.json    for people (status)
-//! vmm-probe.json  the probe's verdict (vmm)
+//! vmm-verdict.json, probe/  the VMM probe's (vmm)
 //! ```
 //!
 //! The agent ends without touching a machine, on SIGTERM as on `kill -9` (I5, I7).
@@ -26,6 +26,7 @@ use holdfast_client::{
 use holdfast_identity::{AuthorityError, CaCertificate, Credential, CredentialError};
 use holdfast_model::ClusterId;
 use holdfast_model::agent::{AgentCall, CallAnswer, NodeInstance};
+use holdfast_model::resource::Capacity;
 use rustix::fs::FlockOperation;
 use tokio::sync::watch;
 
@@ -207,18 +208,27 @@ impl Node {
     ) -> Result<(), AgentError> {
         let supervisor =
             Supervisor::new(Arc::clone(&self.executor), self.state, Arc::clone(&self.logs), desired.clone());
+        let (settled, settling) = watch::channel(());
+        let executor = Arc::clone(&self.executor);
+        let probe = async move {
+            executor.host().settle().await;
+            settled.send_replace(());
+            std::future::pending::<()>().await;
+        };
         let teller = Teller {
             data_dir: self.data_dir,
+            capacity: self.around.capacity,
             around: self.around,
             executor: self.executor,
             snapshots: supervisor.snapshots(),
             desired,
             link,
+            settling,
             reports,
         };
         tokio::select! {
             kept = supervisor.run(shutdown) => Ok(kept?),
-            () = teller.run() => Ok(()),
+            () = async { tokio::join!(teller.run(), probe); } => Ok(()),
         }
     }
 }
@@ -228,11 +238,15 @@ const STATE_FILE: &str = "node.redb";
 /// Tells what is known, to the control plane and to `status.json`, when it changes and now and then.
 struct Teller {
     data_dir: PathBuf,
+    /// What is offered once a VMM is known to boot.
+    capacity: Capacity,
     around: Surroundings,
     executor: Arc<Executor>,
     snapshots: watch::Receiver<Option<Snapshot>>,
     desired: watch::Receiver<Published<NodeInstance>>,
     link: watch::Receiver<Link>,
+    /// Changes when the probe has found a VMM.
+    settling: watch::Receiver<()>,
     reports: Option<ReportSlot>,
 }
 
@@ -251,6 +265,8 @@ impl Teller {
                 changed = self.snapshots.changed() => if changed.is_err() { return },
                 changed = self.desired.changed(), if followed => followed = changed.is_ok(),
                 changed = self.link.changed(), if linked => linked = changed.is_ok(),
+                // Its sender lives as long as this does.
+                _ = self.settling.changed() => {}
                 () = tokio::time::sleep(STATUS_PERIOD) => {}
             }
         }
@@ -258,6 +274,7 @@ impl Teller {
 
     fn tell(&mut self) -> Result<(), StatusError> {
         self.around.vmm = self.executor.host().verdict();
+        self.around.capacity = if self.executor.host().boots() { self.capacity } else { Capacity::default() };
         self.around.link = self.link.borrow_and_update().clone();
         // Nothing is told before the first pass: a report without observations would say that nothing runs.
         let Some(snapshot) = self.snapshots.borrow_and_update().clone() else { return Ok(()) };

@@ -39,6 +39,9 @@ const REMOVALS_MAX: usize = 16;
 /// Images that are being fetched at the same time, at most. One that is here waits for nobody.
 const PULLS_MAX: usize = 4;
 
+/// Where the VMM probe has its machine.
+const PROBE_FOLDER: &str = "probe";
+
 /// What images may take on this node's disk, in bytes, as far as nothing needs them.
 pub const IMAGES_BYTES_MAX: u64 = 20 << 30;
 
@@ -331,27 +334,34 @@ fn cause_of(error: &ImageError) -> Cause {
     }
 }
 
-/// Ends every machine of the agent with this data folder and removes its TAPs.
+/// Ends every machine of the agent with this data folder, and removes their folders and its TAPs. Answers with how
+/// many ran.
 pub(crate) async fn remove_all(data_dir: &Path) -> Result<usize, ExecutorError> {
     let folder = machines_folder(data_dir);
     let list = |source| ExecutorError::Folder { path: folder.clone(), action: "listed", source };
-    let mut ended = 0;
+    // A probe's machine, if the agent died under it.
+    let mut machines = vec![data_dir.join(PROBE_FOLDER)];
     match fs::read_dir(&folder) {
         Ok(entries) => {
             for entry in entries {
-                if let Adoption::Running(vm) = Vm::adopt(&entry.map_err(list)?.path())? {
-                    vm.kill().await?;
-                    ended += 1;
-                }
+                machines.push(entry.map_err(list)?.path());
             }
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(source) => return Err(list(source)),
     }
+    let mut ended = 0;
+    for machine in machines {
+        if let Adoption::Running(vm) = Vm::adopt(&machine)? {
+            vm.kill().await?;
+            ended += 1;
+        }
+    }
     let network = Network::open(data_dir)?;
     for tap in network.list().await? {
         network.remove(&tap).await?;
     }
+    remove_folder(&data_dir.join(PROBE_FOLDER))?;
     remove_folder(&folder)?;
     Ok(ended)
 }

@@ -1,15 +1,17 @@
 //! What this host offers: which VMM boots a guest on it, and how much memory and CPU there is for instances.
 //!
-//! The probe runs when a machine is first to be started, so that an agent that only adopts what runs never waits
-//! for it.
+//! The probe runs beside everything else: an agent that adopts what runs never waits for it. A node on which no VMM
+//! boots offers nothing.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use holdfast_model::resource::Capacity;
 use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
 
+use crate::logs::chain;
 use crate::vmm::probe::{self, ProbeConfig};
 use crate::vmm::{Vmm, VmmError};
 
@@ -19,6 +21,11 @@ pub const MEMORY_RESERVE_MIB_MIN: u64 = 512;
 pub const MEMORY_RESERVE_DIVISOR: u64 = 16;
 /// CPU that is kept for the host by default, in thousandths.
 pub const CPU_RESERVE_MILLI: u64 = 100;
+
+/// The first pause after a probe that found nothing; doubled up to [`PROBE_PAUSE_MAX`].
+const PROBE_PAUSE: Duration = Duration::from_secs(15);
+/// The longest pause after a probe that found nothing.
+const PROBE_PAUSE_MAX: Duration = Duration::from_secs(600);
 
 /// The guest kernel's file in the assets folder.
 pub const KERNEL_FILE: &str = "vmlinux";
@@ -67,6 +74,22 @@ impl VmmHost {
             Ok((Arc::from(vmm), text))
         };
         self.chosen.get_or_try_init(probe).await.map(|(vmm, _)| Arc::clone(vmm))
+    }
+
+    /// Whether a VMM is known to boot a guest: by the probe of this agent, or until then of an earlier one.
+    pub fn boots(&self) -> bool {
+        self.chosen.get().is_some()
+            || probe::last_verdict(&self.probe.folder).is_some_and(|verdict| verdict.chosen.is_some())
+    }
+
+    /// Probes until a VMM boots a guest, so that the node is known to be of use before anything is placed on it.
+    pub async fn settle(&self) {
+        let mut pause = PROBE_PAUSE;
+        while let Err(error) = self.vmm().await {
+            tracing::error!(error = %chain(&error), pause_s = pause.as_secs(), "no instance can be started here");
+            tokio::time::sleep(pause.mul_f64(rand::random_range(0.8..1.0))).await;
+            pause = (pause * 2).min(PROBE_PAUSE_MAX);
+        }
     }
 
     /// What the probe found, for people.

@@ -8,10 +8,16 @@ mod guest_image;
 mod namespace;
 mod scene;
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use holdfast_client::{Link, View};
 use holdfast_model::agent::{Desired, LogLine, LogStream};
 use holdfast_model::manifest::{Health, RestartPolicy};
 use holdfast_model::resource::{InstanceReason, InstanceState};
-use scene::{Scene, fetch, kill, runs, until, view, was_agent};
+use holdfast_node::agent::{AgentError, Node, wipe};
+use scene::{Scene, fetch, host_config, kill, runs, runtime, stamp, until, view, was_agent};
+use tokio::sync::{oneshot, watch};
 
 #[test]
 fn i05_node_restarts_crashed_vm_without_servers() {
@@ -35,6 +41,8 @@ fn i05_node_restarts_crashed_vm_without_servers() {
     assert_ne!(second.pid, first.pid);
     assert!(fetch(one.address).unwrap().contains("page of 1"));
     assert_eq!(agent.wait_for(two.id, InstanceState::Ready), neighbour, "the neighbour was left alone");
+    let refused = runtime().block_on(wipe(&scene.data_dir()));
+    assert!(matches!(refused, Err(AgentError::InUse { .. })), "{refused:?}");
     agent.stop();
 
     let texts: Vec<_> = scene.log(one.id).into_iter().map(|line| (line.stream, line.text)).collect();
@@ -102,18 +110,29 @@ fn i05_an_unknown_desired_set_is_not_an_empty_one() {
     for file in ["replica.redb", "node.redb"] {
         std::fs::remove_file(scene.data_dir().join(file)).unwrap();
     }
-    let agent = scene.agent();
-    until("the machine is adopted", || {
-        view(&scene.data_dir(), one.id).is_some_and(|seen| seen.pid == before.pid)
+    let data_dir = scene.data_dir();
+    runtime().block_on(async {
+        let node = Node::open(&host_config(&data_dir)).unwrap();
+        let desired = watch::Sender::new(None);
+        let link = watch::Sender::new(Link::Down { reason: "there is no control plane".to_owned() });
+        let (shutdown, down) = oneshot::channel::<()>();
+        let kept = tokio::spawn(node.keep(desired.subscribe(), link.subscribe(), None, async {
+            down.await.ok();
+        }));
+        let waited = tokio::task::spawn_blocking(move || {
+            until("the machine is adopted", || {
+                view(&data_dir, one.id).is_some_and(|seen| seen.pid == before.pid)
+            });
+            assert!(fetch(one.address).unwrap().contains("page of 1"));
+            // What is desired becomes known again, while this agent runs.
+            let items = Arc::new(BTreeMap::from([(one.id, Arc::new(one.clone()))]));
+            desired.send_replace(Some(Arc::new(View { stamp: stamp(2), items, held: None })));
+            until("it is recognised", || view(&data_dir, one.id) == Some(before));
+        });
+        waited.await.unwrap();
+        shutdown.send(()).unwrap();
+        kept.await.unwrap().unwrap();
     });
-    assert!(fetch(one.address).unwrap().contains("page of 1"));
-    agent.kill();
-
-    // What is desired becomes known again.
-    scene.desire(std::slice::from_ref(&one));
-    let mut agent = scene.agent();
-    assert_eq!(agent.wait_for(one.id, InstanceState::Ready), before);
-    agent.stop();
     assert_eq!(scene.wipe(), 1);
 }
 

@@ -101,8 +101,7 @@ impl Scene {
         fs::create_dir_all(self.data_dir()).unwrap();
         let mut replica =
             Replica::<NodeInstance>::open(&self.data_dir().join("replica.redb"), CLUSTER).unwrap();
-        let stamp =
-            Stamp { cluster: CLUSTER, incarnation: Incarnation(1), revision: Revision(self.revision) };
+        let stamp = stamp(self.revision);
         let begin = Frame::SnapshotBegin {
             stamp,
             items: instances.len() as u64,
@@ -139,8 +138,7 @@ impl Scene {
 
     /// The TAPs of this node.
     pub(crate) fn taps(&self) -> Vec<String> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(Network::open(&self.data_dir()).unwrap().list()).unwrap()
+        runtime().block_on(Network::open(&self.data_dir()).unwrap().list()).unwrap()
     }
 
     /// Folders of machines.
@@ -170,25 +168,24 @@ impl Scene {
 
     /// Removes everything that runs.
     pub(crate) fn wipe(&self) -> usize {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(wipe(&self.data_dir())).unwrap()
+        runtime().block_on(wipe(&self.data_dir())).unwrap()
     }
 
     /// Probing takes long where KVM is there and boots nothing: one probe serves every test.
     fn reuse_verdict(&self) {
-        let shared = Path::new(env!("CARGO_TARGET_TMPDIR")).join("vmm-probe.json");
+        let shared = Path::new(env!("CARGO_TARGET_TMPDIR")).join("vmm-verdict.json");
         fs::create_dir_all(self.data_dir()).unwrap();
-        fs::copy(shared, self.data_dir().join("vmm-probe.json")).ok();
+        fs::copy(shared, self.data_dir().join("vmm-verdict.json")).ok();
     }
 }
 
 impl Drop for Scene {
     fn drop(&mut self) {
-        let verdict = self.data_dir().join("vmm-probe.json");
+        let verdict = self.data_dir().join("vmm-verdict.json");
         let shared = Path::new(env!("CARGO_TARGET_TMPDIR"));
-        let fresh = shared.join(format!("vmm-probe.{}", self.test));
+        let fresh = shared.join(format!("vmm-verdict.{}", self.test));
         if fs::copy(verdict, &fresh).is_ok() {
-            fs::rename(fresh, shared.join("vmm-probe.json")).ok();
+            fs::rename(fresh, shared.join("vmm-verdict.json")).ok();
         }
     }
 }
@@ -272,6 +269,11 @@ pub(crate) fn view(data_dir: &Path, id: InstanceId) -> Option<InstanceStatusView
     })
 }
 
+/// A place in the history that these tests tell of.
+pub(crate) fn stamp(revision: u64) -> Stamp {
+    Stamp { cluster: CLUSTER, incarnation: Incarnation(1), revision: Revision(revision) }
+}
+
 /// Waits for something.
 pub(crate) fn until(what: &str, mut done: impl FnMut() -> bool) {
     let begun = Instant::now();
@@ -304,6 +306,20 @@ pub(crate) fn runs(pid: u32) -> bool {
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
+/// What an agent of this folder is started with.
+pub(crate) fn host_config(data_dir: &Path) -> HostConfig {
+    HostConfig {
+        data_dir: data_dir.to_owned(),
+        assets_dir: assets().kernel.parent().unwrap().to_owned(),
+        capacity: CapacityOverride::default(),
+        vmm: VmmChoice::Qemu,
+    }
+}
+
+pub(crate) fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
 /// In a process that is to be an agent: is one until SIGTERM, and answers `true`.
 pub(crate) fn was_agent() -> bool {
     let Some(data_dir) = std::env::var_os(AGENT) else { return false };
@@ -317,16 +333,8 @@ pub(crate) fn was_agent() -> bool {
             kill(std::process::id());
         }
     });
-    let kernel = assets().kernel;
-    let config = HostConfig {
-        data_dir: data_dir.clone(),
-        assets_dir: kernel.parent().unwrap().to_owned(),
-        capacity: CapacityOverride::default(),
-        vmm: VmmChoice::Qemu,
-    };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    runtime.block_on(async {
-        let node = Node::open_with(&config, after_step).unwrap();
+    runtime().block_on(async {
+        let node = Node::open_with(&host_config(&data_dir), after_step).unwrap();
         let replica = Replica::<NodeInstance>::open(&data_dir.join("replica.redb"), CLUSTER).unwrap();
         let link = watch::Sender::new(Link::Down { reason: "this test has no control plane".to_owned() });
         let mut term = signal(SignalKind::terminate()).unwrap();
