@@ -18,7 +18,7 @@ const INPUT_BYTES_MAX: u32 = 70_000;
 const RUSTFLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing -Cdebug-assertions=on -Coverflow-checks=on \
-    -Copt-level=2 -Ccodegen-units=4 -Cdebuginfo=line-tables-only";
+    -Copt-level=1 -Ccodegen-units=8 -Cdebuginfo=line-tables-only";
 
 /// Runs one target or all of them.
 pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
