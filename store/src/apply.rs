@@ -6,7 +6,7 @@ use crate::decide::{Refusal, decide};
 use crate::error::StoreError;
 use crate::outcomes::{self, Repeat};
 use crate::overlay::{Batch, Draft};
-use holdfast_model::{Accepted, Command, Digest, LogIndex, Outcome, Proposal};
+use holdfast_model::{Accepted, Actor, Command, Digest, LogIndex, Outcome, Proposal};
 use std::collections::BTreeMap;
 
 /// Digests that the batch itself comes to, before they are in the database.
@@ -26,7 +26,7 @@ pub(crate) fn apply_entries(
         check_order(batch, at)?;
         outcomes.push(match entry {
             Some(proposal) => {
-                verify(tables, &records, &proposal.command)?;
+                verify(tables, &records, proposal)?;
                 Some(apply_one(batch, proposal)?)
             }
             None => None,
@@ -48,8 +48,11 @@ fn check_order(batch: &Batch<'_>, at: LogIndex) -> Result<(), StoreError> {
 }
 
 /// Compares a peer's digest with ours after the same entry, if ours is still known (I1).
-fn verify(tables: &WriteTables<'_>, records: &Records, command: &Command) -> Result<(), StoreError> {
-    let Command::VerifyDigest { at, digest } = command else { return Ok(()) };
+fn verify(tables: &WriteTables<'_>, records: &Records, proposal: &Proposal) -> Result<(), StoreError> {
+    let Command::VerifyDigest { at, digest } = &proposal.command else { return Ok(()) };
+    if !matches!(proposal.context.actor, Actor::System(_)) {
+        return Ok(());
+    }
     let ours = match records.get(at) {
         Some(ours) => Some(*ours),
         None => tables.recorded(*at)?,

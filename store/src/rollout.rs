@@ -242,8 +242,8 @@ impl<'a> Roll<'a> {
         for (process, mut fleet) in std::mem::take(&mut self.fleets) {
             let desired = self.deployment.counts.get(&process).copied().unwrap_or(0) as usize;
             self.drain_useless(draft, &mut fleet, desired)?;
-            blocked = self.place_missing(draft, &process, &mut fleet, desired)?.or(blocked);
             self.drain_replaced(draft, &mut fleet, desired)?;
+            blocked = self.place_missing(draft, &process, &mut fleet, desired)?.or(blocked);
         }
         Ok(blocked)
     }

@@ -19,7 +19,11 @@ pub(super) fn admit(draft: &Draft<'_>, command: &Command) -> Result<(), Refusal>
             "The cluster is not initialised yet: run `holdfast server init` on its first member.",
         ));
     }
+    let clockwork =
+        matches!(command, Command::Tick | Command::ReportSilence { .. } | Command::VerifyDigest { .. });
     match draft.context().actor {
+        Actor::System(_) => Ok(()),
+        _ if clockwork => Err(unknown_caller()),
         Actor::Operator(token) | Actor::Token(token) => admit_token(draft, token),
         Actor::Node(id) => {
             let node = draft.node(id)?;
@@ -31,7 +35,6 @@ pub(super) fn admit(draft: &Draft<'_>, command: &Command) -> Result<(), Refusal>
         Actor::Edge(_) | Actor::User(_) | Actor::Service(_) => Err(unknown_caller()),
         Actor::Enrolling(_) if matches!(command, Command::Enrol { .. }) => Ok(()),
         Actor::Enrolling(_) => Err(unknown_caller()),
-        Actor::System(_) => Ok(()),
     }
 }
 

@@ -93,9 +93,6 @@ pub(super) fn report_silence(
     silent: &BTreeMap<NodeId, Timestamp>,
     back: &BTreeSet<NodeId>,
 ) -> Decision {
-    if !matches!(draft.context().actor, Actor::System(_)) {
-        return Err(absent("node"));
-    }
     for (id, since) in silent {
         let Some(node) = draft.node(*id)?.filter(|n| n.silent_since.is_none()) else { continue };
         // A draining node stays draining: it must not come back as one that takes instances.

@@ -1,6 +1,6 @@
 //! What happens because time passed: nodes that stayed silent are given up, roll-outs and replacements go on.
 
-use super::{Decision, absent};
+use super::Decision;
 use crate::error::StoreError;
 use crate::overlay::Draft;
 use crate::rollout;
@@ -9,7 +9,7 @@ use crate::tables::{Table, key};
 use crate::views::{HOSTS_MAX, Views};
 use holdfast_model::limits::{RESCHEDULE_MS, SILENT_NODES_PERCENT_MAX};
 use holdfast_model::resource::{InstanceReason, NodeState};
-use holdfast_model::{Actor, EnvId, Output, Timestamp};
+use holdfast_model::{EnvId, Output, Timestamp};
 use std::collections::BTreeSet;
 
 /// Envs that one tick looks at.
@@ -20,9 +20,6 @@ pub(crate) const TICK_LOST_MAX: usize = 1_000;
 pub(crate) const SUSPICION_MS: u64 = 1_800_000;
 
 pub(super) fn tick(draft: &mut Draft<'_>) -> Decision {
-    if !matches!(draft.context().actor, Actor::System(_)) {
-        return Err(absent("command"));
-    }
     give_up_silent_nodes(draft)?;
     advance_unsettled(draft)?;
     Ok(Output::None)

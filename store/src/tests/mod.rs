@@ -1,1 +1,8 @@
+//! Tests of the state machine as its callers see it: commands in, outcomes, views and digests out.
 
+mod durability;
+mod history;
+mod rollout;
+mod rules;
+mod snapshots;
+mod world;
