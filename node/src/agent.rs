@@ -40,6 +40,9 @@ use crate::state::{State, StateError};
 use crate::status::{self, StatusError, Surroundings};
 use crate::supervisor::{Snapshot, Supervisor, SupervisorError};
 
+/// The longest path of a data folder, in bytes: a machine's folder adds 36, and the kernel bounds sockets' names.
+pub const DATA_DIR_BYTES_MAX: usize = 54;
+
 /// The longest time between two writes of `status.json`.
 const STATUS_PERIOD: Duration = Duration::from_secs(5);
 
@@ -62,7 +65,7 @@ pub struct NodeConfig {
 /// The part of a configuration that needs no control plane.
 #[derive(Clone, Debug)]
 pub struct HostConfig {
-    /// The agent's own folder, absolute and at most 50 bytes long; made if needed.
+    /// The agent's own folder, absolute and at most [`DATA_DIR_BYTES_MAX`] long; made if needed.
     pub data_dir: PathBuf,
     /// Holds the guest kernel and the guest's init, as `cargo xtask assets` makes them.
     pub assets_dir: PathBuf,
@@ -85,6 +88,15 @@ pub enum AgentError {
         /// Why not.
         #[source]
         source: io::Error,
+    },
+    /// The data folder's path cannot be used.
+    #[error(
+        "The data folder '{}' must be an absolute path of at most {DATA_DIR_BYTES_MAX} bytes, so that sockets in it can be named.",
+        .path.display()
+    )]
+    DataDir {
+        /// The folder.
+        path: PathBuf,
     },
     /// There is another agent.
     #[error("Another node agent uses '{}'; stop it first.", .path.display())]
@@ -167,6 +179,9 @@ impl Node {
     /// The same, with something to call between any two steps that change the host.
     pub fn open_with(config: &HostConfig, after_step: AfterStep) -> Result<Self, AgentError> {
         let data_dir = &config.data_dir;
+        if !data_dir.is_absolute() || data_dir.as_os_str().len() > DATA_DIR_BYTES_MAX {
+            return Err(AgentError::DataDir { path: data_dir.clone() });
+        }
         let lock = lock(data_dir)?;
         for name in [host::KERNEL_FILE, host::INITRD_FILE] {
             let path = config.assets_dir.join(name);

@@ -233,8 +233,16 @@ impl Executor {
     pub fn scan(&self) -> Result<Found, ExecutorError> {
         let mut found = Found::default();
         for id in self.folders()? {
-            if let Some(vm) = self.adopt(id)? {
-                found.machines.insert(id, vm);
+            match self.adopt(id) {
+                Ok(Some(vm)) => {
+                    found.machines.insert(id, vm);
+                }
+                Ok(None) => {}
+                // One instance's trouble is no other one's. It is not started beside a machine that may run: the
+                // start would find the same.
+                Err(error) => {
+                    tracing::error!(instance = %id, error = %chain(&error), "its machine cannot be looked at");
+                }
             }
             found.folders.insert(id);
         }

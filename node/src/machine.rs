@@ -31,6 +31,9 @@ use crate::vmm::{Vm, VmEnd, VmmError};
 /// busy host need many.
 const HELLO_DEADLINE: Duration = Duration::from_secs(60);
 
+/// How long a guest may take from its hello to its workload's start, if it knows what to run.
+const WORKLOAD_DEADLINE: Duration = Duration::from_secs(60);
+
 /// How often a channel may break before its guest is given up, unless it held for [`CHANNEL_HELD`].
 const BREAKS_MAX: u32 = 5;
 
@@ -213,12 +216,14 @@ impl Watcher {
             GuestState::Exited(_) => {}
             GuestState::Failed { reason } => return Ok((Cause::Crashed, reason)),
         }
+        let told = self.brief.config.is_some();
         let mut checker = self.brief.health.as_ref().map(|health| Checker::new(health, self.brief.ready));
-        let stage = self.stage.subscribe();
+        let (stage, booting) = (self.stage.subscribe(), self.stage.subscribe());
         let tell = Arc::clone(&self.brief.tell);
         tokio::select! {
             end = self.listen(receiver, &sender) => end,
             end = check(checker.as_mut(), &sender, stage, tell) => end,
+            end = idle(booting), if told => Ok(end),
         }
     }
 
@@ -343,6 +348,20 @@ async fn check(
             Verdict::Unhealthy { detail } => {
                 return Ok((Cause::Unhealthy, format!("health check failed: {detail}")));
             }
+        }
+    }
+}
+
+/// Ends when a guest that knows what to run has not started it for too long.
+async fn idle(mut stage: watch::Receiver<Stage>) -> End {
+    let started = async {
+        stage.wait_for(|stage| *stage != Stage::Booting).await.ok();
+    };
+    match tokio::time::timeout(WORKLOAD_DEADLINE, started).await {
+        Ok(()) => pending().await,
+        Err(_) => {
+            let seconds = WORKLOAD_DEADLINE.as_secs();
+            (Cause::VmmStart, format!("the guest did not start its workload within {seconds} s"))
         }
     }
 }

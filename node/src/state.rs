@@ -33,6 +33,15 @@ pub enum StateError {
         #[source]
         source: Box<redb::DatabaseError>,
     },
+    /// A damaged file could not be moved aside.
+    #[error("The damaged state '{}' could not be moved aside; remove it by hand.", .path.display())]
+    Aside {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
     /// Reading or writing failed.
     #[error("The node's state '{}' could not be {action}; check the disk and its free space.", .path.display())]
     Access {
@@ -44,9 +53,9 @@ pub enum StateError {
         #[source]
         source: Box<redb::Error>,
     },
-    /// A record is of no known form.
+    /// A record could not be encoded.
     #[error(
-        "The record of {instance} in '{}' is not one that this release knows; use the release that wrote it.",
+        "The record of {instance} could not be encoded for '{}'; this is a defect, please report it.",
         .path.display()
     )]
     Record {
@@ -71,8 +80,22 @@ pub struct State {
 }
 
 impl State {
-    /// Opens the file, or makes it. Held by one process at a time.
+    /// Opens the file, or makes it. Held by one process at a time. A damaged file is moved aside: machines that run
+    /// are adopted without it, and no instance stops for its loss (I5).
     pub fn open(path: &Path) -> Result<Self, StateError> {
+        match Self::try_open(path) {
+            Err(StateError::Open { source, .. }) if is_damage(&source) => {
+                let aside = path.with_extension("redb.damaged");
+                tracing::error!(aside = %aside.display(), error = %source, "the node's state is damaged");
+                std::fs::rename(path, &aside)
+                    .map_err(|source| StateError::Aside { path: path.to_owned(), source })?;
+                Self::try_open(path)
+            }
+            opened => opened,
+        }
+    }
+
+    fn try_open(path: &Path) -> Result<Self, StateError> {
         let database = Database::create(path)
             .map_err(|source| StateError::Open { path: path.to_owned(), source: Box::new(source) })?;
         let state = Self { path: path.to_owned(), database };
@@ -80,17 +103,17 @@ impl State {
         Ok(state)
     }
 
-    /// Every instance that is remembered.
+    /// Every instance that is remembered. A record of an unknown form, from another release, is passed over.
     pub fn load(&self) -> Result<BTreeMap<InstanceId, Observed>, StateError> {
         let mut loaded = BTreeMap::new();
         for (key, bytes) in self.records().map_err(|source| self.access("read", source))? {
             let instance = InstanceId::from_bits(u128::from_be_bytes(key));
-            let observed = decode(&bytes).map_err(|source| StateError::Record {
-                path: self.path.clone(),
-                instance,
-                source,
-            })?;
-            loaded.insert(instance, observed);
+            match decode(&bytes) {
+                Ok(observed) => {
+                    loaded.insert(instance, observed);
+                }
+                Err(error) => tracing::error!(%instance, %error, "a record is not of a known form"),
+            }
         }
         Ok(loaded)
     }
@@ -156,6 +179,18 @@ impl State {
         let former = transaction.open_table(HOST)?.insert(BOOT_ID, boot_id)?.map(|id| id.value().to_owned());
         transaction.commit()?;
         Ok(former.is_some_and(|former| former != boot_id))
+    }
+}
+
+/// Whether opening failed because of what is in the file.
+fn is_damage(error: &redb::DatabaseError) -> bool {
+    use std::io::ErrorKind::{InvalidData, UnexpectedEof};
+    match error {
+        redb::DatabaseError::Storage(redb::StorageError::Corrupted(_)) => true,
+        redb::DatabaseError::Storage(redb::StorageError::Io(error)) => {
+            matches!(error.kind(), InvalidData | UnexpectedEof)
+        }
+        _ => false,
     }
 }
 
@@ -243,6 +278,18 @@ mod tests {
     fn i14_a_record_of_another_form_is_an_error() {
         for bytes in [&[][..], &[0], &[2, 0], &[1], &[1, 99], &[1, 6, 1]] {
             assert!(decode(bytes).is_err(), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn i14_a_damaged_file_is_moved_aside_and_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("node.redb");
+        for garbage in [vec![7; 8_192], b"short".to_vec()] {
+            std::fs::write(&path, &garbage).unwrap();
+            let state = State::open(&path).unwrap();
+            assert!(state.load().unwrap().is_empty());
+            assert_eq!(std::fs::read(path.with_extension("redb.damaged")).unwrap(), garbage);
         }
     }
 
