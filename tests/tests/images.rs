@@ -2,6 +2,8 @@
 //!
 //! Needs Debian's `docker-registry` and `erofs-utils`, and root, as the agent does.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on shall panic")]
+
 #[path = "images/flaky_proxy.rs"]
 mod flaky_proxy;
 
@@ -289,8 +291,8 @@ async fn a_pull_that_was_dropped_half_way_is_resumed_by_the_next_process() {
     let proxy = FlakyProxy::start(registry.host()).await;
     let through = proxy.address_of(&image);
     let folder = tempfile::tempdir().unwrap();
-    // Nothing comes any more after 3.5 MiB: the pull can only be given up.
-    proxy.stall_after(MIB as u64 * 7 / 2);
+    // Nothing comes any more after 4 MiB: the pull can only be given up.
+    proxy.stall_after(4 * MIB as u64);
     let cache = cache_in(&folder);
     let received = AtomicU64::new(0);
     let note = |step| {
@@ -301,7 +303,7 @@ async fn a_pull_that_was_dropped_half_way_is_resumed_by_the_next_process() {
     let image_ref = reference(&through);
     let pull = cache.ensure(&image_ref, &note);
     let enough = async {
-        while received.load(Ordering::SeqCst) < 3 * MIB as u64 {
+        while received.load(Ordering::SeqCst) < 2 * MIB as u64 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
@@ -316,7 +318,7 @@ async fn a_pull_that_was_dropped_half_way_is_resumed_by_the_next_process() {
     let before = proxy.forwarded_bytes();
     let root = ensure(&cache_in(&folder), &through).await.unwrap();
     let resumed_bytes = proxy.forwarded_bytes() - before;
-    assert!(resumed_bytes < 4 * MIB as u64, "{resumed_bytes} bytes came after the restart");
+    assert!(resumed_bytes < 9 * MIB as u64 / 2, "{resumed_bytes} bytes came after the restart");
     let extracted = extract(&root, &folder);
     assert!(fs::read(extracted.join("data")).unwrap() == noise(5, 6 * MIB));
 }

@@ -2,6 +2,8 @@
 //!
 //! Needs Debian's `docker-registry` and `erofs-utils`, and root for the change of root.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on shall panic")]
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::process::ExitStatusExt;

@@ -18,10 +18,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use futures::{StreamExt, TryStreamExt};
 use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::Limits;
@@ -38,6 +39,9 @@ use super::user::{Accounts, ImageUser};
 
 /// Layers of one image fetched at once, at most.
 const LAYERS_AT_ONCE_MAX: usize = 3;
+/// Attempts to take the cache's lock, at most, and the pause between two.
+const LOCK_ATTEMPTS_MAX: u32 = 50;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// `image.json`'s format.
 const RECORD_VERSION: u32 = 1;
 /// `image.json`, at most: a configuration and a little.
@@ -127,7 +131,8 @@ pub struct ImageCache {
 }
 
 impl ImageCache {
-    /// Opens or makes a cache in this folder, with the product's limits.
+    /// Opens or makes a cache in this folder, with the product's limits. Blocks on the disk, and for up to a
+    /// second if another process has it.
     pub fn open(folder: &Path) -> Result<ImageCache, ImageError> {
         ImageCache::open_with(folder, Limits::default())
     }
@@ -269,8 +274,11 @@ impl ImageCache {
         fs::create_dir(&finished).map_err(|source| disk(&finished, source))?;
         make_erofs(&work.path().join("root"), &finished.join(ROOT_FILE), digest).await?;
         let target = self.root_folder(digest);
-        blocking("publishing a root", move || publish(&finished, &target, digest, config, &accounts))
-            .await??;
+        // The folder goes with the thread: if this future is dropped, it is removed after the rename, not during.
+        let work = blocking("publishing a root", move || {
+            publish(&finished, &target, digest, config, &accounts).map(|()| work)
+        })
+        .await??;
         // The unpacked tree is large; its removal need not be waited for.
         tokio::task::spawn_blocking(move || drop(work));
         self.ready(digest)?.ok_or_else(|| {
@@ -479,14 +487,20 @@ impl<R: Read> Read for Digesting<R> {
     }
 }
 
+/// Takes the folder's lock. One that was just given up may be held a moment longer by a child of its last
+/// holder that has been forked and has not yet become its program, so a few attempts are made.
 fn lock_folder(folder: &Path) -> Result<File, ImageError> {
     let path = folder.join("lock");
     let file = File::create(&path).map_err(|source| disk(&path, source))?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(ImageError::InUse { path: folder.to_owned() }),
-        Err(error) => Err(disk(&path, error.into())),
+    for attempt in 1.. {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => break,
+            Err(Errno::WOULDBLOCK) if attempt < LOCK_ATTEMPTS_MAX => std::thread::sleep(LOCK_PAUSE),
+            Err(Errno::WOULDBLOCK) => return Err(ImageError::InUse { path: folder.to_owned() }),
+            Err(error) => return Err(disk(&path, error.into())),
+        }
     }
+    Ok(file)
 }
 
 /// Completes a root's folder, syncs all of it and puts it in its place.
@@ -505,7 +519,11 @@ fn publish(
         write_sealed(&finished.join("group"), &accounts.group)?;
         write_sealed(&finished.join(RECORD_FILE), &serde_json::to_vec(&record)?)?;
         File::open(finished)?.sync_all()?;
-        fs::rename(finished, target)?;
+        match fs::rename(finished, target) {
+            // A call that was given up finished after all. What it made has the same digest.
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+            outcome => outcome?,
+        }
         let parent = target.parent().ok_or(io::ErrorKind::NotFound)?;
         File::open(parent)?.sync_all()
     };
