@@ -124,6 +124,9 @@ impl Firecracker {
             api.display().to_string(),
             "--id".to_owned(),
             spec.instance_id.replace('_', "-"),
+            // Its log goes where the guest's console goes, which is bounded: only what matters.
+            "--level".to_owned(),
+            "Warning".to_owned(),
         ];
         let mut child = process::spawn_detached(&self.program, &arguments, &spec.folder)?;
         let recorded = match child.id() {
@@ -243,7 +246,8 @@ pub(crate) fn channel_address(folder: &Path) -> ChannelAddress {
 
 #[cfg(test)]
 mod tests {
-    //! Firecracker itself is not run here: these tests hold the requests against the published API only.
+    //! Firecracker itself is not run here: these tests hold the requests against the published API only. With the
+    //! real program: `node/tests/firecracker_api.rs`, which has to be asked for.
 
     use serde_json::json;
 

@@ -32,6 +32,7 @@ pub(crate) fn assets() -> Assets {
 }
 
 /// What a root image may be.
+#[allow(dead_code, reason = "not every test uses both")]
 #[derive(Clone, Copy)]
 pub(crate) enum FileSystem {
     Ext4,
