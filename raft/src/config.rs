@@ -24,12 +24,12 @@ pub struct Timing {
 }
 
 impl Default for Timing {
-    /// Heartbeats every 50 ms, elections after 150–300 ms without a lease: a killed leader is replaced after 450–600 ms.
+    /// A killed leader is replaced after 550–700 ms: the lease that it may still believe in, then an election time.
     fn default() -> Self {
         Timing {
-            heartbeat: Duration::from_millis(50),
-            election_min: Duration::from_millis(150),
-            election_max: Duration::from_millis(300),
+            heartbeat: Duration::from_millis(75),
+            election_min: Duration::from_millis(200),
+            election_max: Duration::from_millis(350),
         }
     }
 }

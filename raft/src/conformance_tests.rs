@@ -53,7 +53,11 @@ impl RaftStateMachine<TypeConfig> for GapFilling {
         self.0.get_snapshot_builder().await
     }
 
-    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotFile) -> Result<(), io::Error> {
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: SnapshotFile,
+    ) -> Result<(), io::Error> {
         self.0.install_snapshot(meta, snapshot).await
     }
 

@@ -326,7 +326,9 @@ impl Consensus {
             });
             match durable.await {
                 Ok(Ok(Ok(_))) => {}
-                _ => tracing::warn!("the state was not made durable at the end; the next start replays the log"),
+                _ => tracing::warn!(
+                    "the state was not made durable at the end; the next start replays the log"
+                ),
             }
         }
         let stopped = timeout_at(until, async {
@@ -355,8 +357,8 @@ impl Inner {
 
     pub(crate) async fn propose(&self, proposal: &Proposal) -> Result<Outcome, ConsensusError> {
         self.serving()?;
-        let command =
-            LogCommand::encode(proposal).map_err(|error| ConsensusError::Invalid(crate::network::chain(&error)))?;
+        let command = LogCommand::encode(proposal)
+            .map_err(|error| ConsensusError::Invalid(crate::network::chain(&error)))?;
         let until = Instant::now() + PROPOSE_DEADLINE;
         let _place = match timeout_at(until, self.proposals.acquire()).await {
             Ok(Ok(place)) => place,
@@ -383,7 +385,8 @@ impl Inner {
             None => Err(Refusal::NotLeader { leader: None }),
             Some(leader) if leader == self.id => service::write(&self.raft, command).await,
             Some(leader) => {
-                match self.call(leader, Purpose::Control, Request::Forward(command), FORWARD_DEADLINE).await? {
+                match self.call(leader, Purpose::Control, Request::Forward(command), FORWARD_DEADLINE).await?
+                {
                     Response::Outcome(outcome) => Ok(outcome),
                     _ => Err(Refusal::Unknown("the answer is to another question".to_owned())),
                 }

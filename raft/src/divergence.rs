@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use holdfast_model::{Actor, Command, Context, Digest, LogIndex, MemberId, Proposal, RequestId, Timestamp};
-use rand::RngExt;
 use holdfast_store::Store;
+use rand::RngExt;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
@@ -55,7 +55,8 @@ pub(crate) fn judge(own: Digest, others: &[Digest], voters: usize) -> Verdict {
     if 1 + others.iter().filter(|other| **other == own).count() >= majority {
         return Verdict::Right;
     }
-    let wrong = others.iter().any(|candidate| others.iter().filter(|other| *other == candidate).count() >= majority);
+    let wrong =
+        others.iter().any(|candidate| others.iter().filter(|other| *other == candidate).count() >= majority);
     if wrong { Verdict::Wrong } else { Verdict::Open }
 }
 
@@ -89,7 +90,9 @@ pub(crate) async fn propose_check(inner: &Inner) -> Result<(), String> {
             source: None,
             request_id: RequestId::from_bits(rand::rng().random()),
             idempotency_key: None,
-            now: Timestamp(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis() as u64)),
+            now: Timestamp(
+                SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis() as u64),
+            ),
             entropy: rand::rng().random(),
         },
         command: Command::VerifyDigest { at, digest },
@@ -99,7 +102,11 @@ pub(crate) async fn propose_check(inner: &Inner) -> Result<(), String> {
 }
 
 /// Looks into every mismatch that this member found, or that another found in it. Ends with the member.
-pub(crate) async fn settle(inner: Arc<Inner>, mut found: mpsc::Receiver<Mismatch>, mut accused: mpsc::Receiver<u64>) {
+pub(crate) async fn settle(
+    inner: Arc<Inner>,
+    mut found: mpsc::Receiver<Mismatch>,
+    mut accused: mpsc::Receiver<u64>,
+) {
     loop {
         let index = tokio::select! {
             Some(mismatch) = found.recv() => {
@@ -137,7 +144,10 @@ async fn settle_one(inner: &Inner, index: u64) {
         let digests: Vec<Digest> = answers.iter().map(|(_, digest)| *digest).collect();
         match judge(own, &digests, voters) {
             Verdict::Right => {
-                tracing::error!(index, "a majority has this member's state; telling those that differ to stop");
+                tracing::error!(
+                    index,
+                    "a majority has this member's state; telling those that differ to stop"
+                );
                 for (member, _) in answers.into_iter().filter(|(_, digest)| *digest != own) {
                     accuse(inner, member, index, own).await;
                 }
@@ -172,7 +182,8 @@ async fn collect(inner: &Inner, index: u64) -> (usize, Vec<(u64, Digest)>) {
 }
 
 async fn accuse(inner: &Inner, member: u64, index: u64, expected: Digest) {
-    let Some(address) = membership::current(&inner.raft).get_node(&member).map(|node| node.raft_addr.clone()) else {
+    let Some(address) = membership::current(&inner.raft).get_node(&member).map(|node| node.raft_addr.clone())
+    else {
         return;
     };
     let channel = inner.channels.to(member, &address, Purpose::Control);

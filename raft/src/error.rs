@@ -20,7 +20,9 @@ pub enum ConsensusError {
     #[error("there is no leader with a majority right now; nothing was changed, try again")]
     NoLeader,
     /// It is not known whether it was done.
-    #[error("the cluster did not answer in time; whether the request was carried out is unknown, so repeat it with the same idempotency key")]
+    #[error(
+        "the cluster did not answer in time; whether the request was carried out is unknown, so repeat it with the same idempotency key"
+    )]
     Unknown,
     /// Too much is under way.
     #[error("this member has too many requests under way; nothing was changed, try again later")]
@@ -69,13 +71,17 @@ pub enum StartError {
         source: io::Error,
     },
     /// The folder belongs to no member.
-    #[error("the data folder {path} belongs to no member; run `holdfast server init` or `holdfast server join` first. If it did belong to one, its disk was lost: remove that member from the cluster and join under a new id")]
+    #[error(
+        "the data folder {path} belongs to no member; run `holdfast server init` or `holdfast server join` first. If it did belong to one, its disk was lost: remove that member from the cluster and join under a new id"
+    )]
     NotPrepared {
         /// The folder.
         path: PathBuf,
     },
     /// The folder belongs to another member than was asked for.
-    #[error("the data folder {path} belongs to member {found} and not to member {wanted}; check the configuration")]
+    #[error(
+        "the data folder {path} belongs to member {found} and not to member {wanted}; check the configuration"
+    )]
     OtherMember {
         /// The folder.
         path: PathBuf,
@@ -85,13 +91,17 @@ pub enum StartError {
         wanted: MemberId,
     },
     /// The folder belongs to another cluster than the certificates.
-    #[error("the data folder {path} belongs to another cluster than this member's certificate; check the configuration")]
+    #[error(
+        "the data folder {path} belongs to another cluster than this member's certificate; check the configuration"
+    )]
     OtherCluster {
         /// The folder.
         path: PathBuf,
     },
     /// Marker and log disagree.
-    #[error("the marker and the log in {path} name different members; remove this member from the cluster and join under a new id")]
+    #[error(
+        "the marker and the log in {path} name different members; remove this member from the cluster and join under a new id"
+    )]
     MarkerMismatch {
         /// The folder.
         path: PathBuf,
@@ -120,7 +130,9 @@ pub enum StartError {
         source: io::Error,
     },
     /// The times are not in order.
-    #[error("the raft times are wrong: {0}; the heartbeat must be the shortest and the election times a range")]
+    #[error(
+        "the raft times are wrong: {0}; the heartbeat must be the shortest and the election times a range"
+    )]
     Timing(String),
     /// openraft could not start.
     #[error("the consensus core could not start: {0}; check the disk")]

@@ -9,7 +9,9 @@ use tokio_util::sync::CancellationToken;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     /// A majority has another state after the same entry.
-    #[error("the state of this member differs from that of a majority at log index {index}; take it out of service, keep its disk for the report, and let it join again under a new id")]
+    #[error(
+        "the state of this member differs from that of a majority at log index {index}; take it out of service, keep its disk for the report, and let it join again under a new id"
+    )]
     Diverged {
         /// After which entry.
         index: u64,

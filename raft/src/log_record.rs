@@ -24,13 +24,17 @@ const HEADER_BYTES: usize = 1 + CHECKSUM_BYTES;
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
     /// The record is shorter than its header.
-    #[error("the record at {place} is cut short; take this member out of service and let it heal from its peers")]
+    #[error(
+        "the record at {place} is cut short; take this member out of service and let it heal from its peers"
+    )]
     Short {
         /// Table and key of the record.
         place: String,
     },
     /// The record was written by a later version.
-    #[error("the record at {place} has format version {found}, which this build cannot read; run a newer build")]
+    #[error(
+        "the record at {place} has format version {found}, which this build cannot read; run a newer build"
+    )]
     Version {
         /// Table and key of the record.
         place: String,
@@ -38,13 +42,17 @@ pub enum RecordError {
         found: u8,
     },
     /// The checksum does not match.
-    #[error("the record at {place} fails its checksum; the disk returned other bytes than were written: take this member out of service and let it heal from its peers")]
+    #[error(
+        "the record at {place} fails its checksum; the disk returned other bytes than were written: take this member out of service and let it heal from its peers"
+    )]
     Checksum {
         /// Table and key of the record.
         place: String,
     },
     /// The checksum matches but the body does not decode.
-    #[error("the record at {place} does not decode although its checksum is right; this is a bug, keep the file and report it")]
+    #[error(
+        "the record at {place} does not decode although its checksum is right; this is a bug, keep the file and report it"
+    )]
     Decode {
         /// Table and key of the record.
         place: String,
@@ -52,7 +60,9 @@ pub enum RecordError {
         source: postcard::Error,
     },
     /// The record holds a membership with a voter that has no address.
-    #[error("the record at {place} names a voter without an address; this is a bug, keep the file and report it")]
+    #[error(
+        "the record at {place} names a voter without an address; this is a bug, keep the file and report it"
+    )]
     Membership {
         /// Table and key of the record.
         place: String,

@@ -16,9 +16,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
 use futures::Stream;
+use openraft::OptionalSend;
 use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
-use openraft::OptionalSend;
 use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
 use tokio::sync::{mpsc, oneshot};
 
@@ -48,7 +48,9 @@ const DISK_READ_ENTRIES: u64 = 4096;
 #[derive(Debug, thiserror::Error)]
 pub enum LogStoreError {
     /// The file is not there.
-    #[error("there is no raft log at {path}: this folder lost it or never was a member's; do not start it as that member, remove the member and join again under a new id")]
+    #[error(
+        "there is no raft log at {path}: this folder lost it or never was a member's; do not start it as that member, remove the member and join again under a new id"
+    )]
     Missing {
         /// The file.
         path: PathBuf,
@@ -60,10 +62,14 @@ pub enum LogStoreError {
         path: PathBuf,
     },
     /// The log does not say whose it is.
-    #[error("the raft log does not say which member it belongs to; remove the member and join again under a new id")]
+    #[error(
+        "the raft log does not say which member it belongs to; remove the member and join again under a new id"
+    )]
     NoIdentity,
     /// An entry that must be there is not.
-    #[error("log index {index} is missing between {first} and {last}; take this member out of service and let it heal from its peers")]
+    #[error(
+        "log index {index} is missing between {first} and {last}; take this member out of service and let it heal from its peers"
+    )]
     Hole {
         /// The missing index.
         index: u64,
@@ -81,7 +87,9 @@ pub enum LogStoreError {
         expected: u64,
     },
     /// A purge beyond what the state machine could rebuild was asked for.
-    #[error("purging the log through {asked} was refused, because the state on disk does not cover index {covered_next}; this is a bug, report it")]
+    #[error(
+        "purging the log through {asked} was refused, because the state on disk does not cover index {covered_next}; this is a bug, report it"
+    )]
     PurgeTooFar {
         /// The index asked for.
         asked: u64,
@@ -239,7 +247,11 @@ impl LogStore {
     }
 
     fn view(&self) -> io::Result<MutexGuard<'_, LogView>> {
-        self.inner.state.view.lock().map_err(|_| io::Error::other("a thread panicked while it held the log's view"))
+        self.inner
+            .state
+            .view
+            .lock()
+            .map_err(|_| io::Error::other("a thread panicked while it held the log's view"))
     }
 
     fn stopped(&self) -> LogStoreError {
@@ -251,7 +263,10 @@ impl LogStore {
         queue.send(request).await.map_err(|_| self.stopped().into())
     }
 
-    async fn ask(&self, request: impl FnOnce(oneshot::Sender<io::Result<()>>) -> WriteRequest) -> io::Result<()> {
+    async fn ask(
+        &self,
+        request: impl FnOnce(oneshot::Sender<io::Result<()>>) -> WriteRequest,
+    ) -> io::Result<()> {
         let (done, answer) = oneshot::channel();
         self.send(request(done)).await?;
         answer.await.map_err(|_| io::Error::from(self.stopped()))?
@@ -341,7 +356,7 @@ impl Recovered {
         let committed: Option<LogId> = row(&meta, META_COMMITTED)?;
         let purged: Option<LogId> = row(&meta, META_PURGED)?;
         let identity = row(&meta, META_IDENTITY)?;
-        let mut last = purged.clone();
+        let mut last = purged;
         let mut purge_backlog = None;
         if let (Some((first_key, _)), Some((last_key, last_value))) = (entries.first()?, entries.last()?) {
             let (first_index, last_index) = (first_key.value(), last_key.value());
@@ -354,7 +369,11 @@ impl Recovered {
                 let expected_first = purged_through.map_or(first_index, |through| through + 1);
                 let present = entries.range(expected_first..)?.count() as u64;
                 if present != last_index + 1 - expected_first {
-                    return Err(LogStoreError::Hole { index: expected_first, first: expected_first, last: last_index });
+                    return Err(LogStoreError::Hole {
+                        index: expected_first,
+                        first: expected_first,
+                        last: last_index,
+                    });
                 }
             }
         }
@@ -413,7 +432,10 @@ impl RaftLogReader<TypeConfig> for LogStore {
     }
 
     /// Entries for the state machine, a bounded number in memory at a time.
-    async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = Result<Entry, io::Error>> + OptionalSend
+    async fn entries_stream<RB>(
+        &mut self,
+        range: RB,
+    ) -> impl Stream<Item = Result<Entry, io::Error>> + OptionalSend
     where
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {
@@ -445,7 +467,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
         let view = self.view()?;
-        Ok(LogState { last_purged_log_id: view.purged.clone(), last_log_id: view.last.clone() })
+        Ok(LogState { last_purged_log_id: view.purged, last_log_id: view.last })
     }
 
     async fn get_log_reader(&mut self) -> Self::LogReader {
@@ -466,7 +488,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
-        Ok(self.view()?.committed.clone())
+        Ok(self.view()?.committed)
     }
 
     async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), io::Error>
@@ -489,9 +511,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let from = last_log_id.as_ref().map_or(0, |last| last.index() + 1);
         let last = match last_log_id {
             Some(last) => Some(last),
-            None => self.view()?.purged.clone(),
+            None => self.view()?.purged,
         };
-        self.view()?.truncate(from, last.clone());
+        self.view()?.truncate(from, last);
         self.ask(|done| WriteRequest::Truncate { from, done }).await?;
         // Again: a batch that was under way may have noted truncated entries as durable.
         self.view()?.truncate(from, last);

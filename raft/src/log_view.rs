@@ -128,10 +128,10 @@ impl LogView {
             self.evict_front();
         }
         if self.purged.as_ref().is_none_or(|purged| purged.index() < upto.index()) {
-            self.purged = Some(upto.clone());
+            self.purged = Some(*upto);
         }
         if self.last.as_ref().is_none_or(|last| last.index() < upto.index()) {
-            self.last = Some(upto.clone());
+            self.last = Some(*upto);
             self.durable_next = self.durable_next.max(upto.index() + 1);
         }
     }
@@ -149,7 +149,6 @@ impl LogView {
         let in_memory = self.tail.iter().skip(offset).take(count).cloned().collect();
         Located { on_disk: start..boundary, in_memory }
     }
-
 
     /// Entries below this index are on stable storage.
     pub(crate) fn durable_next(&self) -> u64 {

@@ -226,9 +226,9 @@ impl Writer {
         meta: &mut Table<'_, &'static str, &'static [u8]>,
         last_written: Option<u64>,
     ) -> Result<Option<LogId>, LogStoreError> {
-        let Ok(view) = self.state.view.lock() else { return Ok(self.committed_written.clone()) };
+        let Ok(view) = self.state.view.lock() else { return Ok(self.committed_written) };
         let durable_next = last_written.map_or(0, |last| last + 1).max(view.durable_next());
-        let committed = view.committed.clone().filter(|committed| committed.index() < durable_next);
+        let committed = view.committed.filter(|committed| committed.index() < durable_next);
         drop(view);
         match committed {
             Some(committed) if self.committed_written.as_ref() != Some(&committed) => {
@@ -236,7 +236,7 @@ impl Writer {
                 meta.insert(META_COMMITTED, record.as_slice())?;
                 Ok(Some(committed))
             }
-            _ => Ok(self.committed_written.clone()),
+            _ => Ok(self.committed_written),
         }
     }
 }

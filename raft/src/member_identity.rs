@@ -31,7 +31,9 @@ pub struct MemberIdentity {
 #[derive(Debug, thiserror::Error)]
 pub enum MarkerError {
     /// Reading or writing failed.
-    #[error("the identity marker {path} could not be read or written; check the disk and the folder's permissions")]
+    #[error(
+        "the identity marker {path} could not be read or written; check the disk and the folder's permissions"
+    )]
     Io {
         /// The marker.
         path: PathBuf,
@@ -39,7 +41,9 @@ pub enum MarkerError {
         source: io::Error,
     },
     /// The content is not a marker.
-    #[error("the identity marker {path} is damaged; this folder cannot prove which member it belongs to: remove the member and join again under a new id")]
+    #[error(
+        "the identity marker {path} is damaged; this folder cannot prove which member it belongs to: remove the member and join again under a new id"
+    )]
     Damaged {
         /// The marker.
         path: PathBuf,

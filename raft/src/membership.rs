@@ -52,7 +52,9 @@ pub(crate) async fn change(
         AdminRequest::Promote { id } => {
             known(&membership, id)?;
             if voters.len() >= VOTERS_MAX {
-                return Err(Refusal::Invalid(format!("the cluster has {VOTERS_MAX} voters already; demote one first")));
+                return Err(Refusal::Invalid(format!(
+                    "the cluster has {VOTERS_MAX} voters already; demote one first"
+                )));
             }
             caught_up(raft, id, until).await?;
             apply(raft, ChangeMembers::AddVoterIds(only(id)), true, until).await
@@ -180,4 +182,3 @@ async fn pause() {
     let pause = POLL_INTERVAL.mul_f64(rand::rng().random_range(0.5..1.5));
     sleep(pause).await;
 }
-

@@ -134,7 +134,11 @@ impl Network {
         }
     }
 
-    async fn send_snapshot(&self, vote: Vote, file: SnapshotFile) -> Result<SnapshotResponse<TypeConfig>, SendError> {
+    async fn send_snapshot(
+        &self,
+        vote: Vote,
+        file: SnapshotFile,
+    ) -> Result<SnapshotResponse<TypeConfig>, SendError> {
         let digest = file.digest;
         let offer = SnapshotOffer { meta: file.meta.snapshot_meta(), bytes: file.bytes, digest };
         let begin = self.snapshot.call(Request::SnapshotBegin(offer), SNAPSHOT_CHUNK_DEADLINE).await?;
@@ -232,11 +236,10 @@ impl RaftNetworkV2<TypeConfig> for Network {
         S: futures::Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
     {
         Box::pin(async move {
-            let answers = self
-                .log
-                .append_stream(input, STREAM_CONNECT_DEADLINE)
-                .await
-                .map_err(|error| self.rpc_error(RPCTypes::AppendEntries, STREAM_CONNECT_DEADLINE, &error))?;
+            let answers =
+                self.log.append_stream(input, STREAM_CONNECT_DEADLINE).await.map_err(|error| {
+                    self.rpc_error(RPCTypes::AppendEntries, STREAM_CONNECT_DEADLINE, &error)
+                })?;
             let this = &*self;
             let mapped = answers.map(move |answer| match answer {
                 Ok(Ok(result)) => Ok(result),
@@ -281,9 +284,14 @@ impl RaftNetworkV2<TypeConfig> for Network {
             closed = cancel => return Err(StreamingError::Closed(closed)),
         };
         sent.map_err(|error| match &error {
-            SendError::Call(call) => self.rpc_error(RPCTypes::InstallSnapshot, SNAPSHOT_CHUNK_DEADLINE, call).into(),
+            SendError::Call(call) => {
+                self.rpc_error(RPCTypes::InstallSnapshot, SNAPSHOT_CHUNK_DEADLINE, call).into()
+            }
             SendError::Read(source) => {
-                let error = StorageError::read_snapshot(None, <TypeConfig as openraft::type_config::TypeConfigExt>::err_from_error(source));
+                let error = StorageError::read_snapshot(
+                    None,
+                    <TypeConfig as openraft::type_config::TypeConfigExt>::err_from_error(source),
+                );
                 StreamingError::StorageError(error)
             }
             SendError::Refused(_) => StreamingError::Unreachable(Unreachable::from_string(chain(&error))),

@@ -112,7 +112,11 @@ mod tests {
         gate.add_permits(2);
         assert_eq!(first.await.unwrap(), Ok(log_id(0)));
         for reader in late {
-            assert_eq!(reader.await.unwrap(), Ok(log_id(1)), "late readers share the round after the one under way");
+            assert_eq!(
+                reader.await.unwrap(),
+                Ok(log_id(1)),
+                "late readers share the round after the one under way"
+            );
         }
         assert_eq!(begun.load(Ordering::SeqCst), 2);
     }

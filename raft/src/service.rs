@@ -40,7 +40,8 @@ const APP_DEADLINE: Duration = Duration::from_secs(10);
 const APP_IN_FLIGHT_MAX: usize = 512;
 
 /// Answers messages of the layers above: the sender, its bytes, the answer.
-pub type AppHandler = Arc<dyn Fn(holdfast_model::MemberId, Vec<u8>) -> BoxFuture<'static, Vec<u8>> + Send + Sync>;
+pub type AppHandler =
+    Arc<dyn Fn(holdfast_model::MemberId, Vec<u8>) -> BoxFuture<'static, Vec<u8>> + Send + Sync>;
 
 /// The answering side of this member.
 pub(crate) struct MemberService {
@@ -105,7 +106,9 @@ impl MemberService {
     async fn answer(&self, peer: u64, request: Request) -> Result<Response, Refusal> {
         // A diverged member still tells its digests, so that the others can be sure.
         if let Request::DigestAt { index } = request {
-            return Ok(Response::Digest(divergence::recorded_at(&self.store, index).await.map(|digest| digest.0)));
+            return Ok(Response::Digest(
+                divergence::recorded_at(&self.store, index).await.map(|digest| digest.0),
+            ));
         }
         let raft = self.core()?;
         let stopped = |error: RaftError<TypeConfig>| Refusal::Unavailable(error.to_string());
@@ -127,7 +130,9 @@ impl MemberService {
             }
             Request::App(message) => self.answer_app(peer, message).await,
             Request::SnapshotBegin(offer) => self.snapshot_begin(offer).await,
-            Request::SnapshotChunk { digest, offset, data } => self.snapshot_chunk(digest, offset, data).await,
+            Request::SnapshotChunk { digest, offset, data } => {
+                self.snapshot_chunk(digest, offset, data).await
+            }
             Request::SnapshotEnd { digest, vote } => self.snapshot_end(raft, digest, vote).await,
             Request::Diverged { index, expected } => {
                 let own = divergence::recorded_at(&self.store, index).await;
@@ -178,7 +183,12 @@ impl MemberService {
         Ok(Response::Done)
     }
 
-    async fn snapshot_end(&self, raft: &MemberRaft, digest: [u8; 32], vote: Vote) -> Result<Response, Refusal> {
+    async fn snapshot_end(
+        &self,
+        raft: &MemberRaft,
+        digest: [u8; 32],
+        vote: Vote,
+    ) -> Result<Response, Refusal> {
         let mut receiving = self.receiving.lock().await;
         let Incoming { offer, file } = take(&mut receiving, digest)?;
         let file: SnapshotFile = on_disk(move || file.finish()).await?;
@@ -224,9 +234,10 @@ pub(crate) async fn write(raft: &MemberRaft, command: LogCommand) -> Result<Outc
         Err(_elapsed) => return Err(Refusal::Unknown("a majority did not answer in time".to_owned())),
     };
     match written {
-        Ok(response) => {
-            response.data.0.ok_or_else(|| Refusal::Invalid("the command had no outcome; this is a bug".to_owned()))
-        }
+        Ok(response) => response
+            .data
+            .0
+            .ok_or_else(|| Refusal::Invalid("the command had no outcome; this is a bug".to_owned())),
         Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => Err(not_leader(&forward)),
         Err(RaftError::APIError(ClientWriteError::LogEntryDiscarded(_))) => {
             Err(Refusal::Unknown("the leader changed".to_owned()))
@@ -240,7 +251,9 @@ pub(crate) async fn write(raft: &MemberRaft, command: LogCommand) -> Result<Outc
 pub(crate) async fn read_index(raft: &MemberRaft) -> Result<LogId, Refusal> {
     match timeout(READ_INDEX_DEADLINE, raft.get_read_log_id(ReadPolicy::ReadIndex)).await {
         Ok(Ok((read, _applied))) => Ok(*read.log_id()),
-        Ok(Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)))) => Err(not_leader(&forward)),
+        Ok(Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)))) => {
+            Err(not_leader(&forward))
+        }
         Ok(Err(error)) => Err(Refusal::Unavailable(error.to_string())),
         Err(_elapsed) => Err(Refusal::Unavailable("a majority did not answer in time".to_owned())),
     }

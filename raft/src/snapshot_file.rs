@@ -39,7 +39,9 @@ pub enum SnapshotFileError {
         path: PathBuf,
     },
     /// The bytes are not those that were written or sent.
-    #[error("the snapshot {path} does not have the digest that it should have; it will be fetched or built again")]
+    #[error(
+        "the snapshot {path} does not have the digest that it should have; it will be fetched or built again"
+    )]
     Digest {
         /// The file.
         path: PathBuf,
@@ -53,7 +55,9 @@ pub enum SnapshotFileError {
         source: RecordError,
     },
     /// A part came that does not follow the one before.
-    #[error("a part of a snapshot came at offset {found} where {expected} should have been; it will be sent again")]
+    #[error(
+        "a part of a snapshot came at offset {found} where {expected} should have been; it will be sent again"
+    )]
     Offset {
         /// Where it came.
         found: u64,
@@ -86,7 +90,8 @@ impl SnapshotFile {
         let bytes = at(path, file.metadata())?.len();
         let meta = read_header(path, &mut file)?;
         let mut digest = [0_u8; 32];
-        let tail = file.seek(SeekFrom::End(-(DIGEST_BYTES as i64))).and_then(|_| file.read_exact(&mut digest));
+        let tail =
+            file.seek(SeekFrom::End(-(DIGEST_BYTES as i64))).and_then(|_| file.read_exact(&mut digest));
         at(path, tail)?;
         Ok(SnapshotFile { path: path.to_owned(), bytes, digest, meta })
     }
@@ -161,11 +166,14 @@ impl SnapshotFolder {
     ) -> Result<SnapshotFile, BuildError<E>> {
         let staged = self.path.join(BUILDING);
         let io = |source| BuildError::File(SnapshotFileError::Io { path: staged.clone(), source });
-        let record = meta.encode().map_err(|source| {
-            BuildError::File(SnapshotFileError::Record { path: staged.clone(), source })
-        })?;
+        let record = meta
+            .encode()
+            .map_err(|source| BuildError::File(SnapshotFileError::Record { path: staged.clone(), source }))?;
         let file = File::create(&staged).map_err(io)?;
-        let mut hashed = HashingWriter { inner: BufWriter::with_capacity(BUFFER_BYTES, file), hasher: blake3::Hasher::new() };
+        let mut hashed = HashingWriter {
+            inner: BufWriter::with_capacity(BUFFER_BYTES, file),
+            hasher: blake3::Hasher::new(),
+        };
         hashed.write_all(MAGIC).map_err(io)?;
         hashed.write_all(&(record.len() as u32).to_le_bytes()).map_err(io)?;
         hashed.write_all(&record).map_err(io)?;
@@ -202,7 +210,8 @@ impl SnapshotFolder {
     /// Starts or resumes receiving the snapshot with this digest.
     pub(crate) fn receive(&self, digest: [u8; 32], bytes: u64) -> Result<Receiving, SnapshotFileError> {
         let name = format!("{}{PART_SUFFIX}", hex(&digest));
-        for other in self.names(PART_SUFFIX)?.into_iter().filter(|other| *other != name && other != BUILDING) {
+        for other in self.names(PART_SUFFIX)?.into_iter().filter(|other| *other != name && other != BUILDING)
+        {
             let other = self.path.join(other);
             at(&other, fs::remove_file(&other))?;
         }
@@ -277,7 +286,11 @@ impl Receiving {
         at(&self.path, self.file.sync_all())?;
         let checked = SnapshotFile::open(&self.path).and_then(|file| {
             file.verify()?;
-            if file.digest == self.digest { Ok(()) } else { Err(SnapshotFileError::Digest { path: self.path.clone() }) }
+            if file.digest == self.digest {
+                Ok(())
+            } else {
+                Err(SnapshotFileError::Digest { path: self.path.clone() })
+            }
         });
         if let Err(error) = checked {
             at(&self.path, fs::remove_file(&self.path))?;
@@ -360,7 +373,10 @@ mod tests {
 
         let mut receiving = folder.receive(file.digest, file.bytes).unwrap();
         receiving.write(0, &bytes[..1000]).unwrap();
-        assert!(matches!(receiving.write(2000, &bytes[2000..]), Err(SnapshotFileError::Offset { expected: 1000, .. })));
+        assert!(matches!(
+            receiving.write(2000, &bytes[2000..]),
+            Err(SnapshotFileError::Offset { expected: 1000, .. })
+        ));
         drop(receiving);
 
         let folder = SnapshotFolder::open(target_dir.path()).unwrap();

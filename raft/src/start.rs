@@ -93,7 +93,9 @@ fn once_closed<T, E: std::error::Error + 'static>(open: impl Fn() -> Result<T, E
     let until = Instant::now() + CLOSING_FILE_PATIENCE;
     loop {
         match open() {
-            Err(error) if is_open_elsewhere(&error) && Instant::now() < until => thread::sleep(CLOSING_FILE_POLL),
+            Err(error) if is_open_elsewhere(&error) && Instant::now() < until => {
+                thread::sleep(CLOSING_FILE_POLL)
+            }
             result => return result,
         }
     }
@@ -131,7 +133,8 @@ pub(crate) async fn start_on(
         let folder = SnapshotFolder::open(&disk.data_dir.join(SNAPSHOT_FOLDER))?;
         Ok::<_, StartError>((log, identity, store, folder))
     });
-    let (log, identity, store, folder) = opened.await.map_err(|error| StartError::Core(error.to_string()))??;
+    let (log, identity, store, folder) =
+        opened.await.map_err(|error| StartError::Core(error.to_string()))??;
 
     let health = Arc::new(Health::default());
     let (mismatches, found) = mpsc::channel(FINDINGS_MAX);
@@ -141,7 +144,9 @@ pub(crate) async fn start_on(
     let (former_sender, former_members) = watch::channel(BTreeSet::new());
     let progress = Progress {
         former_members: former_sender,
-        applied_next: applied_sender, revision: revision_sender, mismatches,
+        applied_next: applied_sender,
+        revision: revision_sender,
+        mismatches,
     };
     let machine = StateMachine::open(store.clone(), log.clone(), folder.clone(), progress)?;
 

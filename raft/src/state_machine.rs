@@ -22,7 +22,9 @@ use crate::log_record::RecordError;
 use crate::log_store::LogStore;
 use crate::raft_meta::RaftMeta;
 use crate::snapshot_file::{BuildError, SnapshotFile, SnapshotFileError, SnapshotFolder};
-use crate::types::{CommandError, LeaderId, LogId, MemberNode, Reply, SnapshotMeta, StoredMembership, TypeConfig};
+use crate::types::{
+    CommandError, LeaderId, LogId, MemberNode, Reply, SnapshotMeta, StoredMembership, TypeConfig,
+};
 
 /// Entries of one transaction. Large enough that its fixed cost vanishes, small enough that answers do not wait long.
 const BATCH_ENTRIES_MAX: usize = 512;
@@ -37,7 +39,9 @@ const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub enum StateMachineError {
     /// A command could not be decoded.
-    #[error("the command at log index {index} cannot be used; if the cluster was upgraded, upgrade this member as well")]
+    #[error(
+        "the command at log index {index} cannot be used; if the cluster was upgraded, upgrade this member as well"
+    )]
     Command {
         /// Where it lies.
         index: u64,
@@ -54,7 +58,9 @@ pub enum StateMachineError {
     #[error("a snapshot file could not be used")]
     Snapshot(#[from] SnapshotFileError),
     /// An installed snapshot is not the one that was announced.
-    #[error("the installed snapshot covers the log to another entry than was announced; let this member heal from its peers")]
+    #[error(
+        "the installed snapshot covers the log to another entry than was announced; let this member heal from its peers"
+    )]
     WrongSnapshot,
     /// The store answered another number of outcomes than there were entries.
     #[error("the store answered {found} outcomes for {expected} entries; this is a bug, report it")]
@@ -309,14 +315,22 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         }
     }
 
-    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotFile) -> Result<(), io::Error> {
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: SnapshotFile,
+    ) -> Result<(), io::Error> {
         let (store, folder) = (self.store.clone(), self.folder.clone());
         let expected = meta.clone();
         let installed = blocking(move || {
             let snapshot = folder.keep(snapshot)?;
             store.install(&mut snapshot.body()?)?;
             let installed = read_meta(&store)?;
-            if installed.snapshot_meta() == expected { Ok(installed) } else { Err(StateMachineError::WrongSnapshot) }
+            if installed.snapshot_meta() == expected {
+                Ok(installed)
+            } else {
+                Err(StateMachineError::WrongSnapshot)
+            }
         });
         self.meta = installed.await?;
         self.note_checkpoint(self.meta.next_index());
@@ -346,14 +360,20 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
 
     /// Once this returns, openraft may purge the log up to the snapshot. So the snapshot file is durable by then, and so
     /// is the state machine's own state.
-    async fn build_snapshot(&mut self) -> Result<Snapshot<LeaderId, u64, MemberNode, SnapshotFile>, io::Error> {
-        let source = self.source.take().ok_or_else(|| io::Error::other("this builder built its snapshot already"))?;
+    async fn build_snapshot(
+        &mut self,
+    ) -> Result<Snapshot<LeaderId, u64, MemberNode, SnapshotFile>, io::Error> {
+        let source =
+            self.source.take().ok_or_else(|| io::Error::other("this builder built its snapshot already"))?;
         let (store, folder) = (self.store.clone(), self.folder.clone());
         let file = blocking(move || {
             let source = source?;
             // From the same moment as the state, whatever is being applied meanwhile.
-            let meta = source.raft_meta()?.map_or_else(|| Ok(RaftMeta::default()), |bytes| RaftMeta::decode(&bytes))?;
-            let file = folder.build(&meta, |out| source.write_to(out).map(drop)).map_err(StateMachineError::from)?;
+            let meta = source
+                .raft_meta()?
+                .map_or_else(|| Ok(RaftMeta::default()), |bytes| RaftMeta::decode(&bytes))?;
+            let file =
+                folder.build(&meta, |out| source.write_to(out).map(drop)).map_err(StateMachineError::from)?;
             store.checkpoint()?;
             Ok(file)
         });

@@ -37,7 +37,9 @@ pub enum CommandError {
         bytes: usize,
     },
     /// The bytes are no proposal that this build knows.
-    #[error("the bytes are no proposal that this build knows; if the cluster was upgraded, upgrade this member as well")]
+    #[error(
+        "the bytes are no proposal that this build knows; if the cluster was upgraded, upgrade this member as well"
+    )]
     Decode(#[source] postcard::Error),
 }
 

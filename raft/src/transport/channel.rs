@@ -108,10 +108,15 @@ impl Channel {
     }
 
     /// Asks and waits for the answer, `deadline` at most.
-    pub(crate) async fn call(self: &Arc<Self>, request: Request, deadline: Duration) -> Result<Response, CallError> {
+    pub(crate) async fn call(
+        self: &Arc<Self>,
+        request: Request,
+        deadline: Duration,
+    ) -> Result<Response, CallError> {
         let target = self.target;
         let until = Instant::now() + deadline;
-        let connection = timeout_at(until, self.connection()).await.map_err(|_| CallError::Timeout { target })??;
+        let connection =
+            timeout_at(until, self.connection()).await.map_err(|_| CallError::Timeout { target })??;
         let answer = timeout_at(until, connection.call(request)).await;
         match answer {
             Ok(answer) => answer,
@@ -127,13 +132,17 @@ impl Channel {
         self: &Arc<Self>,
         requests: S,
         connect_deadline: Duration,
-    ) -> Result<impl Stream<Item = Result<Result<StreamAppendResult<TypeConfig>, Refusal>, CallError>> + Send + use<S>, CallError>
+    ) -> Result<
+        impl Stream<Item = Result<Result<StreamAppendResult<TypeConfig>, Refusal>, CallError>> + Send + use<S>,
+        CallError,
+    >
     where
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
     {
         let target = self.target;
-        let connection =
-            timeout(connect_deadline, self.connection()).await.map_err(|_| CallError::Timeout { target })??;
+        let connection = timeout(connect_deadline, self.connection())
+            .await
+            .map_err(|_| CallError::Timeout { target })??;
         Ok(connection.append_stream(requests))
     }
 
@@ -204,7 +213,10 @@ impl Channel {
         match postcard::from_bytes(&answer) {
             Ok(HelloAnswer::Welcome { version: PROTOCOL_VERSION }) => {}
             Ok(HelloAnswer::Welcome { version }) => {
-                return Err(CallError::Greeting { target, reason: format!("it answered with protocol {version}") });
+                return Err(CallError::Greeting {
+                    target,
+                    reason: format!("it answered with protocol {version}"),
+                });
             }
             Ok(HelloAnswer::Refused { reason }) => return Err(CallError::Greeting { target, reason }),
             Err(_) => return Err(CallError::Broken { target }),
@@ -241,7 +253,10 @@ struct Connection {
 }
 
 impl Connection {
-    fn start(target: u64, framed: Framed<Box<dyn Duplex>, tokio_util::codec::LengthDelimitedCodec>) -> Arc<Self> {
+    fn start(
+        target: u64,
+        framed: Framed<Box<dyn Duplex>, tokio_util::codec::LengthDelimitedCodec>,
+    ) -> Arc<Self> {
         let parts = framed.into_parts();
         let (read, write) = tokio::io::split(parts.io);
         let mut incoming = FramedRead::new(read, codec());
@@ -267,7 +282,8 @@ impl Connection {
         let target = self.target;
         let _permit = self.permit().await?;
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let frame = encode_frame(&Frame::Ask { id, request }).map_err(|source| CallError::Frame { target, source })?;
+        let frame = encode_frame(&Frame::Ask { id, request })
+            .map_err(|source| CallError::Frame { target, source })?;
         let (sender, answer) = oneshot::channel();
         if let Ok(mut waiting) = self.waiting.lock() {
             waiting.calls.insert(id, sender);

@@ -35,7 +35,9 @@ pub(crate) enum LinkError {
     Listen(#[source] io::Error),
     #[error("the peer's certificate does not prove a member of this cluster; give it one")]
     Certificate,
-    #[error("member {found} answered where member {wanted} was expected; check the address of member {wanted}")]
+    #[error(
+        "member {found} answered where member {wanted} was expected; check the address of member {wanted}"
+    )]
     WrongMember { wanted: u64, found: u64 },
     #[error("the name of member {0} cannot be used in TLS; check the cluster id")]
     Name(u64),
@@ -108,7 +110,8 @@ impl TlsLink {
             .await
             .map_err(|source| LinkError::Connect { address: address.to_owned(), source })?;
         tcp.set_nodelay(true).map_err(|source| LinkError::Connect { address: address.to_owned(), source })?;
-        let name = member_server_name(&self.tls.cluster, &target.to_string()).map_err(|_| LinkError::Name(target))?;
+        let name = member_server_name(&self.tls.cluster, &target.to_string())
+            .map_err(|_| LinkError::Name(target))?;
         let connector = TlsConnector::from(self.tls.client.load_full());
         let stream = connector.connect(name, tcp).await.map_err(LinkError::Tls)?;
         let found = self.tls.member_of(stream.get_ref().1.peer_certificates())?;

@@ -25,7 +25,11 @@ pub(crate) const FRAME_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// Cuts a stream into frames: a little-endian length of four bytes, then that many bytes.
 fn codec() -> LengthDelimitedCodec {
-    LengthDelimitedCodec::builder().little_endian().length_field_length(4).max_frame_length(FRAME_BYTES_MAX).new_codec()
+    LengthDelimitedCodec::builder()
+        .little_endian()
+        .length_field_length(4)
+        .max_frame_length(FRAME_BYTES_MAX)
+        .new_codec()
 }
 
 /// Bytes before the body of a frame.
@@ -52,4 +56,3 @@ fn encode_frame<T: serde::Serialize>(value: &T) -> Result<Vec<u8>, FrameError> {
         _ => Err(FrameError::TooLarge(body)),
     }
 }
-

@@ -51,7 +51,12 @@ pub(crate) trait Service: Send + Sync + 'static {
 }
 
 /// Serves until `stop` is cancelled, then waits for the connections to end.
-pub(crate) async fn serve(link: Arc<dyn Link>, local: LocalPeer, service: Arc<dyn Service>, stop: CancellationToken) {
+pub(crate) async fn serve(
+    link: Arc<dyn Link>,
+    local: LocalPeer,
+    service: Arc<dyn Service>,
+    stop: CancellationToken,
+) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let tasks = TaskTracker::new();
     loop {
@@ -62,7 +67,8 @@ pub(crate) async fn serve(link: Arc<dyn Link>, local: LocalPeer, service: Arc<dy
         };
         match accepted {
             Ok(handshake) => {
-                let connection = Incoming { local: local.clone(), service: service.clone(), stop: stop.child_token() };
+                let connection =
+                    Incoming { local: local.clone(), service: service.clone(), stop: stop.child_token() };
                 tasks.spawn(async move {
                     connection.run(handshake).await;
                     drop(place);
@@ -101,7 +107,9 @@ impl Incoming {
     async fn greet(&self, handshake: Handshake) -> Result<(u64, FramedPeer), String> {
         let PeerStream { peer, io } = handshake.await.map_err(|error| error.to_string())?;
         let mut framed = Framed::new(io, codec());
-        let Some(Ok(bytes)) = framed.next().await else { return Err("it closed before a greeting".to_owned()) };
+        let Some(Ok(bytes)) = framed.next().await else {
+            return Err("it closed before a greeting".to_owned());
+        };
         let verdict = match postcard::from_bytes::<Hello>(&bytes) {
             Ok(hello) => self.judge(&hello, peer),
             Err(_) => Err("the greeting cannot be read".to_owned()),

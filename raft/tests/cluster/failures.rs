@@ -82,7 +82,10 @@ async fn i02_a_member_that_lost_its_disk_does_not_start_as_itself() {
     let log = path.join("log.redb");
     let (kept, away) = (std::fs::read(&log).unwrap(), path.join("log.away"));
     std::fs::rename(&log, &away).unwrap();
-    assert!(matches!(Consensus::start(group.config(victim)).await, Err(StartError::Log(_))), "the log was lost");
+    assert!(
+        matches!(Consensus::start(group.config(victim)).await, Err(StartError::Log(_))),
+        "the log was lost"
+    );
 
     // A log of the same member that somebody made anew would forget the vote; the folder cannot be prepared again either.
     std::fs::write(&log, kept).unwrap();

@@ -5,14 +5,17 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use holdfast_identity::{Authority, Credential, PrivateKey, Subject, mutual_client_config, mutual_server_config};
+use holdfast_identity::{
+    Authority, Credential, PrivateKey, Subject, mutual_client_config, mutual_server_config,
+};
 use holdfast_model::command::{NewMember, NewToken};
 use holdfast_model::resource::TokenKind;
 use holdfast_model::{
-    Actor, Command, Context, Digest, Incarnation, MemberId, Proposal, RequestId, Revision, Scope, Timestamp, TokenId,
+    Actor, Command, Context, Digest, Incarnation, MemberId, Proposal, RequestId, Revision, Scope, Timestamp,
+    TokenId,
 };
-use holdfast_store::Views;
 use holdfast_raft::{Compaction, Consensus, ConsensusConfig, MemberIdentity, MemberNode, RaftTls};
+use holdfast_store::Views;
 
 pub(crate) const CLUSTER: &str = "01jdcluster";
 

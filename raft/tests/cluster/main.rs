@@ -1,5 +1,9 @@
 //! Whole members in one process, over real mTLS on loopback and real files.
 
+// A test that cannot go on says so by a panic.
+#![allow(clippy::unwrap_used)]
+
+mod divergence;
 mod failures;
 mod group;
 mod membership;

@@ -63,6 +63,8 @@ async fn the_leadership_goes_where_it_is_sent() {
     let heir = group.follower().await;
     group.members[&heir].transfer_leader(MemberId(heir)).await.unwrap();
     assert_ne!(heir, leader);
-    group.until("the new leader", || group.members[&leader].status().leader.filter(|now| now.0 == heir)).await;
+    group
+        .until("the new leader", || group.members[&leader].status().leader.filter(|now| now.0 == heir))
+        .await;
     group.propose(leader, group.write("after")).await;
 }

@@ -56,7 +56,9 @@ async fn messages_of_the_api_reach_the_member_and_name_their_sender() {
     for (id, member) in &group.members {
         let id = *id;
         member.set_app_handler(Arc::new(move |from, message| {
-            Box::pin(async move { format!("{from}>{id}: {}", String::from_utf8(message).unwrap()).into_bytes() })
+            Box::pin(
+                async move { format!("{from}>{id}: {}", String::from_utf8(message).unwrap()).into_bytes() },
+            )
         }));
     }
     let answer = group.members[&1].app_to(MemberId(3), b"hello".to_vec()).await.unwrap();
