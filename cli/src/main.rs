@@ -88,7 +88,7 @@ async fn run(cli: Cli, output: Output) -> Result<(), Failure> {
             ServerCommand::Join(arguments) => server::join(&output, global.no_input, arguments).await,
             ServerCommand::Run(arguments) => server::run(arguments).await,
             ServerCommand::Invite(arguments) => commands::invite::run(&session()?, arguments).await,
-            ServerCommand::Openapi => commands::openapi::run(),
+            ServerCommand::Openapi { access } => commands::openapi::run(access),
         },
         Command::Node(command) => match command {
             NodeCommand::Join(arguments) => agents::node::join(arguments, &global, output).await,

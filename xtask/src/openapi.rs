@@ -1,17 +1,26 @@
-//! `cargo xtask openapi`: the API's description, generated from the code, is checked in and must be current.
+//! `cargo xtask openapi`: the API's description and the table of who may call what, made from the code, are checked in
+//! and must be current.
 
 use crate::step::Failure;
 use crate::workspace::{cargo, root};
 
-/// Writes `docs/reference/openapi.json`, or with `--check` compares it.
+/// What is checked in, and the flag that makes `holdfast server openapi` print it.
+const DOCUMENTS: [(&str, Option<&str>); 2] =
+    [("docs/reference/openapi.json", None), ("docs/reference/access.md", Some("--access"))];
+
+/// Writes the documents, or with `--check` compares them.
 pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
     let check = match arguments {
         [] => false,
         [flag] if flag == "--check" => true,
         _ => return Err(Failure("usage: cargo xtask openapi [--check]".into())),
     };
-    let path = root().join("docs/reference/openapi.json");
-    let generated = generate()?;
+    DOCUMENTS.iter().try_for_each(|(path, flag)| document(path, *flag, check))
+}
+
+fn document(path: &str, flag: Option<&str>, check: bool) -> Result<(), Failure> {
+    let path = root().join(path);
+    let generated = generate(flag)?;
     if check {
         let current = std::fs::read(&path).unwrap_or_default();
         if current == generated {
@@ -25,9 +34,10 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
     std::fs::write(&path, generated).map_err(|e| Failure(format!("cannot write {}: {e}", path.display())))
 }
 
-fn generate() -> Result<Vec<u8>, Failure> {
+fn generate(flag: Option<&str>) -> Result<Vec<u8>, Failure> {
     let arguments = ["run", "--quiet", "--locked", "--package", "holdfast-cli", "--", "server", "openapi"];
     let output = cargo(&arguments)
+        .args(flag)
         .stderr(std::process::Stdio::inherit())
         .output()
         .map_err(|e| Failure(format!("cannot start cargo: {e}")))?;

@@ -27,7 +27,11 @@ Example:
   holdfast node join --data-dir /var/lib/holdfast-node --name n1 --server https://10.0.0.1:7443 --ca-pin … --secret-file node.secret")]
     Invite(Invite),
     /// Print the API's OpenAPI document.
-    Openapi,
+    Openapi {
+        /// Print who may call what instead.
+        #[arg(long)]
+        access: bool,
+    },
 }
 
 /// `holdfast server init`.
