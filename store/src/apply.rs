@@ -32,7 +32,7 @@ pub(crate) fn apply_entries(
             None => None,
         });
         batch.head_mut().applied = Some(at);
-        if at.0 % DIGEST_EVERY == 0 {
+        if at.0.is_multiple_of(DIGEST_EVERY) {
             records.insert(at, batch.head().state_digest());
         }
         at = at.next();

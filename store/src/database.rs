@@ -63,10 +63,10 @@ fn scan(
     };
     let end = prefix_end(prefix);
     let to = end.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
-    if let (Bound::Excluded(from), Bound::Excluded(to)) = (from, to) {
-        if from >= to {
-            return Ok(Vec::new());
-        }
+    if let (Bound::Excluded(from), Bound::Excluded(to)) = (from, to)
+        && from >= to
+    {
+        return Ok(Vec::new());
     }
     let mut rows = Vec::new();
     for row in table.range::<&[u8]>((from, to)).doing(READING)?.take(limit) {

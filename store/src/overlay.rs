@@ -31,10 +31,10 @@ fn merged(
         _ => Bound::Included(prefix.to_vec()),
     };
     let to = prefix_end(prefix).map_or(Bound::Unbounded, Bound::Excluded);
-    if let (Bound::Excluded(from), Bound::Excluded(to)) = (&from, &to) {
-        if from >= to {
-            return Ok(Vec::new());
-        }
+    if let (Bound::Excluded(from), Bound::Excluded(to)) = (&from, &to)
+        && from >= to
+    {
+        return Ok(Vec::new());
     }
     let over: Vec<_> = changes.range((from, to)).collect();
     let hidden = over.iter().filter(|(_, value)| value.is_none()).count();

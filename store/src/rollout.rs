@@ -116,11 +116,11 @@ fn pass(draft: &mut Draft<'_>, env: EnvId) -> Result<bool, StoreError> {
     let Some(current) = env.current else { return Ok(false) };
     expire_starts(draft, &env)?;
     let deployment = required(draft.deployment(current)?, "a deployment")?;
-    if deployment.state == DeploymentState::Rolling {
-        if let Some(failure) = failure_of(draft, &deployment) {
-            fail(draft, &env, &deployment, failure)?;
-            return Ok(true);
-        }
+    if deployment.state == DeploymentState::Rolling
+        && let Some(failure) = failure_of(draft, &deployment)
+    {
+        fail(draft, &env, &deployment, failure)?;
+        return Ok(true);
     }
     let release = required(draft.release(deployment.release)?, "a release")?;
     let blocked = Roll::new(draft, &deployment, &release)?.run(draft)?;

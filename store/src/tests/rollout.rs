@@ -138,7 +138,7 @@ fn a_start_and_a_roll_out_have_their_time() {
     let id = world.deploy(&a, release);
     let slow = in_state(&world, &a, InstanceState::Booting)[0].clone();
     world.tick_after(INSTANCE_START_MS_MAX);
-    assert_eq!(in_state(&world, &a, InstanceState::Booting), [slow.clone()]);
+    assert_eq!(in_state(&world, &a, InstanceState::Booting), std::slice::from_ref(&slow));
     world.tick_after(1);
     let ended = world.view().instance(slow.id).unwrap().unwrap();
     assert_eq!(ended.reason, Some(InstanceReason::StartTimedOut));

@@ -40,7 +40,7 @@ fn a_snapshot_carries_everything_to_another_member() {
     let resent =
         world.log.iter().flatten().rfind(|p| matches!(p.command, Command::CreateRoute { .. })).cloned();
     let index = LogIndex(world.log.len() as u64);
-    let first = world.store.apply(index, &[resent.clone()], b"x").unwrap();
+    let first = world.store.apply(index, std::slice::from_ref(&resent), b"x").unwrap();
     let second = other.store.apply(index, &[resent], b"x").unwrap();
     assert!(first[0].clone().unwrap().is_ok());
     assert_eq!(first, second);
