@@ -220,13 +220,13 @@ impl Client {
     }
 
     /// Every node.
-    pub async fn nodes(&self) -> Result<All<NodeStatus>, ClientError> {
-        self.all("/v1/nodes").await
+    pub async fn nodes(&self) -> Result<Page<NodeStatus>, ClientError> {
+        self.get("/v1/nodes").await
     }
 
     /// Every edge.
-    pub async fn edges(&self) -> Result<All<EdgeStatus>, ClientError> {
-        self.all("/v1/edges").await
+    pub async fn edges(&self) -> Result<Page<EdgeStatus>, ClientError> {
+        self.get("/v1/edges").await
     }
 
     /// Moves a node's instances away and places none on it.
