@@ -43,6 +43,12 @@ use crate::supervisor::{Snapshot, Supervisor, SupervisorError};
 /// The longest path of a data folder, in bytes: a machine's folder adds 36, and the kernel bounds sockets' names.
 pub const DATA_DIR_BYTES_MAX: usize = 54;
 
+/// How often a replica that is in use is tried again.
+const REPLICA_TRIES_MAX: u32 = 20;
+
+/// The pause between two of these tries.
+const REPLICA_PAUSE: Duration = Duration::from_millis(100);
+
 /// The longest time between two writes of `status.json`.
 const STATUS_PERIOD: Duration = Duration::from_secs(5);
 
@@ -327,7 +333,7 @@ pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()>) -> Resu
         ca.cluster().parse().map_err(|source| AgentError::Cluster { path: ca_file.clone(), source })?;
     let credential = Credential::load(&config.credential_file)?;
     let client = Client::with_credential(config.endpoints, &ca, &credential)?;
-    let replica = Replica::open(&config.host.data_dir.join("replica.redb"), cluster)?;
+    let replica = open_replica(&config.host.data_dir.join("replica.redb"), cluster).await?;
     if let Some(path) = replica.quarantined() {
         tracing::error!(path = %path.display(), "what was desired could not be read and was moved aside");
     }
@@ -343,6 +349,17 @@ pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()>) -> Resu
     following.await.ok();
     reporting.await.ok();
     kept
+}
+
+/// Opens the replica. The last thread of an agent that ended in this process a moment ago may still hold it.
+async fn open_replica(path: &Path, cluster: ClusterId) -> Result<Replica<NodeInstance>, DiskError> {
+    for _ in 0..REPLICA_TRIES_MAX {
+        match Replica::open(path, cluster) {
+            Err(DiskError::InUse { .. }) => tokio::time::sleep(REPLICA_PAUSE).await,
+            opened => return opened,
+        }
+    }
+    Replica::open(path, cluster)
 }
 
 /// Ends every microVM of a data folder, and removes its TAPs, machines' folders and this node's record of them.

@@ -15,10 +15,13 @@ use holdfast_model::agent::{Desired, NodeInstance};
 use holdfast_model::limits::DRAIN_GRACE_MS;
 use holdfast_model::manifest::{Restart, RestartPolicy};
 
-use crate::phase::{Cause, Observed, Outcome, Phase};
+use crate::phase::{Cause, Observed, Outcome, Phase, RETRY_MS};
 
 /// The longest pause before a restart, in milliseconds.
 pub const BACKOFF_MS_MAX: u64 = 300_000;
+
+/// The same with what keeps instances from returning at the same time.
+const PAUSE_MS_MAX: u64 = BACKOFF_MS_MAX + BACKOFF_MS_MAX / 8;
 
 /// A step towards what is desired. Each is idempotent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,7 +134,7 @@ pub fn next_wake_ms(
 fn plan_one(id: InstanceId, spec: Option<&NodeInstance>, seen: &Observed, now_ms: u64) -> Option<Action> {
     let wanted = spec.filter(|spec| spec.desired == Desired::Run);
     match (seen.doing, wanted) {
-        (None, _) if now_ms < seen.not_before_ms => None,
+        (None, _) if is_ahead(seen.not_before_ms, now_ms, RETRY_MS) => None,
         (None, Some(spec)) => plan_wanted(id, spec, seen, now_ms),
         // What brings an instance up is given up at once where it is no longer wanted.
         (None | Some(Doing::Prepare | Doing::Start), None) => plan_unwanted(id, spec, seen, now_ms),
@@ -147,7 +150,9 @@ fn plan_wanted(id: InstanceId, spec: &NodeInstance, seen: &Observed, now_ms: u64
         Phase::Booting | Phase::Running | Phase::Ready => None,
         Phase::Draining { .. } => Some(Action::Resume { id }),
         Phase::Ended { cause } => Some(after_end(id, &spec.restart, seen, cause, now_ms)),
-        Phase::Backoff { until_ms } => (now_ms >= until_ms).then_some(Action::Prepare { id }),
+        Phase::Backoff { until_ms } => {
+            (!is_ahead(until_ms, now_ms, PAUSE_MS_MAX)).then_some(Action::Prepare { id })
+        }
         Phase::Terminating { then } => Some(Action::Terminate { id, then }),
         Phase::Stopped | Phase::Failed { .. } => None,
     }
@@ -164,7 +169,7 @@ fn plan_unwanted(
         Phase::Ready => Some(Action::Drain { id, grace_ms: drain_grace_ms(spec).unwrap_or(DRAIN_GRACE_MS) }),
         Phase::Draining { since_ms, grace_ms } => {
             let grace_ms = drain_grace_ms(spec).unwrap_or(grace_ms);
-            (now_ms >= since_ms.saturating_add(grace_ms)).then_some(stop)
+            (!is_ahead(since_ms.saturating_add(grace_ms), now_ms, grace_ms)).then_some(stop)
         }
         Phase::Terminating { then } => Some(Action::Terminate { id, then }),
         Phase::Stopped | Phase::Failed { .. } => spec.is_none().then_some(Action::Forget { id }),
@@ -196,6 +201,12 @@ fn after_end(id: InstanceId, restart: &Restart, seen: &Observed, cause: Cause, n
     let pause_ms =
         if cause == Cause::HostRestarted { 0 } else { backoff_ms(id, restart.backoff_ms, seen.failures) };
     Action::BackOff { id, until_ms: now_ms.saturating_add(pause_ms) }
+}
+
+/// Whether a time that was set at most `most_ms` ahead is still to come. One that is further ahead was set before
+/// the host's clock went back, and is not waited for.
+pub(crate) fn is_ahead(at_ms: u64, now_ms: u64, most_ms: u64) -> bool {
+    (1..=most_ms).contains(&at_ms.saturating_sub(now_ms))
 }
 
 /// The pause before a restart: doubled with each failure, bounded, and up to an eighth longer by a share that

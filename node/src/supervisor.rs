@@ -5,6 +5,8 @@
 //! and what runs is adopted and watched (I5). When the loop ends the machines run on (I7). Everything that takes
 //! time runs in a task of its own, at most one for each instance.
 
+mod adoption;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
@@ -18,11 +20,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::executor::{Executor, ExecutorError, Started};
-use crate::host;
 use crate::logs::{LogError, Logs, chain};
 use crate::machine::{Brief, Machine, now_ms};
-use crate::phase::{Cause, Event, Observed, Phase, RETRY_MS};
-use crate::reconcile::{Action, next_wake_ms, plan};
+use crate::phase::{Cause, Event, Observed, RETRY_MS};
+use crate::reconcile::{Action, is_ahead, next_wake_ms, plan};
 use crate::state::{State, StateError};
 use crate::vmm::Vm;
 
@@ -117,6 +118,8 @@ pub struct Supervisor {
     last_number: u64,
     /// Whether leftovers were looked for with the desired set known.
     swept: bool,
+    /// The last collection of images.
+    collection: Option<JoinHandle<()>>,
     /// No action before this time: the disk refused.
     not_before_ms: u64,
 }
@@ -143,6 +146,7 @@ impl Supervisor {
             published: watch::Sender::new(None),
             last_number: 0,
             swept: false,
+            collection: None,
             not_before_ms: 0,
         }
     }
@@ -162,12 +166,28 @@ impl Supervisor {
             self.publish();
             let pause = Duration::from_millis(self.wake_ms().saturating_sub(now_ms()));
             tokio::select! {
-                () = &mut shutdown => return Ok(()),
+                () = &mut shutdown => {
+                    self.close().await;
+                    return Ok(());
+                }
                 // Who follows the control plane may end before us: what is known stays in force.
                 changed = self.desired.changed(), if followed => followed = changed.is_ok(),
                 Some(note) = self.inbox.recv() => self.take_notes(note),
                 () = tokio::time::sleep(pause) => {}
             }
+        }
+    }
+
+    /// Ends every task, so that whoever opens the folder next finds it free. Machines run on.
+    async fn close(mut self) {
+        for slot in self.slots.values_mut() {
+            if let Some(task) = slot.task.take() {
+                task.abort();
+                task.await.ok();
+            }
+        }
+        if let Some(collection) = self.collection.take() {
+            collection.await.ok();
         }
     }
 
@@ -188,54 +208,6 @@ impl Supervisor {
     fn number(&mut self) -> u64 {
         self.last_number += 1;
         self.last_number
-    }
-
-    /// Takes over what an earlier agent left: its records, and the machines that run.
-    async fn adopt(&mut self) -> Result<(), SupervisorError> {
-        let (state, executor) = (Arc::clone(&self.state), Arc::clone(&self.executor));
-        let boot_id = host::boot_id().map_err(SupervisorError::BootId)?;
-        let read = tokio::task::spawn_blocking(move || -> Result<_, SupervisorError> {
-            Ok((state.load()?, state.host_restarted(&boot_id)?, executor.scan()?))
-        });
-        let (records, host_restarted, mut found) = read.await.map_err(|_| SupervisorError::Thread)??;
-        let now_ms = now_ms();
-        self.observed = records;
-        for id in found.machines.keys() {
-            // Its record is lost; what its guest says will tell the rest.
-            self.observed
-                .entry(*id)
-                .or_insert_with(|| Observed { phase: Phase::Booting, ..Observed::default() });
-        }
-        let view = self.view();
-        let ids: Vec<InstanceId> = self.observed.keys().copied().collect();
-        for id in ids {
-            let Some(observed) = self.observed.get_mut(&id) else { continue };
-            let before = observed.clone();
-            let machine = found.machines.remove(&id);
-            observed.recover(machine.is_some(), host_restarted, now_ms);
-            if *observed != before {
-                self.dirty.insert(id);
-            }
-            let Some(vm) = machine else { continue };
-            if observed.may_run() {
-                tracing::info!(instance = %id, pid = vm.pid(), "adopted a microVM that runs");
-                let spec = view.as_ref().and_then(|view| view.items.get(&id)).cloned();
-                self.watch(id, vm, spec.as_deref());
-            } else {
-                tracing::info!(instance = %id, "ending a microVM that was to be gone");
-                vm.kill().await.map_err(ExecutorError::from)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Watches a machine that an earlier agent started.
-    fn watch(&mut self, id: InstanceId, vm: Vm, spec: Option<&NodeInstance>) {
-        let (config, root) = spec.and_then(|spec| self.executor.watched(spec)).unzip();
-        let phase = self.observed.get(&id).map(|seen| seen.phase);
-        let ready = phase == Some(Phase::Ready);
-        let runs = !matches!(phase, Some(Phase::Booting) | None);
-        self.attach(id, vm, |brief| Brief { config, root, runs, ready, ..brief }, spec);
     }
 
     fn attach(
@@ -285,7 +257,7 @@ impl Supervisor {
     /// Plans, stores, begins.
     async fn pass(&mut self) {
         let now_ms = now_ms();
-        if now_ms < self.not_before_ms {
+        if is_ahead(self.not_before_ms, now_ms, RETRY_MS) {
             return;
         }
         let view = self.desired.borrow_and_update().clone();
@@ -344,7 +316,10 @@ impl Supervisor {
         let trimmed = self.logs.retain(&keep);
         // In its own time: a large image takes long to remove.
         let (executor, specs) = (Arc::clone(&self.executor), Arc::clone(&view.items));
-        tokio::task::spawn_blocking(move || executor.collect_images(specs.values().map(Arc::as_ref)));
+        let collect = move || executor.collect_images(specs.values().map(Arc::as_ref));
+        if self.collection.as_ref().is_none_or(JoinHandle::is_finished) {
+            self.collection = Some(tokio::task::spawn_blocking(collect));
+        }
         match swept {
             Ok(()) => self.swept = true,
             // Tried again with the next pass.
@@ -352,25 +327,6 @@ impl Supervisor {
         }
         if let Err(error) = trimmed {
             tracing::warn!(error = %chain(&error), "old logs could not be removed");
-        }
-    }
-
-    /// A machine that was adopted while it was unknown what it is for is watched anew once that is known.
-    fn recognise(&mut self, view: Option<&View<NodeInstance>>) {
-        let Some(view) = view else { return };
-        let strangers: Vec<InstanceId> = self
-            .slots
-            .iter()
-            .filter(|(id, slot)| slot.machine.is_some() && !slot.known && view.items.contains_key(id))
-            .map(|(id, _)| *id)
-            .collect();
-        for id in strangers {
-            match self.executor.adopt(id) {
-                Ok(Some(vm)) => self.watch(id, vm, view.items.get(&id).map(Arc::as_ref)),
-                // Its end is told by whoever watches it.
-                Ok(None) => {}
-                Err(error) => tracing::warn!(instance = %id, error = %chain(&error), "not recognised"),
-            }
         }
     }
 
@@ -403,10 +359,10 @@ impl Supervisor {
             (Action::Terminate { .. }, _) => {
                 let slot = self.slots.entry(id).or_default();
                 let (task, machine) = (slot.task.take(), slot.machine.clone());
+                // What it was doing must not go on beside the removal.
+                task.as_ref().inspect(|task| task.abort());
                 self.spawn(id, |ticket| async move {
                     if let Some(task) = task {
-                        // What it was doing must not go on beside the removal.
-                        task.abort();
                         task.await.ok();
                     }
                     Note::Done {

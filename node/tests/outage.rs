@@ -3,6 +3,8 @@
 //!
 //! Needs what `cargo xtask assets` makes and installs, and root. Each test has namespaces of its own.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 #[allow(dead_code, reason = "shared with the tests of single machines")]
 mod guest_image;
 mod namespace;

@@ -383,3 +383,16 @@ fn what_serves_is_drained_and_what_does_not_is_stopped_at_once() {
     world.settle();
     assert!(world.observed.is_empty() && world.host.machines.is_empty() && world.host.taps.is_empty());
 }
+
+#[test]
+fn i05_a_clock_that_goes_back_delays_nothing_for_long() {
+    let (mut world, id) = ready_world(|_| {});
+    world.host.machines.remove(&id);
+    world.happen(id, ended(Cause::Crashed));
+    world.pass();
+    world.tick(id, Fault::None);
+    assert!(matches!(world.observed[&id].phase, Phase::Backoff { .. }));
+    // A quarter of an hour: longer than any pause.
+    world.now_ms -= 900_000;
+    assert_eq!(plan(&world.desired, &world.observed, world.now_ms), [Action::Prepare { id }]);
+}
