@@ -1,5 +1,6 @@
 //! Tests of the state machine as its callers see it: commands in, outcomes, views and digests out.
 
+mod agents;
 mod durability;
 mod history;
 mod rollout;
