@@ -81,7 +81,7 @@ impl std::fmt::Display for VmmKind {
 }
 
 /// A machine to start. What its workload is, the guest learns over the channel
-/// ([`channel::GuestChannel::configure`]).
+/// ([`channel::GuestSender::configure`]).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmSpec {
     /// The instance's id, 64 letters, digits, `-` and `_` at most; it names the process.
