@@ -8,18 +8,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures::{SinkExt, Stream, StreamExt};
+use futures::{Stream, StreamExt};
 use openraft::raft::{AppendEntriesRequest, StreamAppendResult};
 use rand::RngExt;
-use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::io::AsyncWriteExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
-use tokio_util::codec::{Framed, FramedRead};
 use tokio_util::sync::CancellationToken;
 
-use super::link::{Duplex, Link, LinkError};
+use super::link::{Link, LinkError};
 use super::message::{Frame, HELLO_MAGIC, Hello, HelloAnswer, Purpose, Refusal, Request, Response};
-use super::{FrameError, PROTOCOL_VERSION, codec, encode_frame};
+use super::{FrameError, Incoming, Outgoing, PROTOCOL_VERSION, encode_frame, open};
 use crate::types::TypeConfig;
 
 /// How long dialling may take, TLS and greeting included.
@@ -197,7 +196,7 @@ impl Channel {
             .dial(target, &self.address)
             .await
             .map_err(|source| CallError::Unreachable { target, source: Arc::new(source) })?;
-        let mut framed = Framed::new(stream.io, codec());
+        let (mut incoming, mut write) = open(stream.io);
         let hello = Hello {
             magic: HELLO_MAGIC,
             version: PROTOCOL_VERSION,
@@ -206,10 +205,13 @@ impl Channel {
             to: target,
             purpose: self.purpose,
         };
-        let bytes = postcard::to_stdvec(&hello)
-            .map_err(|source| CallError::Frame { target, source: FrameError::Encode(source) })?;
-        framed.send(bytes::Bytes::from(bytes)).await.map_err(|_| CallError::Broken { target })?;
-        let Some(Ok(answer)) = framed.next().await else { return Err(CallError::Broken { target }) };
+        let frame = encode_frame(&hello).map_err(|source| CallError::Frame { target, source })?;
+        let sent = async {
+            write.write_all(&frame).await?;
+            write.flush().await
+        };
+        sent.await.map_err(|_| CallError::Broken { target })?;
+        let Some(Ok(answer)) = incoming.next().await else { return Err(CallError::Broken { target }) };
         match postcard::from_bytes(&answer) {
             Ok(HelloAnswer::Welcome { version: PROTOCOL_VERSION }) => {}
             Ok(HelloAnswer::Welcome { version }) => {
@@ -221,7 +223,7 @@ impl Channel {
             Ok(HelloAnswer::Refused { reason }) => return Err(CallError::Greeting { target, reason }),
             Err(_) => return Err(CallError::Broken { target }),
         }
-        Ok(Connection::start(target, framed))
+        Ok(Connection::start(target, incoming, write))
     }
 }
 
@@ -253,14 +255,7 @@ struct Connection {
 }
 
 impl Connection {
-    fn start(
-        target: u64,
-        framed: Framed<Box<dyn Duplex>, tokio_util::codec::LengthDelimitedCodec>,
-    ) -> Arc<Self> {
-        let parts = framed.into_parts();
-        let (read, write) = tokio::io::split(parts.io);
-        let mut incoming = FramedRead::new(read, codec());
-        incoming.read_buffer_mut().extend_from_slice(&parts.read_buf);
+    fn start(target: u64, incoming: Incoming, write: Outgoing) -> Arc<Self> {
         let (outgoing, frames) = mpsc::channel(OUTGOING_FRAMES_MAX);
         let connection = Arc::new(Connection {
             target,
@@ -461,7 +456,7 @@ async fn next_of<S: Stream + Unpin>(stream: &mut Option<S>) -> Option<S::Item> {
 
 /// Writes what is queued, and flushes when nothing more waits.
 pub(super) async fn write_frames(
-    write: WriteHalf<Box<dyn Duplex>>,
+    write: Outgoing,
     mut frames: mpsc::Receiver<Vec<u8>>,
     closed: CancellationToken,
 ) {
@@ -487,11 +482,7 @@ pub(super) async fn write_frames(
     closed.cancel();
 }
 
-async fn read_answers(
-    connection: Arc<Connection>,
-    mut incoming: FramedRead<ReadHalf<Box<dyn Duplex>>, tokio_util::codec::LengthDelimitedCodec>,
-    closed: CancellationToken,
-) {
+async fn read_answers(connection: Arc<Connection>, mut incoming: Incoming, closed: CancellationToken) {
     loop {
         let next = tokio::select! {
             next = incoming.next() => next,

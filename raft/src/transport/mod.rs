@@ -15,7 +15,9 @@ pub(crate) mod server;
 
 pub use link::RaftTls;
 
-use tokio_util::codec::LengthDelimitedCodec;
+use link::Duplex;
+use tokio::io::{ReadHalf, WriteHalf};
+use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 
 /// The version of the protocol that this build speaks. The handshake refuses a peer that cannot speak it too.
 pub(crate) const PROTOCOL_VERSION: u8 = 1;
@@ -23,13 +25,21 @@ pub(crate) const PROTOCOL_VERSION: u8 = 1;
 /// The largest frame, either way: a few of the largest proposals, or one chunk of a snapshot.
 pub(crate) const FRAME_BYTES_MAX: usize = 8 * 1024 * 1024;
 
+/// Where the frames of a connection come from. One reader serves the greeting and everything after it, because what it
+/// read ahead belongs to both.
+type Incoming = FramedRead<ReadHalf<Box<dyn Duplex>>, LengthDelimitedCodec>;
+/// Where the bytes of a connection go to.
+type Outgoing = WriteHalf<Box<dyn Duplex>>;
+
 /// Cuts a stream into frames: a little-endian length of four bytes, then that many bytes.
-fn codec() -> LengthDelimitedCodec {
-    LengthDelimitedCodec::builder()
+fn open(io: Box<dyn Duplex>) -> (Incoming, Outgoing) {
+    let codec = LengthDelimitedCodec::builder()
         .little_endian()
-        .length_field_length(4)
+        .length_field_length(LENGTH_BYTES)
         .max_frame_length(FRAME_BYTES_MAX)
-        .new_codec()
+        .new_codec();
+    let (read, write) = tokio::io::split(io);
+    (FramedRead::new(read, codec), write)
 }
 
 /// Bytes before the body of a frame.

@@ -7,20 +7,20 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-use futures::{SinkExt, StreamExt};
 use openraft::raft::{AppendEntriesRequest, StreamAppendResult};
+use tokio::io::AsyncWriteExt;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
-use tokio_util::codec::{Framed, FramedRead};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::channel::{LocalPeer, write_frames};
 use super::link::{Handshake, Link, PeerStream};
 use super::message::{Frame, HELLO_MAGIC, Hello, HelloAnswer, Refusal, Request, Response};
-use super::{PROTOCOL_VERSION, codec, encode_frame};
+use super::{Incoming as FrameReader, Outgoing, PROTOCOL_VERSION, encode_frame, open};
 use crate::types::TypeConfig;
 
 /// Connections at once: four purposes from each of a few dozen members.
@@ -98,16 +98,16 @@ impl Incoming {
             () = self.stop.cancelled() => return,
         };
         match greeted {
-            Ok(Ok((peer, framed))) => self.answer(peer, framed).await,
+            Ok(Ok((peer, incoming, write))) => self.answer(peer, incoming, write).await,
             Ok(Err(reason)) => tracing::info!(%reason, "a connection to the raft port was refused"),
             Err(_elapsed) => tracing::info!("a connection to the raft port did not prove itself in time"),
         }
     }
 
-    async fn greet(&self, handshake: Handshake) -> Result<(u64, FramedPeer), String> {
+    async fn greet(&self, handshake: Handshake) -> Result<(u64, FrameReader, Outgoing), String> {
         let PeerStream { peer, io } = handshake.await.map_err(|error| error.to_string())?;
-        let mut framed = Framed::new(io, codec());
-        let Some(Ok(bytes)) = framed.next().await else {
+        let (mut incoming, mut write) = open(io);
+        let Some(Ok(bytes)) = incoming.next().await else {
             return Err("it closed before a greeting".to_owned());
         };
         let verdict = match postcard::from_bytes::<Hello>(&bytes) {
@@ -118,9 +118,17 @@ impl Incoming {
             Ok(()) => HelloAnswer::Welcome { version: PROTOCOL_VERSION },
             Err(reason) => HelloAnswer::Refused { reason: reason.clone() },
         };
-        let bytes = postcard::to_stdvec(&answer).map_err(|error| error.to_string())?;
-        framed.send(bytes::Bytes::from(bytes)).await.map_err(|error| error.to_string())?;
-        verdict.map(|()| (peer, framed))
+        let frame = encode_frame(&answer).map_err(|error| error.to_string())?;
+        let sent = async {
+            write.write_all(&frame).await?;
+            write.flush().await
+        };
+        sent.await.map_err(|error| error.to_string())?;
+        if verdict.is_err() {
+            // The other side may be gone already; nothing more is said to it.
+            let _ = write.shutdown().await;
+        }
+        verdict.map(|()| (peer, incoming, write))
     }
 
     fn judge(&self, hello: &Hello, peer: u64) -> Result<(), String> {
@@ -143,11 +151,7 @@ impl Incoming {
         Ok(())
     }
 
-    async fn answer(self, peer: u64, framed: FramedPeer) {
-        let parts = framed.into_parts();
-        let (read, write) = tokio::io::split(parts.io);
-        let mut incoming = FramedRead::new(read, codec());
-        incoming.read_buffer_mut().extend_from_slice(&parts.read_buf);
+    async fn answer(self, peer: u64, mut incoming: FrameReader, write: Outgoing) {
         let (outgoing, frames) = mpsc::channel(OUTGOING_FRAMES_MAX);
         let closed = self.stop.clone();
         let writing = tokio::spawn(write_frames(write, frames, closed.clone()));
@@ -181,8 +185,6 @@ impl Incoming {
         }
     }
 }
-
-type FramedPeer = Framed<Box<dyn super::link::Duplex>, tokio_util::codec::LengthDelimitedCodec>;
 
 /// Where the questions of one connection are taken in.
 struct Desk {

@@ -50,6 +50,10 @@ impl Group {
         }
     }
 
+    pub(crate) fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
     /// Three voters.
     pub(crate) async fn of_three() -> Self {
         let mut group = Group::new();

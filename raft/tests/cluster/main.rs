@@ -1,10 +1,11 @@
 //! Whole members in one process, over real mTLS on loopback and real files.
 
 // A test that cannot go on says so by a panic.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod divergence;
 mod failures;
 mod group;
+mod hostile;
 mod membership;
 mod requests;
