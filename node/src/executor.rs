@@ -18,7 +18,7 @@ use std::time::Duration;
 use holdfast_model::InstanceId;
 use holdfast_model::agent::NodeInstance;
 use holdfast_model::limits::TERM_GRACE_MS;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::boot::guest_config;
 use crate::host::VmmHost;
@@ -30,11 +30,11 @@ use crate::phase::{Cause, Event};
 use crate::vmm::channel::GuestConfig;
 use crate::vmm::{Adoption, Nic, VCPUS_MAX, Vm, VmSpec, VmmError};
 
-/// VMMs that are being started at the same time, at most.
-const STARTS_MAX: usize = 4;
+/// Guests that boot at the same time, at most, for each processor: after a host's restart all of them want to.
+const BOOTS_PER_PROCESSOR_MAX: usize = 2;
 
-/// Instances whose leftovers are being removed at the same time, at most.
-const REMOVALS_MAX: usize = 16;
+/// TAPs that are being made, and instances that are being removed, at the same time, at most.
+const CHANGES_MAX: usize = 16;
 
 /// Images that are being fetched at the same time, at most. One that is here waits for nobody.
 const PULLS_MAX: usize = 4;
@@ -89,6 +89,8 @@ pub struct Started {
     pub config: GuestConfig,
     /// Its root.
     pub root: RootImage,
+    /// Its turn to boot, given back when the guest is up.
+    pub booting: Option<OwnedSemaphorePermit>,
 }
 
 /// Acts on the host.
@@ -98,8 +100,8 @@ pub struct Executor {
     network: Network,
     images: ImageCache,
     host: VmmHost,
-    starts: Semaphore,
-    removals: Semaphore,
+    boots: Arc<Semaphore>,
+    changes: Semaphore,
     pulls: Semaphore,
     after_step: AfterStep,
 }
@@ -119,13 +121,14 @@ impl Executor {
             action: "created",
             source,
         })?;
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Self {
             folder,
             network,
             images,
             host,
-            starts: Semaphore::new(STARTS_MAX),
-            removals: Semaphore::new(REMOVALS_MAX),
+            boots: Arc::new(Semaphore::new(processors * BOOTS_PER_PROCESSOR_MAX)),
+            changes: Semaphore::new(CHANGES_MAX),
             pulls: Semaphore::new(PULLS_MAX),
             after_step,
         })
@@ -146,6 +149,7 @@ impl Executor {
         let prepared = async {
             self.root(spec).await?;
             (self.after_step)("root");
+            let _one_of_few = self.changes.acquire().await;
             let made = self.network.ensure(spec.id, spec.address).await;
             made.map_err(|error| (Cause::Network, chain(&error)))
         };
@@ -168,7 +172,7 @@ impl Executor {
         let config = guest_config(spec, &root, 0).map_err(|error| (Cause::VmmStart, chain(&error)))?;
         let failed = |error: VmmError| (Cause::VmmStart, chain(&error));
         let vmm = self.host.vmm().await.map_err(failed)?;
-        let _one_of_few = self.starts.acquire().await;
+        let booting = Arc::clone(&self.boots).acquire_owned().await.ok();
         let tap = self.network.tap_name(spec.id);
         let vm_spec = VmSpec {
             instance_id: spec.id.to_string(),
@@ -182,7 +186,7 @@ impl Executor {
         };
         let vm = vmm.start(&vm_spec).await.map_err(failed)?;
         (self.after_step)("vmm");
-        Ok(Started { vm, config, root })
+        Ok(Started { vm, config, root, booting })
     }
 
     /// What is needed to watch an instance that runs already; `None` where its image is not here.
@@ -216,7 +220,7 @@ impl Executor {
         id: InstanceId,
         machine: Option<Arc<Machine>>,
     ) -> Result<(), ExecutorError> {
-        let _one_of_few = self.removals.acquire().await;
+        let _one_of_few = self.changes.acquire().await;
         if let Some(machine) = &machine {
             machine.stop(Duration::from_millis(TERM_GRACE_MS)).await;
             (self.after_step)("stop");

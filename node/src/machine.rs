@@ -13,7 +13,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use holdfast_model::agent::LogStream;
 use holdfast_model::manifest::Health;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -52,6 +52,15 @@ const LEAVE_DEADLINE: Duration = Duration::from_secs(5);
 /// Lines that are stored in one write at most.
 const BATCH_LINES_MAX: usize = 64;
 
+/// In so much time…
+const PACE_WINDOW: Duration = Duration::from_millis(500);
+
+/// …so many lines of a guest are taken, plus one batch…
+const WINDOW_LINES_MAX: usize = 5_000;
+
+/// …or so many bytes, plus one batch.
+const WINDOW_BYTES_MAX: usize = 2 * 1024 * 1024;
+
 /// Where a machine's events go; awaited, so that a slow agent slows its guests' events and drops none.
 pub type Tell = Arc<dyn Fn(Event) -> BoxFuture<'static, ()> + Send + Sync>;
 
@@ -72,6 +81,8 @@ pub struct Brief {
     pub ring: Arc<Ring>,
     /// Kept from being collected while the microVM runs.
     pub root: Option<RootImage>,
+    /// Given back when the guest is up, so that not too many boot at the same time.
+    pub booting: Option<OwnedSemaphorePermit>,
     /// Where its events go.
     pub tell: Tell,
 }
@@ -128,6 +139,34 @@ enum Stage {
 }
 
 type End = (Cause, String);
+
+/// How fast a guest is listened to: what it writes costs the host's processors and disk. A guest that writes more
+/// loses lines in its own buffer, and the log says how many.
+#[derive(Debug)]
+struct Pace {
+    window_began_at: Instant,
+    lines: usize,
+    bytes: usize,
+    /// Nothing is read before.
+    resume_at: Instant,
+}
+
+impl Pace {
+    fn new(now: Instant) -> Self {
+        Self { window_began_at: now, lines: 0, bytes: 0, resume_at: now }
+    }
+
+    fn take(&mut self, lines: usize, bytes: usize, now: Instant) {
+        if now.duration_since(self.window_began_at) >= PACE_WINDOW {
+            *self = Self::new(now);
+        }
+        self.lines += lines;
+        self.bytes += bytes;
+        if self.lines >= WINDOW_LINES_MAX || self.bytes >= WINDOW_BYTES_MAX {
+            self.resume_at = self.window_began_at + PACE_WINDOW;
+        }
+    }
+}
 
 struct Watcher {
     vm: Arc<Vm>,
@@ -201,6 +240,7 @@ impl Watcher {
     /// One session. An error means that the channel broke while the microVM may be well.
     async fn session(&mut self, channel: GuestChannel) -> Result<End, ChannelError> {
         let GuestChannel { hello, sender, receiver } = channel;
+        self.brief.booting = None;
         match hello.state {
             GuestState::AwaitingConfig => {
                 if let Some(config) = &self.brief.config {
@@ -233,9 +273,14 @@ impl Watcher {
         mut receiver: GuestReceiver,
         sender: &GuestSender,
     ) -> Result<End, ChannelError> {
+        let mut pace = Pace::new(Instant::now());
         loop {
+            let next = async {
+                tokio::time::sleep_until(pace.resume_at).await;
+                receiver.recv().await
+            };
             let event = tokio::select! {
-                event = receiver.recv() => event?,
+                event = next => event?,
                 Some(grace) = self.stops.recv() => {
                     self.stage.send_replace(Stage::Stopping);
                     sender.stop(grace).await?;
@@ -250,6 +295,8 @@ impl Watcher {
                 let more = if lines.len() < BATCH_LINES_MAX { receiver.recv().now_or_never() } else { None };
                 event = more.transpose()?;
             }
+            let bytes = lines.iter().map(|line| line.bytes.len()).sum();
+            pace.take(lines.len(), bytes, Instant::now());
             self.store(lines);
             match event {
                 Some(GuestEvent::Ready { .. }) => self.workload_runs().await,
@@ -378,4 +425,25 @@ fn system_line(time_ms: u64, text: String) -> Line {
 pub(crate) fn now_ms() -> u64 {
     let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn i14_a_guest_that_floods_is_listened_to_at_a_pace() {
+        let began = Instant::now();
+        let ms = |ms| began + Duration::from_millis(ms);
+        let mut pace = Pace::new(began);
+        pace.take(WINDOW_LINES_MAX - 1, 10, ms(1));
+        assert!(pace.resume_at <= ms(1));
+        pace.take(1, 10, ms(2));
+        assert_eq!(pace.resume_at, began + PACE_WINDOW);
+        // The next window is a new one.
+        pace.take(1, WINDOW_BYTES_MAX - 1, ms(500));
+        assert!(pace.resume_at <= ms(500));
+        pace.take(1, 1, ms(600));
+        assert_eq!(pace.resume_at, ms(500) + PACE_WINDOW);
+    }
 }

@@ -239,6 +239,7 @@ impl Supervisor {
             ready: false,
             ring,
             root: None,
+            booting: None,
             tell,
         };
         let slot = self.slots.entry(id).or_default();
@@ -418,11 +419,11 @@ impl Supervisor {
             Note::Started { id, ticket, started } => {
                 let Some(slot) = self.slots.get_mut(&id).filter(|slot| slot.ticket == ticket) else { return };
                 slot.task = None;
-                let Started { vm, config, root } = *started;
+                let Started { vm, config, root, booting } = *started;
                 let spec = self.view().and_then(|view| view.items.get(&id).cloned());
                 self.begin_life(id);
                 self.step(id, Event::Started);
-                let complete = |brief| Brief { config: Some(config), root: Some(root), ..brief };
+                let complete = |brief| Brief { config: Some(config), root: Some(root), booting, ..brief };
                 self.attach(id, vm, complete, spec.as_deref());
             }
             Note::Machine { id, life, event } => {

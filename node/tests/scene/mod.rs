@@ -127,7 +127,8 @@ impl Scene {
         command
             .args([self.test, "--exact", "--nocapture", "--test-threads=1"])
             .env(AGENT, self.data_dir())
-            .stdin(Stdio::null());
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
         if let Some(steps) = crash_after {
             command.env(CRASH_AFTER, steps.to_string());
         }
