@@ -52,7 +52,9 @@ fn main() -> ExitCode {
 fn runtime(command: &Command) -> std::io::Result<tokio::runtime::Runtime> {
     let serves = matches!(
         command,
-        Command::Server(ServerCommand::Run(_)) | Command::Node(NodeCommand::Run(_)) | Command::Edge(EdgeCommand::Run(_))
+        Command::Server(ServerCommand::Run(_))
+            | Command::Node(NodeCommand::Run(_))
+            | Command::Edge(EdgeCommand::Run(_))
     );
     let mut builder = if serves {
         tokio::runtime::Builder::new_multi_thread()

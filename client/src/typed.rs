@@ -157,9 +157,9 @@ impl Client {
     }
 
     /// An env's instances, with those that have ended if asked.
-    pub async fn instances(&self, env: EnvId, ended: bool) -> Result<All<Instance>, ClientError> {
+    pub async fn instances(&self, env: EnvId, ended: bool) -> Result<Page<Instance>, ClientError> {
         let query = if ended { "?all=true" } else { "" };
-        self.all(&format!("/v1/envs/{env}/instances{query}")).await
+        self.get(&format!("/v1/envs/{env}/instances{query}")).await
     }
 
     /// An instance.

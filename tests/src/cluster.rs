@@ -11,6 +11,7 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -237,18 +238,20 @@ impl Cluster {
     pub fn restart(&mut self, name: &str) -> Result<(), ClusterError> {
         let process = self.process(name)?.clone();
         let path = &process.log_file;
-        let log = OpenOptions::new().append(true).create(true).open(path).and_then(|l| Ok((l.try_clone()?, l)));
+        let log =
+            OpenOptions::new().append(true).create(true).open(path).and_then(|l| Ok((l.try_clone()?, l)));
         let (out, errors) = log.map_err(|source| ClusterError::File { path: path.clone(), source })?;
         let program = PathBuf::from(&process.argv[0]);
-        let child = Command::new(&program)
+        let mut command = Command::new(&program);
+        command
             .args(&process.argv[1..])
             .envs(&process.env)
             .env("NO_COLOR", "1")
             .stdin(Stdio::null())
             .stdout(out)
-            .stderr(errors)
-            .spawn()
-            .map_err(|source| ClusterError::File { path: program, source })?;
+            .stderr(errors);
+        end_with_parent(&mut command, Signal::KILL);
+        let child = command.spawn().map_err(|source| ClusterError::File { path: program, source })?;
         if let Some(record) = self.record.processes.iter_mut().find(|p| p.name == name) {
             record.pid = child.id();
         }
@@ -354,8 +357,9 @@ impl Drop for Cluster {
 fn start_dev(data_dir: &Path, log: &Path, options: Options) -> Result<(Child, Record), ClusterError> {
     let program = binary()?;
     let open = || File::options().create(true).append(true).open(log);
-    let (out, errors) =
-        open().and_then(|o| Ok((o, open()?))).map_err(|source| ClusterError::File { path: log.to_owned(), source })?;
+    let (out, errors) = open()
+        .and_then(|o| Ok((o, open()?)))
+        .map_err(|source| ClusterError::File { path: log.to_owned(), source })?;
     let mut command = Command::new(&program);
     command.arg("dev").arg("--data-dir").arg(data_dir).stdin(Stdio::null()).stdout(out).stderr(errors);
     command.env("NO_COLOR", "1").env_remove("HOLDFAST_CONTEXT");
@@ -365,6 +369,7 @@ fn start_dev(data_dir: &Path, log: &Path, options: Options) -> Result<(Child, Re
     if !options.edge {
         command.arg("--no-edge");
     }
+    end_with_parent(&mut command, Signal::TERM);
     let mut dev = command.spawn().map_err(|source| ClusterError::File { path: program, source })?;
     let path = data_dir.join("dev.json");
     let came_up = wait_for("the cluster to come up", UP_MAX, || {
@@ -390,11 +395,23 @@ fn start_dev(data_dir: &Path, log: &Path, options: Options) -> Result<(Child, Re
     }
 }
 
+/// Sends `signal` to the process when the thread that starts it ends without having ended it, as when a test is killed.
+fn end_with_parent(command: &mut Command, signal: Signal) {
+    // SAFETY: between fork and exec the closure makes one system call (prctl) and touches no memory of ours.
+    unsafe {
+        command.pre_exec(move || Ok(rustix::process::set_parent_process_death_signal(Some(signal))?));
+    }
+}
+
 /// Looks until `look` finds something.
 ///
 /// # Errors
 /// [`ClusterError::TimedOut`].
-pub fn wait_for<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Option<T>) -> Result<T, ClusterError> {
+pub fn wait_for<T>(
+    what: &str,
+    limit: Duration,
+    mut look: impl FnMut() -> Option<T>,
+) -> Result<T, ClusterError> {
     let began = Instant::now();
     loop {
         if let Some(found) = look() {

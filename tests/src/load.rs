@@ -94,7 +94,8 @@ impl Target {
         socket.set_read_timeout(Some(self.timeout))?;
         socket.set_write_timeout(Some(self.timeout))?;
         socket.set_nodelay(true)?;
-        let tls = ClientConnection::new(Arc::clone(&self.config), self.name.clone()).map_err(io::Error::other)?;
+        let tls =
+            ClientConnection::new(Arc::clone(&self.config), self.name.clone()).map_err(io::Error::other)?;
         let mut stream = StreamOwned::new(tls, socket);
         write!(stream, "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.hostname)?;
         stream.flush()?;
@@ -217,8 +218,12 @@ mod tests {
             ended: at(to),
             outcome: outcome.map(str::to_owned).map_err(str::to_owned),
         };
-        let samples =
-            [sample(0, 5, Ok("a")), sample(8, 30, Ok("b")), sample(12, 14, Err("x")), sample(20, 45, Ok("c"))];
+        let samples = [
+            sample(0, 5, Ok("a")),
+            sample(8, 30, Ok("b")),
+            sample(12, 14, Err("x")),
+            sample(20, 45, Ok("c")),
+        ];
         assert_eq!(outage(&samples, at(10)), Some(Duration::from_millis(35)));
         assert_eq!(outage(&samples, at(50)), None);
         let tally = Tally::of(&samples, at(8), at(20));

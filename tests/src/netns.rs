@@ -27,6 +27,7 @@ pub enum NetnsError {
 pub fn enter() -> Result<(), NetnsError> {
     // SAFETY: only the network namespace is left, and only by this thread: no descriptor or memory is affected.
     unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.map_err(|e| NetnsError::Unshare(e.into()))?;
-    let status = Command::new("ip").args(["link", "set", "lo", "up"]).status().map_err(NetnsError::Loopback)?;
+    let status =
+        Command::new("ip").args(["link", "set", "lo", "up"]).status().map_err(NetnsError::Loopback)?;
     if status.success() { Ok(()) } else { Err(NetnsError::LoopbackRefused) }
 }

@@ -46,5 +46,7 @@ pub(crate) fn build_programs() -> Result<(), Failure> {
             "holdfast-tests",
             "--bins",
         ]))
-    })
+    })?;
+    // The demo and the tests run without a network: what their tenant's app needs is built before.
+    step("build the demo's app", || run(Command::new(target().join("debug/demo")).arg("build-app")))
 }

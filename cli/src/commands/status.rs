@@ -62,10 +62,18 @@ pub(crate) fn nodes(nodes: &[NodeStatus]) -> String {
             format!("{}/{} m", status.cpu_milli_used, status.node.capacity.cpu_milli),
             heard(status.contact.as_ref()),
             revision(status.contact.as_ref()),
-            or_dash(status.node.vmm.clone()),
+            or_dash(status.node.vmm.as_deref().map(vmm_chosen)),
         ]
     });
-    table(["NODE", "STATE", "INSTANCES", "MEMORY", "CPU", "HEARD", "REVISION", "VMM"], rows)
+    let table = table(["NODE", "STATE", "INSTANCES", "MEMORY", "CPU", "HEARD", "REVISION", "VMM"], rows);
+    // What the probe found is a sentence or more: below the table, not in it.
+    let verdicts = nodes.iter().filter_map(|s| Some(format!("\n{}: {}", s.node.name, s.node.vmm.as_ref()?)));
+    format!("{table}{}", verdicts.collect::<String>())
+}
+
+/// The VMM that a verdict names, which says it before its reasons.
+fn vmm_chosen(verdict: &str) -> &str {
+    verdict.split_once(": ").map_or(verdict, |(chosen, _)| chosen)
 }
 
 /// The table of edges, which `holdfast edge list` shows too.
@@ -133,7 +141,7 @@ mod tests {
             capacity: Capacity { memory_mib: 4096, cpu_milli: 2000 },
             prefix: holdfast_model::node_prefix::ClusterPrefix::from_entropy(1).node(1),
             addresses_given: 2,
-            vmm: Some("qemu microvm, TCG".into()),
+            vmm: Some("qemu-tcg: qemu-kvm fails; qemu-tcg boots in 631 ms".into()),
             confirmed_through: Revision(0),
             silent_since: None,
             version: 1,
@@ -178,7 +186,8 @@ MEMBER  ID  ROLE   LEADER  API            RAFT
 alpha   1   voter  leader  10.0.0.1:7443  10.0.0.1:7444
 
 NODE  STATE   INSTANCES  MEMORY        CPU          HEARD   REVISION  VMM
-n1    active  2          256/4096 MiB  2000/2000 m  0s ago  40        qemu microvm, TCG
+n1    active  2          256/4096 MiB  2000/2000 m  0s ago  40        qemu-tcg
+n1: qemu-tcg: qemu-kvm fails; qemu-tcg boots in 631 ms
 
 EDGE  STATE   HEARD  REVISION
 e1    active  never  -

@@ -1,0 +1,183 @@
+//! `holdfast server run`: a member at work, until it is told to stop or may not go on.
+
+use super::folder::{Folder, MemberFile};
+use super::init::self_issued;
+use crate::args::operator::ServerRun;
+use crate::failure::{Failure, with_sources};
+use arc_swap::ArcSwap;
+use futures::FutureExt;
+use holdfast_api::contacts::Contacts;
+use holdfast_api::peers::Peers;
+use holdfast_api::service::{SecretSeed, Service};
+use holdfast_api::{clockwork, router, server};
+use holdfast_identity::{
+    Authority, Credential, client_config, mutual_client_config, mutual_server_config, server_config,
+    server_name,
+};
+use holdfast_raft::transport::RaftTls;
+use holdfast_raft::{Consensus, ConsensusConfig};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+/// For the first leader of a new cluster, in milliseconds.
+const FIRST_LEADER_MS_MAX: u64 = 30_000;
+/// Between two looks at the certificate's age.
+const RENEW_EVERY: Duration = Duration::from_secs(3600);
+
+/// The TLS of a member, replaced as a whole when its certificate is renewed.
+struct Tls {
+    raft: Arc<RaftTls>,
+    api: Arc<ArcSwap<rustls::ServerConfig>>,
+}
+
+pub(crate) async fn run(arguments: ServerRun) -> Result<(), Failure> {
+    let (folder, member) = Folder::open(&arguments.data_dir)?;
+    let authority = Arc::new(folder.authority()?);
+    let credential = fresh_credential(&folder, &authority, &member)?;
+    let tls = Tls { raft: raft_tls(&authority, &credential)?, api: api_tls(&authority, &credential)? };
+    let listener = TcpListener::bind(bind_address(&member.api_addr).await?)
+        .await
+        .map_err(|e| Failure::Host(format!("Cannot listen for the API on {}: {e}.", member.api_addr)))?;
+    let consensus = Arc::new(start_with(&folder, &member, Arc::clone(&tls.raft)).await?);
+    let (stop, stopping) = watch::channel(false);
+    let service = Arc::new(Service {
+        cluster: member.cluster,
+        member: member.member,
+        consensus: Arc::clone(&consensus),
+        contacts: Arc::new(Contacts::new(member.member)),
+        seed: SecretSeed::of(&authority),
+        peers: peers(&authority, &credential, &member)?,
+        authority: Arc::clone(&authority),
+        stopping: stopping.clone(),
+    });
+    let taker = Arc::clone(&service);
+    consensus.set_app_handler(Arc::new(move |_, message| {
+        clockwork::take_in(&taker, &message);
+        async { Vec::new() }.boxed()
+    }));
+    tracing::info!(member = %member.member, api = %member.api_addr, raft = %member.raft_addr, "the member runs");
+    let clock = tokio::spawn(clockwork::run(Arc::clone(&service)));
+    let serving = tokio::spawn(server::serve(listener, Arc::clone(&tls.api), router(service), stopping));
+    let ended = tokio::select! {
+        () = told_to_stop() => Ok(()),
+        fault = consensus.failed() => Err(Failure::Host(with_sources(&fault))),
+        failure = keep_certificate(&folder, &authority, &member, &tls) => Err(failure),
+    };
+    // In this order: no new requests, those in flight answered, then the log and the state closed.
+    let _ = stop.send(true);
+    let _ = serving.await;
+    clock.abort();
+    consensus.shutdown().await;
+    tracing::info!("the member has stopped");
+    ended
+}
+
+/// Starts the consensus of a member alone, without its API.
+pub(super) async fn start_consensus(folder: &Folder, member: &MemberFile) -> Result<Consensus, Failure> {
+    let tls = raft_tls(&folder.authority()?, &folder.credential()?)?;
+    start_with(folder, member, tls).await
+}
+
+async fn start_with(folder: &Folder, member: &MemberFile, tls: Arc<RaftTls>) -> Result<Consensus, Failure> {
+    let listen = bind_address(&member.raft_addr).await?;
+    let config = ConsensusConfig::new(member.member, folder.path().to_owned(), listen, tls);
+    Consensus::start(config).await.map_err(|e| Failure::Host(with_sources(&e)))
+}
+
+/// Waits until the group has a leader.
+pub(super) async fn wait_for_leader(consensus: &Consensus) -> Result<(), Failure> {
+    let mut leader = consensus.leader_changes();
+    let elected = leader.wait_for(Option::is_some);
+    match tokio::time::timeout(Duration::from_millis(FIRST_LEADER_MS_MAX), elected).await {
+        Ok(Ok(_)) => Ok(()),
+        _ => Err(Failure::Host(
+            "The first member did not become leader within 30 s; remove its folder and try again.".into(),
+        )),
+    }
+}
+
+async fn bind_address(address: &str) -> Result<SocketAddr, Failure> {
+    let mut found = tokio::net::lookup_host(address)
+        .await
+        .map_err(|e| Failure::Host(format!("The address {address} cannot be resolved: {e}.")))?;
+    found.next().ok_or_else(|| Failure::Host(format!("The address {address} resolves to nothing.")))
+}
+
+/// The credential on disk, renewed first if it is old: a member that was away for long must still be able to come back.
+fn fresh_credential(
+    folder: &Folder,
+    authority: &Authority,
+    member: &MemberFile,
+) -> Result<Credential, Failure> {
+    let credential = folder.credential()?;
+    if SystemTime::now() < credential.facts().renew_at() {
+        return Ok(credential);
+    }
+    let renewed = self_issued(authority, member)?;
+    folder.save_credential(&renewed)?;
+    tracing::info!("the member renewed its certificate");
+    Ok(renewed)
+}
+
+/// Renews the certificate for as long as the member runs; returns only when that fails.
+async fn keep_certificate(folder: &Folder, authority: &Authority, member: &MemberFile, tls: &Tls) -> Failure {
+    loop {
+        tokio::time::sleep(RENEW_EVERY).await;
+        let renewed = fresh_credential(folder, authority, member).and_then(|credential| {
+            tls.api.store(api_tls(authority, &credential)?.load_full());
+            let (server, client) = mutual(authority, &credential)?;
+            tls.raft.replace(server, client);
+            Ok(())
+        });
+        if let Err(failure) = renewed {
+            return failure;
+        }
+    }
+}
+
+type Mutual = (Arc<rustls::ServerConfig>, Arc<rustls::ClientConfig>);
+
+fn mutual(authority: &Authority, credential: &Credential) -> Result<Mutual, Failure> {
+    let host = |e: &dyn std::error::Error| Failure::Host(with_sources(e));
+    let server = mutual_server_config(credential, authority.certificate()).map_err(|e| host(&e))?;
+    let client = mutual_client_config(credential, authority.certificate()).map_err(|e| host(&e))?;
+    Ok((server, client))
+}
+
+fn raft_tls(authority: &Authority, credential: &Credential) -> Result<Arc<RaftTls>, Failure> {
+    let (server, client) = mutual(authority, credential)?;
+    Ok(Arc::new(RaftTls::new(authority.certificate().cluster(), server, client)))
+}
+
+fn api_tls(
+    authority: &Authority,
+    credential: &Credential,
+) -> Result<Arc<ArcSwap<rustls::ServerConfig>>, Failure> {
+    let config =
+        server_config(credential, authority.certificate()).map_err(|e| Failure::Host(with_sources(&e)))?;
+    Ok(Arc::new(ArcSwap::new(config)))
+}
+
+fn peers(authority: &Authority, credential: &Credential, member: &MemberFile) -> Result<Peers, Failure> {
+    let host = |e: &dyn std::error::Error| Failure::Host(with_sources(e));
+    let config = client_config(authority.certificate(), Some(credential)).map_err(|e| host(&e))?;
+    let name = server_name(&member.cluster.to_string()).map_err(|e| host(&e))?;
+    Ok(Peers::new(config, name))
+}
+
+/// Resolves on SIGTERM or SIGINT.
+async fn told_to_stop() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        // Without handlers the signals end the process by themselves.
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+}
