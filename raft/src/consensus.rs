@@ -385,8 +385,7 @@ impl Inner {
             None => Err(Refusal::NotLeader { leader: None }),
             Some(leader) if leader == self.id => service::write(&self.raft, command).await,
             Some(leader) => {
-                match self.call(leader, Purpose::Control, Request::Forward(command), FORWARD_DEADLINE).await?
-                {
+                match self.call_leader(leader, Request::Forward(command), FORWARD_DEADLINE).await? {
                     Response::Outcome(outcome) => Ok(outcome),
                     _ => Err(Refusal::Unknown("the answer is to another question".to_owned())),
                 }
@@ -401,7 +400,7 @@ impl Inner {
                 None => Err(Refusal::NotLeader { leader: None }),
                 Some(leader) if leader == self.id => service::read_index(&self.raft).await,
                 Some(leader) => self
-                    .call(leader, Purpose::Control, Request::ReadIndex, READ_INDEX_DEADLINE)
+                    .call_leader(leader, Request::ReadIndex, READ_INDEX_DEADLINE)
                     .await
                     .and_then(|response| match response {
                         Response::ReadIndex(read) => Ok(read),
@@ -434,7 +433,7 @@ impl Inner {
                 }
                 Some(leader) => {
                     let admin = Request::Admin(request.clone());
-                    self.call(leader, Purpose::Control, admin, CHANGE_DEADLINE).await.map(drop)
+                    self.call_leader(leader, admin, CHANGE_DEADLINE).await.map(drop)
                 }
             };
             match asked {
@@ -455,6 +454,23 @@ impl Inner {
         self.raft.metrics().borrow_watched().current_leader
     }
 
+    /// Asks the leader, and stops waiting when another one is known: a leader that fell silent must not keep its
+    /// requests for as long as a time-out lasts.
+    async fn call_leader(
+        &self,
+        leader: u64,
+        request: Request,
+        deadline: Duration,
+    ) -> Result<Response, Refusal> {
+        let mut known = self.leader.clone();
+        tokio::select! {
+            answer = self.call(leader, Purpose::Control, request, deadline) => answer,
+            Ok(_) = known.wait_for(|now| now.is_some_and(|now| now.0 != leader)) => {
+                Err(Refusal::Unknown("the leader changed".to_owned()))
+            }
+        }
+    }
+
     /// Asks a member. The refusal says whether anything may have been done.
     async fn call(
         &self,
@@ -463,8 +479,7 @@ impl Inner {
         request: Request,
         deadline: Duration,
     ) -> Result<Response, Refusal> {
-        let membership = membership::current(&self.raft);
-        let Some(node) = membership.get_node(&member) else {
+        let Some(node) = membership::node(&self.raft, member) else {
             return Err(Refusal::Unavailable(format!("the address of member {member} is not known")));
         };
         let channel = self.channels.to(member, &node.raft_addr, purpose);
@@ -493,7 +508,7 @@ impl Inner {
                 response => Ok(response),
             }
         } else {
-            if membership::current(&self.raft).get_node(&member).is_none() {
+            if membership::node(&self.raft, member).is_none() {
                 return Err(ConsensusError::UnknownMember(MemberId(member)));
             }
             self.call(member, purpose, request, deadline).await

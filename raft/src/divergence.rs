@@ -182,8 +182,7 @@ async fn collect(inner: &Inner, index: u64) -> (usize, Vec<(u64, Digest)>) {
 }
 
 async fn accuse(inner: &Inner, member: u64, index: u64, expected: Digest) {
-    let Some(address) = membership::current(&inner.raft).get_node(&member).map(|node| node.raft_addr.clone())
-    else {
+    let Some(address) = membership::node(&inner.raft, member).map(|node| node.raft_addr) else {
         return;
     };
     let channel = inner.channels.to(member, &address, Purpose::Control);

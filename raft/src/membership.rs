@@ -93,6 +93,11 @@ pub(crate) fn current(raft: &MemberRaft) -> Membership {
     raft.metrics().borrow_watched().membership_config.membership().clone()
 }
 
+/// Where a member is, as this one last told.
+pub(crate) fn node(raft: &MemberRaft, id: u64) -> Option<MemberNode> {
+    raft.metrics().borrow_watched().membership_config.membership().get_node(&id).cloned()
+}
+
 fn known(membership: &Membership, id: u64) -> Result<(), Refusal> {
     match membership.get_node(&id) {
         Some(_) => Ok(()),

@@ -235,19 +235,27 @@ impl RaftNetworkV2<TypeConfig> for Network {
     where
         S: futures::Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
     {
-        Box::pin(async move {
-            let answers =
-                self.log.append_stream(input, STREAM_CONNECT_DEADLINE).await.map_err(|error| {
-                    self.rpc_error(RPCTypes::AppendEntries, STREAM_CONNECT_DEADLINE, &error)
-                })?;
-            let this = &*self;
-            let mapped = answers.map(move |answer| match answer {
-                Ok(Ok(result)) => Ok(result),
-                Ok(Err(refusal)) => Err(RPCError::Unreachable(Unreachable::from_string(refusal))),
-                Err(error) => Err(this.rpc_error(RPCTypes::AppendEntries, STREAM_CONNECT_DEADLINE, &error)),
-            });
-            Ok(mapped.boxed())
-        })
+        let this = &*self;
+        let failed =
+            move |error: CallError| this.rpc_error(RPCTypes::AppendEntries, STREAM_CONNECT_DEADLINE, &error);
+        let answers = async move {
+            let mut input = input;
+            // openraft waits out its back-off before it yields a request. So a request is taken before the connection is
+            // made: a member that cannot be reached would otherwise be dialled in a tight loop.
+            let Some(first) = input.next().await else { return futures::stream::empty().boxed() };
+            let requests = futures::stream::iter([first]).chain(input);
+            match this.log.append_stream(requests, STREAM_CONNECT_DEADLINE).await {
+                Ok(answers) => answers
+                    .map(move |answer| match answer {
+                        Ok(Ok(result)) => Ok(result),
+                        Ok(Err(refusal)) => Err(RPCError::Unreachable(Unreachable::from_string(refusal))),
+                        Err(error) => Err(failed(error)),
+                    })
+                    .boxed(),
+                Err(error) => futures::stream::iter([Err(failed(error))]).boxed(),
+            }
+        };
+        Box::pin(async move { Ok(futures::stream::once(answers).flatten().boxed()) })
     }
 
     async fn vote(
@@ -307,5 +315,61 @@ impl RaftNetworkV2<TypeConfig> for Network {
             Response::TransferLeader(response) => Ok(response),
             _ => Err(wrong_answer()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use futures::future::BoxFuture;
+
+    use super::*;
+    use crate::transport::link::{Handshake, LinkError, PeerStream};
+
+    /// A network on which nobody is there.
+    #[derive(Default)]
+    struct Nobody {
+        dialled: AtomicU64,
+    }
+
+    impl Link for Nobody {
+        fn dial<'a>(&'a self, _: u64, address: &'a str) -> BoxFuture<'a, Result<PeerStream, LinkError>> {
+            self.dialled.fetch_add(1, Ordering::Relaxed);
+            let source = io::Error::from(io::ErrorKind::ConnectionRefused);
+            Box::pin(async move { Err(LinkError::Connect { address: address.to_owned(), source }) })
+        }
+
+        fn accept(&self) -> BoxFuture<'_, Result<Handshake, LinkError>> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    /// openraft sleeps out its back-off before the source of a stream yields a request. A stream that failed without
+    /// asking its source would be opened again at once, for ever.
+    #[tokio::test]
+    async fn a_stream_asks_for_a_request_before_it_dials() {
+        let link = Arc::new(Nobody::default());
+        let local = LocalPeer { cluster: "c".to_owned(), member: 1 };
+        let mut factory = NetworkFactory { channels: Channels::new(link.clone(), local) };
+        let mut network = factory.new_client(2, &MemberNode::default()).await;
+        let option = || RPCOption::new(Duration::from_millis(50));
+
+        let idle = futures::stream::pending::<AppendEntriesRequest<TypeConfig>>();
+        let mut answers = network.stream_append(idle, option()).await.unwrap();
+        assert!(futures::poll!(answers.next()).is_pending());
+        drop(answers);
+        assert_eq!(link.dialled.load(Ordering::Relaxed), 0, "it dialled with nothing to send");
+
+        let request = AppendEntriesRequest {
+            vote: Vote::new(1, 1),
+            prev_log_id: None,
+            entries: vec![],
+            leader_commit: None,
+        };
+        let requests = futures::stream::iter([request]);
+        let answers: Vec<_> = network.stream_append(requests, option()).await.unwrap().collect().await;
+        assert!(matches!(answers[..], [Err(RPCError::Unreachable(_))]), "{answers:?}");
+        assert_eq!(link.dialled.load(Ordering::Relaxed), 1);
     }
 }

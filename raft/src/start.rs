@@ -23,7 +23,6 @@ use crate::error::StartError;
 use crate::health::{Fault, Health};
 use crate::log_store::LogStore;
 use crate::member_identity::{self, MemberIdentity};
-use crate::membership;
 use crate::network::{Channels, NetworkFactory};
 use crate::reads::ReadRounds;
 use crate::service::MemberService;
@@ -188,29 +187,23 @@ pub(crate) async fn start_on(
 
 /// Tells who leads, forgets members that left, and notices when the core stops.
 async fn follow_metrics(inner: Arc<Inner>, leader: watch::Sender<Option<MemberId>>) {
-    let mut metrics = inner.raft.metrics();
+    // These change with votes and memberships, not with every entry.
+    let mut metrics = inner.raft.server_metrics();
     loop {
-        let (now, running) = {
+        let (now, membership) = {
             let metrics = metrics.borrow_watched();
-            (metrics.current_leader.map(MemberId), metrics.running_state.clone())
+            (metrics.current_leader.map(MemberId), metrics.membership_config.clone())
         };
         leader.send_if_modified(|known| {
             let changed = *known != now;
             *known = now;
             changed
         });
-        if let Err(error) = running
-            && !inner.stop.is_cancelled()
-        {
-            inner.health.fail(Fault::Core(error.to_string()));
-        }
-        let membership = membership::current(&inner.raft);
-        inner.channels.retain(|member| membership.get_node(&member).is_some());
+        inner.channels.retain(|member| membership.membership().get_node(&member).is_some());
         tokio::select! {
             changed = metrics.changed() => if changed.is_err() {
-                if !inner.stop.is_cancelled() {
-                    inner.health.fail(Fault::Core("it ended".to_owned()));
-                }
+                core_ended(&inner);
+                leader.send_replace(None);
                 return;
             },
             () = inner.health.failed() => {
@@ -224,4 +217,16 @@ async fn follow_metrics(inner: Arc<Inner>, leader: watch::Sender<Option<MemberId
             () = inner.stop.cancelled() => return,
         }
     }
+}
+
+/// The core ended. Unless that was asked for, the member may not serve.
+fn core_ended(inner: &Inner) {
+    if inner.stop.is_cancelled() {
+        return;
+    }
+    let reason = match &inner.raft.metrics().borrow_watched().running_state {
+        Ok(()) => "it ended".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    inner.health.fail(Fault::Core(reason));
 }
