@@ -205,8 +205,15 @@ impl Executor {
         })
     }
 
-    /// Kills what is left of an instance's machine. Folder and TAP stay for the next start.
-    pub async fn kill(&self, id: InstanceId) -> Result<(), ExecutorError> {
+    /// Kills what is left of an instance's machine and takes its TAP down. Folder and TAP stay for the next start.
+    pub async fn back_off(&self, id: InstanceId) -> Result<(), ExecutorError> {
+        self.kill(id).await?;
+        self.network.silence(id).await?;
+        (self.after_step)("tap down");
+        Ok(())
+    }
+
+    async fn kill(&self, id: InstanceId) -> Result<(), ExecutorError> {
         if let Some(vm) = self.adopt(id)? {
             vm.kill().await?;
             (self.after_step)("kill");

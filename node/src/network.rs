@@ -171,6 +171,16 @@ impl Network {
         Ok(tap)
     }
 
+    /// Takes the TAP of an instance down while no machine is behind it: its route goes, and whoever connects is told at
+    /// once instead of waiting for an answer. [`Network::ensure`] brings all of it back. No TAP is no error.
+    pub async fn silence(&self, instance: InstanceId) -> Result<(), NetworkError> {
+        let tap = self.tap_name(instance);
+        if self.exists(&tap).await? {
+            ip(&["link", "set", "dev", &tap, "down"], None).await?;
+        }
+        Ok(())
+    }
+
     /// Removes a TAP, and with it its addresses and routes. One that is not there is no error.
     pub async fn remove(&self, tap: &str) -> Result<(), NetworkError> {
         if !self.exists(tap).await? {

@@ -354,7 +354,7 @@ impl Supervisor {
                 let machine = self.slots.get_mut(&id).and_then(|slot| slot.machine.take());
                 self.spawn(id, |ticket| async move {
                     drop(machine);
-                    Note::Done { id, ticket, event: outcome(executor.kill(id).await, Event::Killed) }
+                    Note::Done { id, ticket, event: outcome(executor.back_off(id).await, Event::Killed) }
                 });
             }
             (Action::Terminate { .. }, _) => {

@@ -55,6 +55,14 @@ fn taps_are_completed_kept_apart_and_removed_whole() {
         one.ensure(id, ADDRESS).await.unwrap();
         check_complete(&tap);
 
+        // While no machine is behind it, whoever connects is told at once.
+        one.silence(id).await.unwrap();
+        one.silence(id).await.unwrap();
+        let refused = std::net::TcpStream::connect((ADDRESS, 80)).map(drop).unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::NetworkUnreachable);
+        one.ensure(id, ADDRESS).await.unwrap();
+        check_complete(&tap);
+
         let others = other.ensure(id, Ipv6Addr::new(0xfd00, 9, 0, 0, 0, 0, 0, 1)).await.unwrap();
         assert_ne!(others, tap);
         assert_eq!(one.list().await.unwrap(), std::slice::from_ref(&tap));
