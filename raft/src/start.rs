@@ -230,3 +230,24 @@ fn core_ended(inner: &Inner) {
     };
     inner.health.fail(Fault::Core(reason));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn preparing_can_be_repeated_also_after_a_crash_in_between() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data");
+        let identity = MemberIdentity { cluster: "c1".to_owned(), member: MemberId(3), incarnation: 1 };
+        let other = MemberIdentity { member: MemberId(4), ..identity.clone() };
+        prepare(&path, &identity).unwrap();
+        prepare(&path, &identity).unwrap();
+        assert!(matches!(prepare(&path, &other), Err(StartError::OtherMember { .. })));
+
+        fs::remove_file(path.join("member.postcard")).unwrap();
+        assert!(matches!(prepare(&path, &other), Err(StartError::MarkerMismatch { .. })));
+        prepare(&path, &identity).unwrap();
+        assert_eq!(member_identity::read(&path).unwrap(), Some(identity));
+    }
+}
