@@ -4,3 +4,4 @@ pub mod cluster;
 pub mod load;
 pub mod netns;
 pub mod oci;
+pub mod shop;

@@ -40,7 +40,10 @@ struct Written {
     acknowledged: Mutex<Vec<Acknowledged>>,
     /// Names that were ever sent.
     sent: Mutex<BTreeSet<String>>,
-    resent: AtomicUsize,
+    /// Kills so far.
+    kills: AtomicUsize,
+    /// Writes that were under way when everything was killed, and got their answer later.
+    over_a_kill: AtomicUsize,
     stop: AtomicBool,
 }
 
@@ -73,6 +76,7 @@ async fn run(mut cluster: Cluster, mut random: StdRng) {
         wait_until(&what, BACK_MAX, async || (count(&written) >= wanted).then_some(())).await.unwrap();
         check_youngest(&client, &written).await;
         tokio::time::sleep(Duration::from_millis(random.random_range(0..=PAUSE_MS_MAX))).await;
+        written.kills.fetch_add(1, Ordering::Relaxed);
         cluster.kill(&names).unwrap();
         names.shuffle(&mut random);
         names.iter().for_each(|name| cluster.restart(name).unwrap());
@@ -82,12 +86,13 @@ async fn run(mut cluster: Cluster, mut random: StdRng) {
         writer.await.unwrap();
     }
     check_all(&client, org, &written).await;
+    let over_a_kill = written.over_a_kill.load(Ordering::Relaxed);
     println!(
-        "{} writes acknowledged over {rounds} kills of {} processes, {} of them after the request was sent again",
+        "{} writes acknowledged over {rounds} kills of {} processes, {over_a_kill} of them under way at a kill",
         count(&written),
-        names.len(),
-        written.resent.load(Ordering::Relaxed)
+        names.len()
     );
+    assert!(over_a_kill > 0, "no kill met a write");
 }
 
 fn count(written: &Written) -> usize {
@@ -104,15 +109,17 @@ async fn write(client: Client, org: OrgId, writer: usize, written: Arc<Written>)
         written.sent.lock().unwrap().insert(name.clone());
         let body = CreateApp { name: name.parse().unwrap() };
         let path = format!("/v1/orgs/{org}/apps");
+        let kills = written.kills.load(Ordering::Relaxed);
         let app = loop {
             match client.post_with_key::<_, Answer<App>>(&path, &body, key.clone()).await {
                 Ok(answer) => break answer.item,
-                Err(error) if error.is_retryable() => {
-                    written.resent.fetch_add(1, Ordering::Relaxed);
-                }
+                Err(error) if error.is_retryable() => {}
                 Err(error) => panic!("{name}: {error}"),
             }
         };
+        if written.kills.load(Ordering::Relaxed) > kills {
+            written.over_a_kill.fetch_add(1, Ordering::Relaxed);
+        }
         assert_eq!(app.name.as_str(), name);
         written.acknowledged.lock().unwrap().push(Acknowledged { key, app });
     }

@@ -49,7 +49,8 @@ async fn i04_a_request_that_is_sent_again_over_changes_of_leader_happens_once() 
         let mut requests = tokio::task::JoinSet::new();
         for n in 0..REQUESTS {
             let (client, name, key) = (client.clone(), format!("a{round}-{n}"), fresh_key());
-            requests.spawn(async move { (name.clone(), key.clone(), create(&client, org, &name, &key).await) });
+            requests
+                .spawn(async move { (name.clone(), key.clone(), create(&client, org, &name, &key).await) });
         }
         // Some have their answer by now, some are under way, some were not sent yet.
         let Some(first) = requests.join_next().await else { panic!("no request was made") };
@@ -73,7 +74,8 @@ async fn i04_a_request_that_is_sent_again_over_changes_of_leader_happens_once() 
 
     let Some((name, (key, _))) = answers.first_key_value() else { panic!("no answers") };
     let body = CreateApp { name: "another".parse().unwrap() };
-    let reused = client.post_with_key::<_, Answer<App>>(&format!("/v1/orgs/{org}/apps"), &body, key.clone()).await;
+    let reused =
+        client.post_with_key::<_, Answer<App>>(&format!("/v1/orgs/{org}/apps"), &body, key.clone()).await;
     assert_eq!(reused.unwrap_err().code(), Code::IdempotencyKeyReuse.as_str(), "the key of {name}");
 }
 

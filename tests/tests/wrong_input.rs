@@ -40,7 +40,8 @@ async fn i14_wrong_input_has_stable_codes_and_changes_nothing() {
         std::fs::write(&path, text).unwrap();
         path.display().to_string()
     };
-    let unknown_key = manifest("unknown.toml", "schema_version = \"v1\"\n[app]\nname = \"shop\"\nnmae = \"x\"\n");
+    let unknown_key =
+        manifest("unknown.toml", "schema_version = \"v1\"\n[app]\nname = \"shop\"\nnmae = \"x\"\n");
     let other_app = manifest(
         "other.toml",
         "schema_version = \"v1\"\n[app]\nname = \"other\"\n[processes.web]\nresources = { memory = \"64Mi\" }\n",
@@ -71,7 +72,11 @@ async fn i14_wrong_input_has_stable_codes_and_changes_nothing() {
         (&["deploy", "--file", &other_app, "--app", "shop", "--image", "127.0.0.1:1/x:1"], 2, "usage"),
         (&["deploy", "--file", "/nonexistent.toml"], 1, "file"),
         (&["scale", "--app", "shop", "--env", "prod", "web=2"], 5, "failed_precondition"),
-        (&["route", "add", "shop.example", "--port", "https", "--app", "shop", "--listen", "22"], 2, "invalid_request"),
+        (
+            &["route", "add", "shop.example", "--port", "https", "--app", "shop", "--listen", "22"],
+            2,
+            "invalid_request",
+        ),
         (&["route", "remove", "shop.example", "--app", "shop"], 4, "not_found"),
         (&["logs", "--instance", "inst_00000000000000000000000000"], 4, "not_found"),
         (&["logs", "--instance", "shop"], 2, "usage"),
@@ -91,7 +96,9 @@ async fn i14_wrong_input_has_stable_codes_and_changes_nothing() {
     let (exit, code, _) = login(&foreign_token);
     assert_eq!((exit, code.as_str()), (3, "unauthenticated"));
     // Refused by the command line itself, before anything is sent.
-    for arguments in [&["org", "create", "No_Name"] as &[&str], &["scale", "web"], &["frobnicate"], &["deploy", "--wat"]] {
+    for arguments in
+        [&["org", "create", "No_Name"] as &[&str], &["scale", "web"], &["frobnicate"], &["deploy", "--wat"]]
+    {
         assert_eq!(cluster.holdfast(arguments).unwrap().status.code(), Some(2), "{arguments:?}");
     }
     assert_eq!(revision(&cluster).await, before, "nothing of this changed anything");
@@ -112,12 +119,14 @@ async fn i09_i11_a_token_reaches_its_own_org_alone_until_it_is_revoked() {
         accepted(&cluster, &["app", "create", "shop", "--org", org]);
     }
     let token_file = cluster.data_dir().join("dev.token").display().to_string();
-    let create = ["--json", "--org", "acme", "token", "create", "dev", "--role", "developer", "--out", &token_file];
+    let create =
+        ["--json", "--org", "acme", "token", "create", "dev", "--role", "developer", "--out", &token_file];
     let token: Value = serde_json::from_str(&accepted(&cluster, &create)).unwrap();
     let context = cluster.data_dir().join("dev-context.json").display().to_string();
     let ca = cluster.record().ca_file.display().to_string();
     let server = &cluster.record().servers[1];
-    let login = ["--context", &context, "login", "--server", server, "--ca-file", &ca, "--token-file", &token_file];
+    let login =
+        ["--context", &context, "login", "--server", server, "--ca-file", &ca, "--token-file", &token_file];
     accepted(&cluster, &login);
 
     let own = accepted(&cluster, &["--context", &context, "app", "list"]);
@@ -137,7 +146,15 @@ async fn i09_i11_a_token_reaches_its_own_org_alone_until_it_is_revoked() {
     accepted(&cluster, &["token", "revoke", token["id"].as_str().unwrap()]);
     for server in &cluster.record().servers {
         let login = [
-            "--context", &context, "login", "--server", server, "--ca-file", &ca, "--token-file", &token_file,
+            "--context",
+            &context,
+            "login",
+            "--server",
+            server,
+            "--ca-file",
+            &ca,
+            "--token-file",
+            &token_file,
         ];
         let (exit, code, _) = refused(&cluster, &login);
         assert_eq!((exit, code.as_str()), (3, "unauthenticated"), "every member refuses it at once");

@@ -5,14 +5,13 @@ use holdfast_tests::cluster::{Cluster, Options, signal, wait_for};
 use holdfast_tests::load::{Load, Sample, Tally, Target, outage};
 use holdfast_tests::oci::webapp::WebappTls;
 use holdfast_tests::oci::{Registry, webapp};
+use holdfast_tests::shop::{self, machines, machines_of, node_status};
 use rustix::process::Signal;
-use serde_json::Value;
 use std::error::Error;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-const HOSTNAME: &str = "shop.example";
 const PORT: u16 = 443;
 /// Threads that send requests, and the pause of each between two.
 const LOAD_THREADS: usize = 4;
@@ -24,18 +23,6 @@ const EDGE_OUTAGE_MAX: Duration = Duration::from_secs(1);
 /// A guard against hanging, where something has to come by itself.
 const COME_MAX: Duration = Duration::from_secs(60);
 
-const MANIFEST: &str = r#"schema_version = "v1"
-
-[app]
-name = "shop"
-
-[processes.web]
-resources = { memory = "64Mi", cpu = 0.5 }
-scaling = { min = 2, max = 4 }
-ports = [{ name = "https", internal = 8443 }]
-health = { tcp = true, port = "https", interval = "500ms" }
-"#;
-
 type Any = Box<dyn Error>;
 
 /// Tells it; says whether everything held.
@@ -45,7 +32,7 @@ pub(crate) async fn tell() -> Result<bool, Any> {
 
     say("A registry with two releases of a small TLS web app");
     let registry = Registry::start().await?;
-    let tls = WebappTls::generate(HOSTNAME)?;
+    let tls = WebappTls::generate(shop::HOSTNAME)?;
     let one = webapp::push(registry.host(), "demo/shop", "one", &tls).await?;
     let two = webapp::push(registry.host(), "demo/shop", "two", &tls).await?;
     println!("   {}\n   {}", one.reference, two.reference);
@@ -57,20 +44,18 @@ pub(crate) async fn tell() -> Result<bool, Any> {
     show(&cluster, &["status"])?;
 
     say("Deploy the app onto two microVMs, and lead a hostname to it");
-    let manifest = cluster.data_dir().join("holdfast.toml");
-    std::fs::write(&manifest, MANIFEST)?;
-    let manifest = manifest.display().to_string();
+    let manifest = shop::write_manifest(&cluster, 2)?;
     show(&cluster, &["org", "create", "acme"])?;
     show(&cluster, &["app", "create", "shop"])?;
     show(&cluster, &["env", "create", "prod", "--app", "shop"])?;
     let deployed = Instant::now();
     show(&cluster, &["deploy", "--file", &manifest, "--env", "prod", "--image", &one.reference])?;
     checks.check("two microVMs serve", machines(&cluster)?.len() == 2, seconds(deployed.elapsed()));
-    show(&cluster, &["route", "add", HOSTNAME, "--port", "https", "--app", "shop", "--env", "prod"])?;
+    show(&cluster, &["route", "add", shop::HOSTNAME, "--port", "https", "--app", "shop", "--env", "prod"])?;
     show(&cluster, &["instances", "--app", "shop", "--env", "prod"])?;
 
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, PORT));
-    let target = Target::new(address, HOSTNAME, &tls.ca_pem)?;
+    let target = Target::new(address, shop::HOSTNAME, &tls.ca_pem)?;
     let routed = Instant::now();
     wait_for("the edge to serve the route", COME_MAX, || target.get("/").outcome.ok())?;
     println!("   the first answer came {:.2} s after the route", routed.elapsed().as_secs_f32());
@@ -128,7 +113,7 @@ fn lose_everything(cluster: &mut Cluster, load: &Load, checks: &mut Checks) -> R
     let agent = cluster.process(&node[0])?.pid;
     wait_for("the node agent to adopt its microVMs", COME_MAX, || {
         let status = node_status(cluster).ok()?;
-        let same = status["pid"] == Value::from(agent) && machines_of(&status) == before;
+        let same = status["pid"] == agent && machines_of(&status) == before;
         same.then_some(())
     })?;
     let (_, to) = watch();
@@ -236,8 +221,8 @@ fn show(cluster: &Cluster, arguments: &[&str]) -> Result<(), Any> {
 fn curl(cluster: &Cluster, ca_pem: &str) -> Result<String, Any> {
     let ca = cluster.data_dir().join("shop-ca.pem");
     std::fs::write(&ca, ca_pem)?;
-    let url = format!("https://{HOSTNAME}/");
-    let resolve = format!("{HOSTNAME}:{PORT}:127.0.0.1");
+    let url = format!("https://{}/", shop::HOSTNAME);
+    let resolve = format!("{}:{PORT}:127.0.0.1", shop::HOSTNAME);
     println!("   $ curl --resolve {resolve} {url}");
     let mut command = Command::new("curl");
     command.args(["--silent", "--show-error", "--max-time", "10", "--resolve", &resolve, "--cacert"]);
@@ -247,39 +232,4 @@ fn curl(cluster: &Cluster, ca_pem: &str) -> Result<String, Any> {
     } else {
         Err(format!("curl: {}", String::from_utf8_lossy(&output.stderr).trim()).into())
     }
-}
-
-/// What the node agent says about itself.
-fn node_status(cluster: &Cluster) -> Result<Value, Any> {
-    let node = cluster.names("node");
-    let folder = cluster.process(node.first().map_or("", String::as_str))?.data_dir.display().to_string();
-    let output = cluster.holdfast(&["node", "status", "--json", "--data-dir", &folder])?;
-    Ok(serde_json::from_slice(&output.stdout)?)
-}
-
-/// Instances that are ready, and the processes of their VMMs.
-fn machines(cluster: &Cluster) -> Result<Vec<(String, u32)>, Any> {
-    Ok(machines_of(&node_status(cluster)?))
-}
-
-fn machines_of(status: &Value) -> Vec<(String, u32)> {
-    let instances = status["instances"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let ready = instances.iter().filter(|i| state(i) == Some("ready"));
-    let mut machines: Vec<(String, u32)> = ready
-        .filter_map(|i| {
-            let pid = u32::try_from(i["pid"].as_u64()?).ok()?;
-            Some((observation(i, "instance")?.to_owned(), pid))
-        })
-        .collect();
-    machines.sort();
-    machines
-}
-
-fn state(instance: &Value) -> Option<&str> {
-    observation(instance, "state")
-}
-
-/// A field of the observation, which may be flattened into the instance.
-fn observation<'a>(instance: &'a Value, field: &str) -> Option<&'a str> {
-    instance[field].as_str().or_else(|| instance["observation"][field].as_str())
 }
