@@ -33,6 +33,8 @@ const STREAM_IN_FLIGHT_MAX: usize = 64;
 const STREAM_ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 /// A connection on which a call timed out and nothing was heard for this long is given up.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
+/// A connection that takes no bytes for this long is given up. Room for what may be queued on a slow network.
+const WRITE_DEADLINE: Duration = Duration::from_secs(30);
 /// First wait after a failed dial; doubles per failure.
 const BACKOFF_FIRST: Duration = Duration::from_millis(20);
 /// The longest wait after failed dials.
@@ -462,12 +464,16 @@ pub(super) async fn write_frames(
 ) {
     let mut write = tokio::io::BufWriter::with_capacity(64 * 1024, write);
     let work = async {
-        while let Some(frame) = frames.recv().await {
-            write.write_all(&frame).await?;
-            while let Ok(frame) = frames.try_recv() {
-                write.write_all(&frame).await?;
-            }
-            write.flush().await?;
+        while let Some(first) = frames.recv().await {
+            let batch = async {
+                write.write_all(&first).await?;
+                for _ in 0..OUTGOING_FRAMES_MAX {
+                    let Ok(frame) = frames.try_recv() else { break };
+                    write.write_all(&frame).await?;
+                }
+                write.flush().await
+            };
+            timeout(WRITE_DEADLINE, batch).await.map_err(std::io::Error::from)??;
         }
         write.shutdown().await
     };

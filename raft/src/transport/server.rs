@@ -35,6 +35,8 @@ const OUTGOING_FRAMES_MAX: usize = 256;
 const STREAMS_MAX: usize = 16;
 /// Requests of one stream that may wait.
 const STREAM_REQUESTS_MAX: usize = 128;
+/// A connection over which nothing came for this long is closed: its other end may have lost power. Members dial again.
+const IDLE_MAX: Duration = Duration::from_secs(600);
 /// The pause after a failed accept, such as when the process has no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -166,10 +168,10 @@ impl Incoming {
         };
         loop {
             let next = tokio::select! {
-                next = incoming.next() => next,
+                next = timeout(IDLE_MAX, incoming.next()) => next,
                 () = closed.cancelled() => break,
             };
-            let Some(Ok(bytes)) = next else { break };
+            let Ok(Some(Ok(bytes))) = next else { break };
             let Ok(frame) = postcard::from_bytes(&bytes) else {
                 tracing::warn!(peer, "a member sent bytes that are no question");
                 break;
