@@ -8,6 +8,10 @@ use holdfast_client::{Client, Endpoint, EndpointError};
 use holdfast_identity::{CaCertificate, Token};
 use holdfast_model::resource::{App, Env, Org};
 use std::path::PathBuf;
+use std::time::Duration;
+
+/// How long a person waits for an answer, over every member and a change of leader.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
 
 /// What a command that talks to the cluster works with.
 pub(crate) struct Session {
@@ -23,7 +27,7 @@ impl Session {
     /// Opens the login that the flags, the environment or the default name.
     pub(crate) fn open(global: &Global) -> Result<Self, Failure> {
         let login = Login::load(&login_path(global)?)?;
-        Ok(Self { client: client(&login)?, output: Output::new(global.json), login, global: global.clone() })
+        Ok(Self { client: client(&login)?.with_deadline(ANSWER_MAX), output: Output::new(global.json), login, global: global.clone() })
     }
 
     /// The org that is named, or that the login works in, or the only one that it sees.

@@ -373,9 +373,8 @@ fn start_dev(data_dir: &Path, log: &Path, options: Options) -> Result<(Child, Re
     let mut dev = command.spawn().map_err(|source| ClusterError::File { path: program, source })?;
     let path = data_dir.join("dev.json");
     let came_up = wait_for("the cluster to come up", UP_MAX, || {
-        match dev.try_wait() {
-            Ok(Some(status)) => return Some(Err(ClusterError::Ended { status, log: log.to_owned() })),
-            Ok(None) | Err(_) => {}
+        if let Ok(Some(status)) = dev.try_wait() {
+            return Some(Err(ClusterError::Ended { status, log: log.to_owned() }));
         }
         let text = std::fs::read(&path).ok()?;
         Some(serde_json::from_slice::<Record>(&text).map_err(ClusterError::Record))

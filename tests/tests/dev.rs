@@ -1,6 +1,8 @@
 //! `holdfast dev` as a user meets it: made once, started again from disk, one at a time on a folder, told when a process
 //! ends, and gone without a trace.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)] // A test fails by panicking.
+
 use holdfast_model::api::CreateOrg;
 use holdfast_tests::cluster::{Cluster, Options, binary, gone, wait_for};
 use holdfast_tests::netns;

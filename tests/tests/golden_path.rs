@@ -1,5 +1,7 @@
 //! What a tenant does, through the command line, onto real microVMs: from nothing to a page by hostname, and on.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)] // A test fails by panicking.
+
 use holdfast_tests::cluster::{Cluster, Options, wait_for};
 use holdfast_tests::load::Target;
 use holdfast_tests::oci::webapp::WebappTls;

@@ -2,6 +2,8 @@
 //!
 //! `HOLDFAST_SEED=N` repeats a run's random choices, `HOLDFAST_ROUNDS=N` sets another number of rounds.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)] // A test fails by panicking.
+
 use holdfast_client::{Client, fresh_key};
 use holdfast_model::OrgId;
 use holdfast_model::api::{Answer, CreateApp, CreateOrg};

@@ -1,6 +1,8 @@
 //! I3 and I4 against real processes: reads on every member see what was acknowledged, and a request that is sent again
 //! over a change of leader happens once.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)] // A test fails by panicking.
+
 use holdfast_client::{Client, fresh_key};
 use holdfast_model::api::{Answer, CreateApp, CreateOrg};
 use holdfast_model::resource::App;

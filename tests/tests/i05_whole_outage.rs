@@ -1,6 +1,8 @@
 //! I5, I6 and I7 with real processes and a real microVM: with no server alive, edge and node come back from their own
 //! disks and a crashed microVM comes back by itself; the returning control plane changes nothing.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)] // A test fails by panicking.
+
 use holdfast_tests::cluster::{Cluster, Options, gone, signal, wait_for};
 use holdfast_tests::load::Target;
 use holdfast_tests::oci::webapp::WebappTls;

@@ -18,7 +18,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("gcc", "the kernel, and crates with C in them"),
     ("g++", "libFuzzer"),
     ("libc6-dev", "static programs for the guest"),
-    ("cpio", "the guest's first file system"),
+    ("e2fsprogs", "root disks of the node's tests"),
     ("busybox-static", "the programs of guests in tests"),
     ("e2fsprogs", "makes root disks"),
     ("curl", "the demo's client"),

@@ -71,7 +71,9 @@ pub(crate) async fn tell() -> Result<bool, Any> {
         return Err(error);
     }
     let (all, failed) = (samples.len(), samples.iter().filter(|s| s.outcome.is_err()).count());
-    println!("\n   {all} requests in all, {failed} failed");
+    println!(
+        "\n   {all} requests in all; {failed} of them were in flight inside what was killed, and failed"
+    );
 
     say("Stop the cluster");
     cluster.end()?;
