@@ -14,11 +14,21 @@ use holdfast_model::{Actor, Code, Digest, MemberId, OrgId, RequestId, Timestamp}
 use holdfast_store::{View, Views};
 use std::net::IpAddr;
 
+/// Whom a verified certificate names, and for how long. A connection may outlive the certificate that it began with;
+/// the trust in it does not (I11).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its holder.
+    pub identity: PeerIdentity,
+    /// When the certificate ends.
+    pub not_after: Timestamp,
+}
+
 /// What a connection and a request say of themselves, before any of it is believed.
 #[derive(Clone, Debug)]
 pub struct Claims {
-    /// The peer's verified certificate, if it showed one.
-    pub peer: Option<PeerIdentity>,
+    /// Whom the peer's verified certificate names, if it showed one.
+    pub peer: Option<Peer>,
     /// The peer's address.
     pub source: Option<IpAddr>,
     /// The digest of the bearer token, if there is one that has a token's form.
@@ -36,6 +46,8 @@ pub struct Claims {
 pub struct Caller {
     request: RequestInfo,
     kind: CallerKind,
+    /// When the certificate ends, for callers that are known by one.
+    certified_until: Option<Timestamp>,
 }
 
 /// What kind of caller it is.
@@ -144,7 +156,7 @@ pub async fn admit(service: &Service, need: Need, claims: &Claims) -> Result<Cal
     match need {
         Need::Nothing | Need::EnrolmentSecret => {
             let request = request(Actor::System(service.member), None);
-            Ok(Caller { request, kind: CallerKind::Anyone })
+            Ok(Caller { request, kind: CallerKind::Anyone, certified_until: None })
         }
         Need::AnyToken | Need::Scope(_) | Need::Operator(_) => {
             let digest = claims.token.ok_or_else(unauthenticated)?;
@@ -161,10 +173,12 @@ pub async fn admit(service: &Service, need: Need, claims: &Claims) -> Result<Cal
                 TokenKind::Operator => (Actor::Operator(token.id), None),
                 TokenKind::Org(org) => (Actor::Token(token.id), Some(org)),
             };
-            Ok(Caller { request: request(actor, org), kind: CallerKind::Token(Box::new(token)) })
+            let kind = CallerKind::Token(Box::new(token));
+            Ok(Caller { request: request(actor, org), kind, certified_until: None })
         }
         Need::Agent => {
-            let agent = agent_of(service, claims)?;
+            let peer = certified(service, claims)?;
+            let agent = agent_of(&peer.identity)?;
             if !agent_is_welcome(&service.view()?, agent)? {
                 service.consensus.linearize().await?;
                 if !agent_is_welcome(&service.view()?, agent)? {
@@ -175,13 +189,23 @@ pub async fn admit(service: &Service, need: Need, claims: &Claims) -> Result<Cal
                 AgentRef::Node(id) => Actor::Node(id),
                 AgentRef::Edge(id) => Actor::Edge(id),
             };
-            Ok(Caller { request: request(actor, None), kind: CallerKind::Agent(agent) })
+            let (request, kind) = (request(actor, None), CallerKind::Agent(agent));
+            Ok(Caller { request, kind, certified_until: Some(peer.not_after) })
         }
         Need::Member => {
-            let peer =
-                claims.peer.as_ref().filter(|p| p.role == PeerRole::Member).ok_or_else(unauthenticated)?;
-            let member = peer.id.parse().map_err(|_| unauthenticated())?;
-            Ok(Caller { request: request(Actor::System(member), None), kind: CallerKind::Member(member) })
+            let peer = certified(service, claims)?;
+            if peer.identity.role != PeerRole::Member {
+                return Err(unauthenticated());
+            }
+            let member = peer.identity.id.parse().map_err(|_| unauthenticated())?;
+            if !member_is_welcome(&service.view()?, member)? {
+                service.consensus.linearize().await?;
+                if !member_is_welcome(&service.view()?, member)? {
+                    return Err(unauthenticated());
+                }
+            }
+            let (request, kind) = (request(Actor::System(member), None), CallerKind::Member(member));
+            Ok(Caller { request, kind, certified_until: Some(peer.not_after) })
         }
     }
 }
@@ -189,14 +213,16 @@ pub async fn admit(service: &Service, need: Need, claims: &Claims) -> Result<Cal
 /// Checks again, in a view that the caller is about to be answered from, that its token still holds (I11).
 ///
 /// # Errors
-/// [`Code::Unauthenticated`] when it was revoked, ended, or its agent is no longer welcome.
+/// [`Code::Unauthenticated`] when it was revoked, ended, or its agent or member is no longer welcome.
 pub fn still_holds(caller: &Caller, view: &View, now: Timestamp) -> Result<(), Refusal> {
     let holds = match &caller.kind {
-        CallerKind::Anyone | CallerKind::Member(_) => true,
+        CallerKind::Anyone => true,
+        CallerKind::Member(member) => member_is_welcome(view, *member)?,
         CallerKind::Token(token) => view.token(token.id)?.is_some_and(|t| is_valid(&t, now)),
         CallerKind::Agent(agent) => agent_is_welcome(view, *agent)?,
     };
-    if holds { Ok(()) } else { Err(unauthenticated()) }
+    let certified = caller.certified_until.is_none_or(|until| now < until);
+    if holds && certified { Ok(()) } else { Err(unauthenticated()) }
 }
 
 fn unauthenticated() -> Refusal {
@@ -229,16 +255,24 @@ fn forbidden(scope: &str) -> Refusal {
         .with("scope", scope)
 }
 
-fn agent_of(service: &Service, claims: &Claims) -> Result<AgentRef, Refusal> {
-    let peer = claims.peer.as_ref().ok_or_else(unauthenticated)?;
-    if peer.cluster != service.cluster.to_string() {
-        return Err(unauthenticated());
-    }
+/// The peer, if it showed a certificate of this cluster that has not ended since.
+fn certified<'c>(service: &Service, claims: &'c Claims) -> Result<&'c Peer, Refusal> {
+    let own = service.cluster.to_string();
+    let peer = claims.peer.as_ref().filter(|p| p.identity.cluster == own && claims.now < p.not_after);
+    peer.ok_or_else(unauthenticated)
+}
+
+fn agent_of(peer: &PeerIdentity) -> Result<AgentRef, Refusal> {
     match peer.role {
         PeerRole::Node => peer.id.parse().map(AgentRef::Node).map_err(|_| unauthenticated()),
         PeerRole::Edge => peer.id.parse().map(AgentRef::Edge).map_err(|_| unauthenticated()),
         _ => Err(unauthenticated()),
     }
+}
+
+/// Whether a member may ask, by its resource.
+fn member_is_welcome(view: &View, member: MemberId) -> Result<bool, Refusal> {
+    Ok(view.member(member)?.is_some_and(|m| !m.removed))
 }
 
 /// Whether an agent may connect, by its resource.

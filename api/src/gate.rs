@@ -1,7 +1,7 @@
 //! The way in: every request gets an id and a deadline, is admitted or refused by its endpoint's declaration, and
 //! leaves with a problem's body when it was refused.
 
-use crate::caller::{Claims, admit, bearer_digest};
+use crate::caller::{Claims, Peer, admit, bearer_digest};
 use crate::endpoint::{Endpoint, Pace};
 use crate::problem::{Refusal, finish};
 use crate::service::{Service, fresh_request_id, idempotency_key, now};
@@ -9,7 +9,6 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use holdfast_identity::PeerIdentity;
 use holdfast_model::api::{IDEMPOTENCY_HEADER, REQUEST_ID_HEADER};
 use holdfast_model::{Code, RequestId};
 use std::collections::HashMap;
@@ -25,8 +24,8 @@ pub const ANSWER_MS_MAX: u64 = 30_000;
 pub struct Connection {
     /// The peer's address.
     pub source: Option<IpAddr>,
-    /// The peer's verified certificate, if it showed one.
-    pub peer: Option<PeerIdentity>,
+    /// Whom the peer's verified certificate names, if it showed one.
+    pub peer: Option<Peer>,
 }
 
 /// The declarations by method and path.

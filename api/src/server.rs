@@ -1,11 +1,12 @@
 //! The listener: TLS, a bounded number of connections, HTTP/1.1 and HTTP/2, and a stop that waits for what is in
 //! flight.
 
+use crate::caller::Peer;
 use crate::gate::Connection;
-use crate::service::told_to_stop;
+use crate::service::{at, told_to_stop};
 use arc_swap::ArcSwap;
 use axum::Router;
-use holdfast_identity::peer_identity;
+use holdfast_identity::facts;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
@@ -13,7 +14,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
@@ -22,7 +23,7 @@ use tower::ServiceExt as _;
 pub const CONNECTIONS_MAX: usize = 8_192;
 /// For the TLS handshake, in milliseconds.
 pub const HANDSHAKE_MS_MAX: u64 = 5_000;
-/// For a request's headers, in milliseconds.
+/// For a request's headers, and for a connection's first request, in milliseconds.
 pub const HEADERS_MS_MAX: u64 = 10_000;
 /// Bytes of a request's headers.
 pub const HEADER_BYTES_MAX: u32 = 64 << 10;
@@ -86,9 +87,13 @@ async fn connection(
         Ok(Err(error)) => return tracing::debug!(%source, %error, "a TLS handshake failed"),
         Err(_) => return tracing::debug!(%source, "a TLS handshake took too long"),
     };
-    let peer = stream.get_ref().1.peer_certificates().and_then(|chain| peer_identity(chain).ok());
+    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| facts(chain.first()?).ok());
+    let peer = certificate.map(|c| Peer { identity: c.identity, not_after: at(c.not_after) });
     let known = Connection { source: Some(source.ip()), peer };
+    let asked = Arc::new(Notify::new());
+    let asks = Arc::clone(&asked);
     let service = TowerToHyperService::new(router.map_request(move |request: hyper::Request<_>| {
+        asks.notify_one();
         let mut request = request.map(axum::body::Body::new);
         request.extensions_mut().insert(known.clone());
         request
@@ -108,8 +113,15 @@ async fn connection(
         .keep_alive_timeout(Duration::from_secs(10));
     let serving = builder.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(serving);
+    // The protocol is told from the first bytes, and nothing below this bounds the wait for them.
+    let silent = async {
+        if tokio::time::timeout(Duration::from_millis(HEADERS_MS_MAX), asked.notified()).await.is_ok() {
+            std::future::pending::<()>().await;
+        }
+    };
     let result = tokio::select! {
         result = serving.as_mut() => result,
+        () = silent => return tracing::debug!(%source, "a connection asked for nothing and was closed"),
         () = told_to_stop(&mut stopping) => {
             serving.as_mut().graceful_shutdown();
             serving.await

@@ -184,7 +184,12 @@ pub async fn moved_past(revisions: &mut watch::Receiver<Revision>, sent: Revisio
 
 /// The time, in milliseconds since the Unix epoch.
 pub fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    at(SystemTime::now())
+}
+
+/// A time as the state has times.
+pub(crate) fn at(time: SystemTime) -> Timestamp {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
