@@ -24,10 +24,12 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, interval_at};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 /// Frames that wait for a slow agent.
 const FRAMES_QUEUED_MAX: usize = 16;
+/// How long an agent may take no frame while the queue is full, before its stream is cut, in milliseconds.
+const TAKE_MS_MAX: u64 = 15_000;
 /// Events that are looked through to find that nothing concerns the agent, before a snapshot is cheaper.
 const EVENTS_SCANNED_MAX: usize = 4_096;
 /// How long a stream waits for this member to reach the revision that the agent has.
@@ -89,19 +91,23 @@ impl Feed<'_> {
     ) -> Result<(), Refusal> {
         let mut revisions = self.service.consensus.revisions();
         let mut stopping = self.service.stopping.clone();
-        if let Some((_, ahead)) = has {
+        if let Some(ahead) = self.comparable(has)? {
             let before = Revision(ahead.0.saturating_sub(1));
             let caught_up = async { ahead.0 == 0 || moved_past(&mut revisions, before).await };
-            if tokio::time::timeout(Duration::from_millis(CATCH_UP_MS_MAX), caught_up).await.is_err() {
-                return Err(Refusal::new(
-                    Code::Unavailable,
-                    "This member is behind the agent; follow another.",
-                ));
+            let caught_up = tokio::time::timeout(Duration::from_millis(CATCH_UP_MS_MAX), caught_up);
+            tokio::select! {
+                caught_up = caught_up => if caught_up.is_err() {
+                    let detail = "This member is behind the agent; follow another.";
+                    return Err(Refusal::new(Code::Unavailable, detail));
+                },
+                () = self.out.closed() => return Ok(()),
+                () = told_to_stop(&mut stopping) => return Ok(()),
             }
         }
         let mut sent = self.begin(has, &derive).await?;
         let period = Duration::from_millis(HEARTBEAT_MS);
         let mut heartbeat = interval_at(Instant::now() + period, period);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 moved = moved_past(&mut revisions, sent.stamp.revision) => {
@@ -125,6 +131,15 @@ impl Feed<'_> {
                 () = told_to_stop(&mut stopping) => return Ok(()),
             }
         }
+    }
+
+    /// The agent's revision, if it can be compared with ours: revisions of another incarnation cannot, and whether to
+    /// adopt ours is for the agent to say (I6).
+    fn comparable(&self, has: Option<(Incarnation, Revision)>) -> Result<Option<Revision>, Refusal> {
+        let Some((incarnation, revision)) = has else { return Ok(None) };
+        let own = self.service.view()?.cluster()?.map(|cluster| cluster.incarnation);
+        // A member that knows no cluster yet is merely behind.
+        Ok(own.is_none_or(|own| own == incarnation).then_some(revision))
     }
 
     /// The first frames: none but a heartbeat when nothing of the agent's changed since it was last here.
@@ -175,26 +190,10 @@ impl Feed<'_> {
             self.snapshot(&next).await?;
             return Ok(next);
         }
-        let mut upserts = Vec::new();
-        for (key, item) in &next.items {
-            if sent.items.get(key) != Some(item) {
-                upserts.push(item.clone());
-            }
-        }
-        let removes: Vec<_> = sent.items.keys().filter(|k| !next.items.contains_key(k)).copied().collect();
-        if upserts.is_empty() && removes.is_empty() {
-            return Ok(Sent { told: sent.told, ..next });
-        }
-        let delta = Frame::Delta {
-            from: sent.told,
-            stamp: next.stamp,
-            upserts,
-            removes,
-            confirmed_through: next.confirmed_through,
-        };
-        match encode(&delta)? {
-            Some(bytes) => self.push(bytes).await?,
-            None => self.snapshot(&next).await?,
+        match change(&sent, &next)? {
+            Change::Nothing => return Ok(Sent { told: sent.told, ..next }),
+            Change::Delta(bytes) => self.push(bytes).await?,
+            Change::Whole => self.snapshot(&next).await?,
         }
         Ok(next)
     }
@@ -279,9 +278,37 @@ impl Feed<'_> {
     }
 
     async fn push(&self, bytes: Bytes) -> Result<(), Refusal> {
-        let gone = || Refusal::new(Code::AgentUnreachable, "The agent left its stream.");
-        self.out.send(bytes).await.map_err(|_| gone())
+        let cut = |why| Refusal::new(Code::AgentUnreachable, why);
+        match tokio::time::timeout(Duration::from_millis(TAKE_MS_MAX), self.out.send(bytes)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(cut("The agent left its stream.")),
+            Err(_) => Err(cut("The agent took no frame for too long.")),
+        }
     }
+}
+
+/// How an agent gets from one state to the next.
+enum Change {
+    /// Nothing of its own changed.
+    Nothing,
+    /// By this frame.
+    Delta(Bytes),
+    /// By the whole state: the difference is more than one frame may hold.
+    Whole,
+}
+
+fn change<T: Followed>(sent: &Sent<T>, next: &Sent<T>) -> Result<Change, Refusal> {
+    let changed = next.items.iter().filter(|(key, item)| sent.items.get(key) != Some(item));
+    let upserts: Vec<T> = changed.map(|(_, item)| item.clone()).collect();
+    let removes: Vec<_> = sent.items.keys().filter(|k| !next.items.contains_key(k)).copied().collect();
+    match upserts.len() + removes.len() {
+        0 => return Ok(Change::Nothing),
+        1..=FRAME_ITEMS_MAX => {}
+        _ => return Ok(Change::Whole),
+    }
+    let (from, stamp, confirmed_through) = (sent.told, next.stamp, next.confirmed_through);
+    let delta = Frame::Delta { from, stamp, upserts, removes, confirmed_through };
+    Ok(encode(&delta)?.map_or(Change::Whole, Change::Delta))
 }
 
 /// Length and postcard; `None` when it is longer than a frame may be.
@@ -298,4 +325,40 @@ fn encode_length(mut bytes: Vec<u8>) -> Result<Option<Bytes>, Refusal> {
     let length = u32::try_from(length).map_err(|e| Refusal::internal(&e))?;
     bytes[..4].copy_from_slice(&length.to_be_bytes());
     Ok(Some(bytes.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_model::agent::ProxyProtocol;
+    use holdfast_model::{ClusterId, RouteId};
+
+    fn state(revision: u64, routes: std::ops::Range<u128>) -> Sent<EdgeRoute> {
+        let stamp = Stamp {
+            cluster: ClusterId::from_bits(1),
+            incarnation: Incarnation(1),
+            revision: Revision(revision),
+        };
+        let route = |n| EdgeRoute {
+            id: RouteId::from_bits(n),
+            hostname: None,
+            listen_port: 443,
+            proxy_protocol: ProxyProtocol::Off,
+            backends: Vec::new(),
+        };
+        let items = routes.map(|n| (RouteId::from_bits(n), route(n))).collect();
+        Sent { stamp, told: stamp.revision, confirmed_through: Revision(0), items }
+    }
+
+    #[test]
+    fn a_change_that_no_agent_would_take_as_one_frame_becomes_a_snapshot() {
+        let most = FRAME_ITEMS_MAX as u128;
+        assert!(matches!(change(&state(1, 0..9), &state(2, 0..9)).unwrap(), Change::Nothing));
+        // Half of them removed, half of them new: the bound is on both together.
+        let (before, after) = (state(1, 0..most / 2), state(2, most..most + most / 2));
+        assert!(matches!(change(&before, &after).unwrap(), Change::Delta(_)));
+        let after = state(2, most..most + most / 2 + 1);
+        assert!(matches!(change(&before, &after).unwrap(), Change::Whole));
+        assert!(matches!(change(&state(1, 0..most + 1), &state(2, 0..0)).unwrap(), Change::Whole));
+    }
 }

@@ -20,6 +20,8 @@ use tokio::sync::mpsc;
 const BATCH_MAX: usize = 200;
 /// Batches that wait for a slow reader before it holds up its own stream.
 const BATCHES_QUEUED_MAX: usize = 4;
+/// How long a reader may take nothing while the queue is full, before its stream is cut, in milliseconds.
+const TAKE_MS_MAX: u64 = 60_000;
 /// How often an idle stream is touched, so that both ends notice when the other is gone, in milliseconds.
 const KEEPALIVE_MS: u64 = 10_000;
 
@@ -91,8 +93,11 @@ async fn pump(
             (text, read.scanned_to, view.revision())
         };
         sent = reached.max(sent);
-        if !text.is_empty() && lines.send(text.into()).await.is_err() {
-            return Ok(());
+        if !text.is_empty() {
+            let taken = tokio::time::timeout(Duration::from_millis(TAKE_MS_MAX), lines.send(text.into()));
+            if !matches!(taken.await, Ok(Ok(()))) {
+                return Ok(());
+            }
         }
         if sent < current {
             continue;
