@@ -7,12 +7,14 @@ use crate::liveness::{Watched, judge};
 use crate::service::{RequestInfo, Service, now, told_to_stop};
 use holdfast_model::command::AgentRef;
 use holdfast_model::limits::{HEARTBEAT_MS, UNREACHABLE_MS};
-use holdfast_model::resource::NodeState;
+use holdfast_model::resource::{Member, NodeState};
 use holdfast_model::{Command, MemberId, Timestamp};
 use holdfast_raft::MemberNode;
 use holdfast_store::Views;
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval};
 
 /// Between two passes, in milliseconds.
@@ -21,6 +23,11 @@ const PASS_MS: u64 = 1_000;
 const TICK_MS: u64 = 2_000;
 /// Between two looks at the membership, in milliseconds.
 const MEMBERSHIP_MS: u64 = 500;
+/// The longest between two passes before the leader listens anew: well below what makes a node silent, and longer than
+/// a proposal is tried. In milliseconds.
+const PAUSE_MS_MAX: u64 = 20_000;
+/// Between two attempts to change the membership for one member, in milliseconds; up to half as long again.
+const MEMBERSHIP_PAUSE_MS: u64 = 5_000;
 /// For a message to another member, in milliseconds.
 const MESSAGE_MS_MAX: u64 = 1_000;
 
@@ -48,8 +55,7 @@ async fn pass_on(service: &Service) {
     passes.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         passes.tick().await;
-        let since = Timestamp(now().0.saturating_sub(2 * HEARTBEAT_MS));
-        let heard = service.contacts.own_since(since);
+        let heard = service.contacts.own_within(Duration::from_millis(2 * HEARTBEAT_MS));
         if heard.contacts.is_empty() {
             continue;
         }
@@ -69,26 +75,46 @@ async fn pass_on(service: &Service) {
     }
 }
 
-/// The leader's part. `listening_since` begins anew with every leadership.
+/// Since when the leader has been listening.
+struct Listening {
+    since: Option<Instant>,
+    passed: Instant,
+}
+
+impl Listening {
+    fn new(now: Instant) -> Self {
+        Self { since: None, passed: now }
+    }
+
+    /// A pass at `now`: since when we have been listening as leader without a break, or `None` when we do not lead. It
+    /// begins anew with every leadership, and whenever this process stood still for so long that silence around it may
+    /// have been its own (I7).
+    fn pass(&mut self, leads: bool, now: Instant) -> Option<Instant> {
+        let stood_still = now.saturating_duration_since(self.passed) > Duration::from_millis(PAUSE_MS_MAX);
+        self.passed = now;
+        if !leads || stood_still {
+            self.since = None;
+        }
+        leads.then(|| *self.since.get_or_insert(now))
+    }
+}
+
+/// The leader's part.
 async fn lead(service: &Service) {
     let mut passes = interval(Duration::from_millis(PASS_MS));
     passes.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut listening_since: Option<Timestamp> = None;
-    let mut ticked = Timestamp(0);
+    let mut listening = Listening::new(Instant::now());
+    let mut ticked: Option<Instant> = None;
     loop {
         passes.tick().await;
-        if !service.consensus.is_leader() {
-            listening_since = None;
-            continue;
-        }
-        let time = now();
-        let since = *listening_since.get_or_insert(time);
-        if let Err(refusal) = judge_nodes(service, since, time).await {
+        let Some(since) = listening.pass(service.consensus.is_leader(), Instant::now()) else { continue };
+        if let Err(refusal) = judge_nodes(service, since).await {
             tracing::warn!(%refusal, "nodes could not be judged; the next pass tries again");
         }
         // Time-outs are judged by what agents report, so they too wait until the leader has listened (I7).
-        if time.since(since) >= UNREACHABLE_MS && time.since(ticked) >= TICK_MS {
-            ticked = time;
+        let listened = since.elapsed() >= Duration::from_millis(UNREACHABLE_MS);
+        if listened && ticked.is_none_or(|at| at.elapsed() >= Duration::from_millis(TICK_MS)) {
+            ticked = Some(Instant::now());
             propose(service, Command::Tick).await;
         }
     }
@@ -101,22 +127,22 @@ async fn propose(service: &Service, command: Command) {
     }
 }
 
-async fn judge_nodes(
-    service: &Service,
-    since: Timestamp,
-    time: Timestamp,
-) -> Result<(), crate::problem::Refusal> {
+async fn judge_nodes(service: &Service, since: Instant) -> Result<(), crate::problem::Refusal> {
+    let time = now();
+    // How long ago is measured; when that was by the wall clock is only how it is written down.
+    let before =
+        |age: Duration| Timestamp(time.0.saturating_sub(age.as_millis().try_into().unwrap_or(u64::MAX)));
     let nodes = service.view()?.nodes()?;
     let watched: Vec<_> = nodes
         .iter()
         .filter(|n| matches!(n.state, NodeState::Active | NodeState::Draining | NodeState::Unreachable))
         .map(|n| Watched {
             node: n.id,
-            heard_at: service.contacts.contact(AgentRef::Node(n.id)).map(|c| c.at),
-            unreachable: n.state == NodeState::Unreachable,
+            heard_at: service.contacts.age(AgentRef::Node(n.id)).map(before),
+            unreachable: n.silent_since.is_some(),
         })
         .collect();
-    let verdict = judge(&watched, since, time);
+    let verdict = judge(&watched, before(since.elapsed()), time);
     if verdict.suspects_itself {
         tracing::warn!(nodes = watched.len(), "most nodes are silent at once: the fault is taken to be ours");
     }
@@ -126,12 +152,18 @@ async fn judge_nodes(
     Ok(())
 }
 
-/// Members that enrolled become learners, then voters; safe to repeat, safe to stop half-way.
-async fn keep_membership(service: &Service) {
+/// Members that enrolled become learners, then voters; safe to repeat, safe to stop half-way. Each member has a task of
+/// its own, because one that enrolled and never came must not keep the others waiting; openraft makes one change after
+/// the other.
+async fn keep_membership(service: &Arc<Service>) {
     let mut passes = interval(Duration::from_millis(MEMBERSHIP_MS));
     passes.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut tasks = JoinSet::new();
+    let mut under_way: BTreeMap<MemberId, AbortHandle> = BTreeMap::new();
     loop {
         passes.tick().await;
+        while tasks.try_join_next().is_some() {}
+        under_way.retain(|_, task| !task.is_finished());
         if !service.consensus.is_leader() {
             continue;
         }
@@ -140,17 +172,50 @@ async fn keep_membership(service: &Service) {
             _ => continue,
         };
         let raft = service.consensus.status();
-        // One change at a time: each is a log entry that must be committed before the next.
-        let next = members.into_iter().find(|m| !m.removed && !raft.voters.iter().any(|(id, _)| *id == m.id));
-        let Some(member) = next else { continue };
-        let result = if raft.learners.iter().any(|(id, _)| *id == member.id) {
-            service.consensus.promote(member.id).await
-        } else {
-            let node = MemberNode { raft_addr: member.raft_addr, api_addr: member.api_addr };
-            service.consensus.add_learner(member.id, node).await
-        };
-        if let Err(error) = result {
-            tracing::info!(member = %member.id, %error, "the membership could not be changed yet");
+        for member in members {
+            let votes = raft.voters.iter().any(|(id, _)| *id == member.id);
+            if member.removed || votes || under_way.contains_key(&member.id) {
+                continue;
+            }
+            let learns = raft.learners.iter().any(|(id, _)| *id == member.id);
+            let id = member.id;
+            under_way.insert(id, tasks.spawn(bring_in(Arc::clone(service), member, learns)));
         }
+    }
+}
+
+/// The next step for one member that is no voter yet.
+async fn bring_in(service: Arc<Service>, member: Member, learns: bool) {
+    let id = member.id;
+    let result = if learns {
+        service.consensus.promote(id).await
+    } else {
+        let node = MemberNode { raft_addr: member.raft_addr, api_addr: member.api_addr };
+        service.consensus.add_learner(id, node).await
+    };
+    if let Err(error) = result {
+        tracing::info!(member = %id, %error, "the membership could not be changed yet");
+        let pause = rand::random_range(MEMBERSHIP_PAUSE_MS..MEMBERSHIP_PAUSE_MS * 3 / 2);
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn i07_a_leader_that_stood_still_listens_anew() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut listening = Listening::new(start);
+        assert_eq!(listening.pass(false, at(1_000)), None);
+        assert_eq!(listening.pass(true, at(2_000)), Some(at(2_000)));
+        assert_eq!(listening.pass(true, at(2_000 + PAUSE_MS_MAX)), Some(at(2_000)));
+        // Stopped like this its contacts are as old as the pause, and nobody was silent but itself.
+        let woken = 2_001 + 2 * PAUSE_MS_MAX;
+        assert_eq!(listening.pass(true, at(woken)), Some(at(woken)));
+        assert_eq!(listening.pass(false, at(woken + 1)), None);
+        assert_eq!(listening.pass(true, at(woken + 2)), Some(at(woken + 2)));
     }
 }

@@ -8,6 +8,7 @@ use holdfast_model::{MemberId, RequestId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 /// Questions that may wait for one agent at a time.
@@ -15,11 +16,19 @@ pub const CALLS_QUEUED_MAX: usize = 64;
 /// Questions that may wait for an answer on one member.
 pub const CALLS_WAITING_MAX: usize = 4_096;
 
-/// Contacts that a member passes on to the others.
+/// Contacts that a member passes on to the others. They carry their age, because members' clocks differ and jump, and
+/// a node must not count as silent for that (I7).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Heard {
-    /// What was heard, per agent.
-    pub contacts: Vec<(AgentRef, Contact)>,
+    /// What was heard, per agent, and how long ago, in milliseconds.
+    pub contacts: Vec<(AgentRef, Contact, u64)>,
+}
+
+/// A contact, and when it was by this process's own monotonic clock.
+#[derive(Clone, Copy)]
+struct Known {
+    contact: Contact,
+    heard: Instant,
 }
 
 /// A question on its way to an agent.
@@ -39,8 +48,7 @@ struct Stream {
 
 #[derive(Default)]
 struct Inner {
-    contacts: BTreeMap<AgentRef, Contact>,
-    reports: BTreeMap<AgentRef, Report>,
+    contacts: BTreeMap<AgentRef, Known>,
     streams: BTreeMap<AgentRef, Stream>,
     waiting: BTreeMap<RequestId, (AgentRef, oneshot::Sender<CallAnswer>)>,
     generations: u64,
@@ -75,41 +83,43 @@ impl Contacts {
     }
 
     /// An agent reported to this member.
-    pub fn reported(&self, agent: AgentRef, report: Report, at: holdfast_model::Timestamp) {
+    pub fn reported(&self, agent: AgentRef, report: &Report, at: holdfast_model::Timestamp) {
         let contact = Contact { at, member: self.member, applied: report.applied, held: report.held };
-        let mut inner = self.lock();
-        inner.contacts.insert(agent, contact);
-        inner.reports.insert(agent, report);
+        self.lock().contacts.insert(agent, Known { contact, heard: Instant::now() });
     }
 
     /// Another member heard of agents. Only what is newer counts.
     pub fn merge(&self, heard: Heard) {
+        let now = Instant::now();
         let mut inner = self.lock();
-        for (agent, contact) in heard.contacts {
-            let known = inner.contacts.entry(agent).or_insert(contact);
-            if contact.at > known.at {
-                *known = contact;
+        for (agent, contact, age_ms) in heard.contacts {
+            // Older than this host's uptime is as good as never.
+            let Some(heard) = now.checked_sub(Duration::from_millis(age_ms)) else { continue };
+            let known = inner.contacts.entry(agent).or_insert(Known { contact, heard });
+            if heard > known.heard {
+                *known = Known { contact, heard };
             }
         }
     }
 
-    /// What this member itself heard since `since`, to pass on.
-    pub fn own_since(&self, since: holdfast_model::Timestamp) -> Heard {
+    /// What this member itself heard within the last `within`, to pass on.
+    pub fn own_within(&self, within: Duration) -> Heard {
         let inner = self.lock();
-        let own = inner.contacts.iter().filter(|(_, c)| c.member == self.member && c.at >= since);
-        Heard { contacts: own.map(|(a, c)| (*a, *c)).collect() }
+        let own = inner.contacts.iter().filter(|(_, k)| k.contact.member == self.member);
+        let aged = own.map(|(agent, k)| (*agent, k.contact, k.heard.elapsed()));
+        let recent = aged.filter(|(_, _, age)| *age <= within);
+        let contacts = recent.map(|(agent, c, age)| (agent, c, millis(age)));
+        Heard { contacts: contacts.collect() }
     }
 
     /// What was last heard of an agent.
     pub fn contact(&self, agent: AgentRef) -> Option<Contact> {
-        self.lock().contacts.get(&agent).copied()
+        self.lock().contacts.get(&agent).map(|known| known.contact)
     }
 
-    /// Forgets agents for which `keep` says no, so that memory follows the views.
-    pub fn retain(&self, keep: impl Fn(&AgentRef) -> bool) {
-        let mut inner = self.lock();
-        inner.contacts.retain(|agent, _| keep(agent));
-        inner.reports.retain(|agent, _| keep(agent));
+    /// How long ago any member last heard of an agent, by this process's own clock.
+    pub fn age(&self, agent: AgentRef) -> Option<Duration> {
+        self.lock().contacts.get(&agent).map(|known| known.heard.elapsed())
     }
 
     /// An agent's stream begins here; questions to it come out of the receiver. A newer stream takes over.
@@ -171,10 +181,36 @@ impl Contacts {
     }
 }
 
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use holdfast_model::{InstanceId, NodeId};
+    use holdfast_model::agent::ReportDetail;
+    use holdfast_model::{Incarnation, InstanceId, NodeId, Revision, Timestamp};
+
+    #[test]
+    fn i07_a_contact_is_as_old_as_it_was_passed_on_whatever_the_other_clock_says() {
+        let node = AgentRef::Node(NodeId::from_bits(1));
+        let detail = ReportDetail::Edge { routes: 0, connections: 0 };
+        let report = Report { applied: Revision(1), incarnation: Incarnation(1), held: None, detail };
+        let (theirs, ours) = (Contacts::new(MemberId(2)), Contacts::new(MemberId(1)));
+        // Their clock stands at the beginning of time.
+        theirs.reported(node, &report, Timestamp(0));
+        let heard = theirs.own_within(Duration::from_secs(3600));
+        assert_eq!(heard.contacts.len(), 1);
+        ours.merge(heard);
+        assert!(ours.age(node).unwrap() < Duration::from_secs(3600));
+        assert_eq!(ours.contact(node).unwrap().member, MemberId(2));
+        // What is older does not replace it, and nobody passes on what another heard.
+        let (agent, contact, _) = theirs.own_within(Duration::from_secs(3600)).contacts[0];
+        let older = Contact { applied: Revision(0), ..contact };
+        ours.merge(Heard { contacts: vec![(agent, older, 3_600_000)] });
+        assert_eq!(ours.contact(node).unwrap().applied, Revision(1));
+        assert!(ours.own_within(Duration::from_secs(3600)).contacts.is_empty());
+    }
 
     fn call() -> AgentCall {
         AgentCall::Logs { instance: InstanceId::from_bits(1), after: None, limit: 10, wait_ms: 0 }

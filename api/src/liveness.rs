@@ -15,7 +15,7 @@ pub struct Watched {
     pub node: NodeId,
     /// When it was last heard of by any member; `None` if not in this leader's time.
     pub heard_at: Option<Timestamp>,
-    /// Whether the views hold it for unreachable already.
+    /// Whether the views hold it for silent already, whatever else it is: a draining node stays draining.
     pub unreachable: bool,
 }
 

@@ -6,7 +6,7 @@ use crate::endpoint::{Endpoint, Need, Table};
 use crate::follow;
 use crate::problem::Refusal;
 use crate::request::{Body, Call, done, found};
-use crate::service::Service;
+use crate::service::{RequestInfo, Service};
 use axum::body::Body as HttpBody;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
@@ -17,6 +17,7 @@ use holdfast_model::agent::{
 };
 use holdfast_model::api::{Answer, Done, Renew, Renewed};
 use holdfast_model::command::AgentRef;
+use holdfast_model::resource::{Instance, InstanceState};
 use holdfast_model::{Command, Incarnation, NodeId, Revision};
 use holdfast_store::{View, Views};
 use std::sync::Arc;
@@ -69,12 +70,16 @@ async fn follow_own(call: Call) -> Result<Response, Refusal> {
     Ok(([(header::CONTENT_TYPE, FRAMES_MEDIA_TYPE)], HttpBody::from_stream(frames)).into_response())
 }
 
-async fn report(call: Call, Body(mut report): Body<Report>) -> Result<Response, Refusal> {
+async fn report(call: Call, Body(report): Body<Report>) -> Result<Response, Refusal> {
     let agent = call.caller.agent()?;
     let service = &call.service;
+    // Whatever becomes of the news below: the agent lives, and must not count as silent because we cannot write (I7).
+    service.contacts.reported(agent, &report, call.caller.request().now);
+    // A report that is sent again changes nothing twice; its outcomes need not be kept.
+    let request = RequestInfo { idempotency_key: None, ..call.caller.request().clone() };
     let mut revision = service.store().revision();
     if let (AgentRef::Node(node), ReportDetail::Node { observations, capacity, vmm }) =
-        (agent, &mut report.detail)
+        (agent, &report.detail)
     {
         if observations.len() > REPORT_OBSERVATIONS_MAX || vmm.len() > DETAIL_BYTES_MAX {
             return Err(Refusal::invalid(
@@ -92,14 +97,13 @@ async fn report(call: Call, Body(mut report): Body<Report>) -> Result<Response, 
         drop(view);
         if described {
             let command = Command::ReportNode { node, capacity: *capacity, vmm: vmm.clone() };
-            revision = service.propose(call.caller.request(), command).await?.revision;
+            revision = service.propose(&request, command).await?.revision;
         }
         if !news.is_empty() {
             let command = Command::ReportInstances { node, observations: news };
-            revision = service.propose(call.caller.request(), command).await?.revision;
+            revision = service.propose(&request, command).await?.revision;
         }
     }
-    service.contacts.reported(agent, report, call.caller.request().now);
     Ok(done(revision))
 }
 
@@ -111,11 +115,24 @@ fn changed(view: &View, node: NodeId, observations: &[Observation]) -> Result<Ve
         else {
             continue;
         };
-        if known.state != seen.state || known.reason != seen.reason || known.restarts != seen.restarts {
+        if says_something_new(&known, seen) {
             news.push(seen.clone());
         }
     }
     Ok(news)
+}
+
+/// Whether the state machine could make anything of what was seen of a live instance. What it ignores must not reach
+/// the log: agents repeat themselves at every heartbeat.
+fn says_something_new(known: &Instance, seen: &Observation) -> bool {
+    use InstanceState::{Draining, Failed, Stopped};
+    match (known.state, seen.state) {
+        // Draining is the control plane's word: the node's is only its end.
+        (_, Draining) => false,
+        (_, Stopped | Failed) => true,
+        (Draining, _) => false,
+        (was, is) => was != is || seen.reason != known.reason || seen.restarts > known.restarts,
+    }
 }
 
 async fn answer(call: Call, Body(answer): Body<CallAnswer>) -> Result<Response, Refusal> {
