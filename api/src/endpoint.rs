@@ -174,6 +174,12 @@ pub struct Table<S> {
     routers: Vec<(&'static str, MethodRouter<S>)>,
 }
 
+impl<S: Clone + Send + Sync + 'static> Default for Table<S> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl<S: Clone + Send + Sync + 'static> Table<S> {
     /// Nothing yet.
     pub const fn new() -> Self {

@@ -2,6 +2,7 @@
 //! questions to the agent must reach that one.
 
 use crate::problem::Refusal;
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use holdfast_model::Code;
 use http_body_util::{BodyExt, Full, Limited};
@@ -21,17 +22,19 @@ const ANSWER_BYTES_MAX: usize = 16 << 20;
 
 /// How this member dials the others' API, by its own certificate.
 pub struct Peers {
-    tls: TlsConnector,
+    tls: ArcSwap<rustls::ClientConfig>,
     name: ServerName<'static>,
 }
 
 impl Peers {
     /// Dials with `tls`, and expects `name`.
     pub fn new(tls: Arc<rustls::ClientConfig>, name: ServerName<'static>) -> Self {
-        let mut config = (*tls).clone();
-        // These are single requests; one protocol is enough.
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Self { tls: TlsConnector::from(Arc::new(config)), name }
+        Self { tls: ArcSwap::new(over_http1(&tls)), name }
+    }
+
+    /// Dials with `tls` from now on: the certificate was renewed.
+    pub fn replace(&self, tls: &rustls::ClientConfig) {
+        self.tls.store(over_http1(tls));
     }
 
     /// Posts `body` to `path` of the member at `address`; the answer's status and body.
@@ -55,7 +58,8 @@ impl Peers {
         let connecting =
             tokio::time::timeout(Duration::from_millis(CONNECT_MS_MAX), TcpStream::connect(address));
         let stream = connecting.await.map_err(|_| PeerError::Slow)??;
-        let stream = self.tls.connect(self.name.clone(), stream).await?;
+        let tls = TlsConnector::from(self.tls.load_full());
+        let stream = tls.connect(self.name.clone(), stream).await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         let driver = tokio::spawn(connection);
         let request = hyper::Request::post(path)
@@ -74,6 +78,13 @@ impl Peers {
         driver.abort();
         result
     }
+}
+
+/// These are single requests; one protocol is enough.
+fn over_http1(tls: &rustls::ClientConfig) -> Arc<rustls::ClientConfig> {
+    let mut config = tls.clone();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Arc::new(config)
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -8,9 +8,10 @@ use crate::service::{RequestInfo, Service};
 use axum::response::Response;
 use holdfast_identity::{CERTIFICATE_VALIDITY, Subject, Token as Secret, TokenKind as SecretKind};
 use holdfast_model::api::{Answer, CreateEnrolment, CreatedEnrolment, Enrol, EnrolAnswer};
+use holdfast_model::command::Joiner;
 use holdfast_model::limits::{ENROLMENT_MS, ENROLMENT_MS_MAX};
 use holdfast_model::resource::{Enrolled, EnrolmentKind, Member};
-use holdfast_model::{Actor, Code, Command, Digest, Output, Scope};
+use holdfast_model::{Actor, Code, Command, Digest, EdgeId, MemberId, NodeId, Output, Scope, Timestamp};
 use holdfast_store::Views;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -69,6 +70,8 @@ async fn enrol(call: Call, Body(body): Body<Enrol>) -> Result<Response, Refusal>
     let view = call.service.read(Default::default()).await?;
     let enrolment = view.enrolment_by_digest(&digest)?.ok_or_else(invalid)?;
     drop(view);
+    // What no certificate can be made of must not use up the secret, nor leave a member behind that never comes (I14).
+    issue(&call.service, &body.csr_pem, &subject_if_enrolled(&body.joiner))?;
     let key = Digest::keyed("holdfast 2026 enrolling key v1", body.csr_pem.as_bytes());
     let request = RequestInfo { actor: Actor::Enrolling(enrolment.id), ..call.caller.request().clone() };
     let command = Command::Enrol { digest, key, joiner: body.joiner };
@@ -99,6 +102,22 @@ async fn enrol(call: Call, Body(body): Body<Enrol>) -> Result<Response, Refusal>
         ca_key_pem: ca_key,
     };
     Ok(created(accepted.revision, item))
+}
+
+/// The subject of a joiner that has no id yet, for a certificate that is thrown away.
+fn subject_if_enrolled(joiner: &Joiner) -> Subject {
+    match joiner {
+        Joiner::Member(new) => member_subject(&Member {
+            id: MemberId(u64::MAX),
+            name: new.name.clone(),
+            raft_addr: new.raft_addr.clone(),
+            api_addr: new.api_addr.clone(),
+            removed: false,
+            created_at: Timestamp(0),
+        }),
+        Joiner::Node { .. } => Subject::Node { id: NodeId::from_bits(0).to_string() },
+        Joiner::Edge { .. } => Subject::Edge { id: EdgeId::from_bits(0).to_string() },
+    }
 }
 
 /// The certificate's subject for a member: reachable under the hosts of its addresses.

@@ -118,17 +118,26 @@ async fn ask(
         let detail = "The node that has these lines holds no stream to the control plane now; try again.";
         Refusal::new(Code::AgentUnreachable, detail)
     };
-    let contact = service.contacts.contact(agent).ok_or_else(unreachable)?;
-    if contact.member == service.member {
-        return Err(unreachable());
-    }
-    let member = service.view()?.member(contact.member)?.ok_or_else(unreachable)?;
     let question = postcard::to_stdvec(&question).map_err(|e| Refusal::internal(&e))?;
     let body = serde_json::to_vec(&Ask { node, question, wait_ms }).map_err(|e| Refusal::internal(&e))?;
-    match service.peers.post(&member.api_addr, ASK_PATH, body).await? {
-        (200, bytes) => postcard::from_bytes(&bytes).map_err(|e| Refusal::internal(&e)),
-        _ => Err(unreachable()),
+    // Where an agent reports is not always where its stream ends, so all are asked; only who has the stream passes the
+    // question on, and the others say so at once.
+    let others = service.view()?.members()?.into_iter().filter(|m| !m.removed && m.id != service.member);
+    let asked = others.map(|member| {
+        let body = body.clone();
+        Box::pin(async move {
+            match service.peers.post(&member.api_addr, ASK_PATH, body).await? {
+                (200, bytes) => postcard::from_bytes(&bytes).map_err(|e| Refusal::internal(&e)),
+                _ => Err(unreachable()),
+            }
+        })
+    });
+    let asked: Vec<_> = asked.collect();
+    if asked.is_empty() {
+        return Err(unreachable());
     }
+    let (answer, _) = futures::future::select_ok(asked).await.map_err(|_| unreachable())?;
+    Ok(answer)
 }
 
 async fn ask_locally(
