@@ -1,8 +1,11 @@
 //! One real member – consensus, log and state on disk – and its router, called without a socket.
 
+pub(crate) mod scene;
+
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode, header};
+use holdfast_api::caller::Peer;
 use holdfast_api::contacts::Contacts;
 use holdfast_api::gate::Connection;
 use holdfast_api::peers::Peers;
@@ -166,7 +169,18 @@ impl Rig {
     }
 
     /// A request by somebody with this certificate.
-    pub(crate) fn by(&self, mut request: Request<Body>, peer: PeerIdentity) -> Request<Body> {
+    pub(crate) fn by(&self, request: Request<Body>, peer: PeerIdentity) -> Request<Body> {
+        self.by_until(request, peer, Timestamp(u64::MAX))
+    }
+
+    /// A request by somebody with this certificate, which ends then.
+    pub(crate) fn by_until(
+        &self,
+        mut request: Request<Body>,
+        identity: PeerIdentity,
+        not_after: Timestamp,
+    ) -> Request<Body> {
+        let peer = Peer { identity, not_after };
         request.extensions_mut().insert(Connection { source: None, peer: Some(peer) });
         request
     }

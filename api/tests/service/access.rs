@@ -1,53 +1,13 @@
 //! The API over one real member: who may call what, what a caller may see, and what bad input does.
 
-mod harness;
-
+use crate::harness::scene::{Tenant, release, route, tenant};
+use crate::harness::{HANG, Rig};
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode, header};
-use harness::{HANG, Rig};
-use holdfast_identity::{PeerIdentity, PrivateKey, Role};
-use holdfast_model::agent::{EdgeRoute, Frame};
 use holdfast_store::Views;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
-
-const MANIFEST: &str = r#"
-schema_version = "v1"
-[app]
-name = "hello"
-[processes.web]
-resources = { memory = "64Mi" }
-scaling = { min = 2, max = 4 }
-ports = [{ name = "https", internal = 8443 }]
-"#;
-
-struct Tenant {
-    org: String,
-    app: String,
-    env: String,
-    owner: String,
-}
-
-async fn tenant(rig: &Rig, name: &str) -> Tenant {
-    let org = rig.made("/v1/orgs", json!({"name": name})).await;
-    let app = rig.made(&format!("/v1/orgs/{org}/apps"), json!({"name": "hello"})).await;
-    let env = rig.made(&format!("/v1/apps/{app}/envs"), json!({"name": "prod"})).await;
-    let owner = rig.tenant(&org, "owner").await;
-    Tenant { org, app, env, owner }
-}
-
-fn release() -> Value {
-    let digest = format!("sha256:{}", "ab".repeat(32));
-    json!({"image": {"repository": "127.0.0.1:5000/hello", "digest": digest}, "manifest": MANIFEST})
-}
-
-async fn route(rig: &Rig, tenant: &Tenant, hostname: &str) -> harness::Reply {
-    let body = json!({
-        "target": {"tls_passthrough": {"hostname": hostname}}, "listen_port": 443, "process": "web", "port": "https"
-    });
-    rig.post(&format!("/v1/envs/{}/routes", tenant.env), &tenant.owner, body).await
-}
 
 /// Every path that a tenant's resources can be reached by, with the ids filled in.
 fn paths_of(tenant: &Tenant) -> Vec<(Method, String, Option<Value>)> {
@@ -272,75 +232,6 @@ async fn i08_a_hostname_has_one_owner_and_the_loser_learns_nothing_of_it() {
     assert_eq!(lost.body["code"], "hostname_taken", "{}", lost.text);
     for secret in [ours.org.as_str(), &ours.app, &ours.env, "ours"] {
         assert!(!lost.text.contains(secret), "{}", lost.text);
-    }
-}
-
-async fn next_frame(body: &mut Body, pending: &mut Vec<u8>) -> Frame<EdgeRoute> {
-    loop {
-        if pending.len() >= 4 {
-            let length = u32::from_be_bytes(pending[..4].try_into().unwrap()) as usize;
-            if pending.len() >= 4 + length {
-                let frame = postcard::from_bytes(&pending[4..4 + length]).unwrap();
-                pending.drain(..4 + length);
-                return frame;
-            }
-        }
-        let frame = tokio::time::timeout(HANG, body.frame()).await.unwrap().unwrap().unwrap();
-        pending.extend_from_slice(frame.data_ref().unwrap());
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_edge_enrols_and_follows_its_own_state() {
-    let rig = Rig::start().await;
-    let ours = tenant(&rig, "ours").await;
-    let made = rig.post(&format!("/v1/envs/{}/releases", ours.env), &ours.owner, release()).await;
-    assert_eq!(made.status, StatusCode::CREATED, "{}", made.text);
-    let invite = rig.post("/v1/enrolments", &rig.operator, json!({"kind": "edge"})).await;
-    let secret = invite.body["item"]["secret"].as_str().unwrap().to_owned();
-    let csr = PrivateKey::generate().unwrap().signing_request().unwrap();
-    let wrong = json!({"secret": secret, "csr_pem": csr, "joiner": {"node": {"name": "n", "capacity": {"memory_mib": 1, "cpu_milli": 1}}}});
-    let refused = rig.post("/v1/enrol", "", wrong).await;
-    assert_eq!(refused.body["code"], "enrolment_invalid", "{}", refused.text);
-    let body = json!({"secret": secret, "csr_pem": csr, "joiner": {"edge": {"name": "e1"}}});
-    let enrolled = rig.post("/v1/enrol", "", body.clone()).await;
-    assert_eq!(enrolled.status, StatusCode::CREATED, "{}", enrolled.text);
-    let again = rig.post("/v1/enrol", "", body).await;
-    assert_eq!(enrolled.body["item"]["enrolled"], again.body["item"]["enrolled"], "{}", again.text);
-    let other_key = PrivateKey::generate().unwrap().signing_request().unwrap();
-    let stolen = json!({"secret": secret, "csr_pem": other_key, "joiner": {"edge": {"name": "e2"}}});
-    assert_eq!(rig.post("/v1/enrol", "", stolen).await.body["code"], "enrolment_invalid");
-
-    let edge = enrolled.body["item"]["enrolled"]["edge"].as_str().unwrap();
-    let peer = PeerIdentity::new(&rig.service.cluster.to_string(), Role::Edge, edge).unwrap();
-    let follow = rig.request(Method::GET, "/v1/agent/follow?protocol=1", None, None);
-    let mut stream = rig.router.clone().oneshot(rig.by(follow, peer.clone())).await.unwrap().into_body();
-    let mut pending = Vec::new();
-    let Frame::SnapshotBegin { items: 0, stamp, .. } = next_frame(&mut stream, &mut pending).await else {
-        panic!()
-    };
-    assert!(matches!(next_frame(&mut stream, &mut pending).await, Frame::SnapshotEnd));
-    assert_eq!(route(&rig, &ours, "shop.example").await.status, StatusCode::CREATED);
-    let Frame::Delta { from, stamp: later, upserts, .. } = next_frame(&mut stream, &mut pending).await else {
-        panic!("no delta")
-    };
-    assert!(from >= stamp.revision && later.revision > from);
-    assert_eq!(upserts[0].hostname.as_ref().unwrap().as_str(), "shop.example");
-
-    // Offering what it has, it is told that nothing changed, and not everything again.
-    let path = format!("/v1/agent/follow?protocol=1&incarnation=1&revision={}", later.revision);
-    let follow = rig.request(Method::GET, &path, None, None);
-    let mut stream = rig.router.clone().oneshot(rig.by(follow, peer.clone())).await.unwrap().into_body();
-    assert!(matches!(next_frame(&mut stream, &mut Vec::new()).await, Frame::Heartbeat { .. }));
-
-    // A certificate of another cluster, or of an edge that never enrolled, opens nothing.
-    for (cluster, id) in [
-        ("cluster_00000000000000000000000000", edge),
-        (&rig.service.cluster.to_string(), "edge_00000000000000000000000000"),
-    ] {
-        let peer = PeerIdentity::new(cluster, Role::Edge, id).unwrap();
-        let follow = rig.request(Method::GET, "/v1/agent/follow?protocol=1", None, None);
-        assert_eq!(rig.send(rig.by(follow, peer)).await.status, StatusCode::UNAUTHORIZED);
     }
 }
 
