@@ -27,7 +27,12 @@ impl Session {
     /// Opens the login that the flags, the environment or the default name.
     pub(crate) fn open(global: &Global) -> Result<Self, Failure> {
         let login = Login::load(&login_path(global)?)?;
-        Ok(Self { client: client(&login)?.with_deadline(ANSWER_MAX), output: Output::new(global.json), login, global: global.clone() })
+        Ok(Self {
+            client: client(&login)?.with_deadline(ANSWER_MAX),
+            output: Output::new(global.json),
+            login,
+            global: global.clone(),
+        })
     }
 
     /// The org that is named, or that the login works in, or the only one that it sees.
