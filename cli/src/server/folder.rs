@@ -28,9 +28,6 @@ impl Folder {
     /// The folder of a member that is to be made: it must not hold one already.
     pub(super) fn make(path: &Path) -> Result<Self, Failure> {
         std::fs::create_dir_all(path).map_err(Failure::file("make the folder", path))?;
-        use std::os::unix::fs::PermissionsExt;
-        let private = std::fs::Permissions::from_mode(0o700);
-        std::fs::set_permissions(path, private).map_err(Failure::file("make private", path))?;
         let mut entries = std::fs::read_dir(path).map_err(Failure::file("read", path))?;
         if entries.next().is_some() {
             return Err(Failure::Usage(format!(
@@ -39,6 +36,10 @@ impl Folder {
                 path.display()
             )));
         }
+        // Only now: a folder that holds something is somebody's, and stays as it is.
+        use std::os::unix::fs::PermissionsExt;
+        let private = std::fs::Permissions::from_mode(0o700);
+        std::fs::set_permissions(path, private).map_err(Failure::file("make private", path))?;
         Ok(Self { path: path.to_owned() })
     }
 
@@ -106,5 +107,28 @@ pub(super) fn check_address(flag: &str, address: &str) -> Result<(), Failure> {
         _ => Err(Failure::Usage(format!(
             "{flag} must be host:port with a port from 1 to 65535, not «{address}»."
         ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn mode(path: &Path) -> u32 {
+        std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn i14_a_folder_that_holds_something_is_refused_and_left_as_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("theirs"), "x").unwrap();
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        assert!(matches!(Folder::make(folder.path()), Err(Failure::Usage(_))));
+        assert_eq!(mode(folder.path()), 0o755);
+        let fresh = folder.path().join("fresh");
+        Folder::make(&fresh).unwrap();
+        assert_eq!(mode(&fresh), 0o700);
+        assert!(matches!(Folder::open(&fresh), Err(Failure::Usage(_))), "a half-made folder is no member");
     }
 }

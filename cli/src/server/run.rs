@@ -16,6 +16,7 @@ use holdfast_identity::{
 };
 use holdfast_raft::transport::RaftTls;
 use holdfast_raft::{Consensus, ConsensusConfig};
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -59,16 +60,22 @@ pub(crate) async fn run(arguments: ServerRun) -> Result<(), Failure> {
         async { Vec::new() }.boxed()
     }));
     tracing::info!(member = %member.member, api = %member.api_addr, raft = %member.raft_addr, "the member runs");
-    let clock = tokio::spawn(clockwork::run(Arc::clone(&service)));
-    let serving = tokio::spawn(server::serve(listener, Arc::clone(&tls.api), router(service), stopping));
+    let mut clock = tokio::spawn(clockwork::run(Arc::clone(&service)));
+    let mut serving =
+        tokio::spawn(server::serve(listener, Arc::clone(&tls.api), router(Arc::clone(&service)), stopping));
     let ended = tokio::select! {
         () = told_to_stop() => Ok(()),
         fault = consensus.failed() => Err(Failure::Host(with_sources(&fault))),
-        failure = keep_certificate(&folder, &authority, &member, &tls) => Err(failure),
+        // Neither ends by itself. A member without them would look alive and not be.
+        _ = &mut clock => Err(Failure::Host("The member's clockwork ended; its log says why. Start it again.".into())),
+        _ = &mut serving => Err(Failure::Host("The member's API ended; its log says why. Start it again.".into())),
+        never = keep_certificate(&folder, &authority, &member, &tls, &service.peers) => match never {},
     };
     // In this order: no new requests, those in flight answered, then the log and the state closed.
     let _ = stop.send(true);
-    let _ = serving.await;
+    if !serving.is_finished() {
+        let _ = serving.await;
+    }
     clock.abort();
     consensus.shutdown().await;
     tracing::info!("the member has stopped");
@@ -122,18 +129,28 @@ fn fresh_credential(
     Ok(renewed)
 }
 
-/// Renews the certificate for as long as the member runs; returns only when that fails.
-async fn keep_certificate(folder: &Folder, authority: &Authority, member: &MemberFile, tls: &Tls) -> Failure {
+/// Renews the certificate for as long as the member runs. The old one has a third of its life left when that begins to
+/// fail, so a failure is no reason to stop a member that serves.
+async fn keep_certificate(
+    folder: &Folder,
+    authority: &Authority,
+    member: &MemberFile,
+    tls: &Tls,
+    peers: &Peers,
+) -> Infallible {
     loop {
         tokio::time::sleep(RENEW_EVERY).await;
         let renewed = fresh_credential(folder, authority, member).and_then(|credential| {
-            tls.api.store(api_tls(authority, &credential)?.load_full());
             let (server, client) = mutual(authority, &credential)?;
+            let to_peers = client_config(authority.certificate(), Some(&credential));
+            let to_peers = to_peers.map_err(|e| Failure::Host(with_sources(&e)))?;
+            peers.replace(&to_peers);
+            tls.api.store(api_tls(authority, &credential)?.load_full());
             tls.raft.replace(server, client);
             Ok(())
         });
         if let Err(failure) = renewed {
-            return failure;
+            tracing::error!(%failure, "the member could not renew its certificate; it tries again");
         }
     }
 }
