@@ -229,11 +229,10 @@ impl Node {
     ) -> Result<(), AgentError> {
         let supervisor =
             Supervisor::new(Arc::clone(&self.executor), self.state, Arc::clone(&self.logs), desired.clone());
-        let (settled, settling) = watch::channel(());
+        let (tried, probed) = watch::channel(false);
         let executor = Arc::clone(&self.executor);
         let probe = async move {
-            executor.host().settle().await;
-            settled.send_replace(());
+            executor.host().settle(|| tried.send_modify(|tried| *tried = true)).await;
             std::future::pending::<()>().await;
         };
         let teller = Teller {
@@ -244,7 +243,7 @@ impl Node {
             snapshots: supervisor.snapshots(),
             desired,
             link,
-            settling,
+            probed,
             reports,
         };
         tokio::select! {
@@ -266,8 +265,8 @@ struct Teller {
     snapshots: watch::Receiver<Option<Snapshot>>,
     desired: watch::Receiver<Published<NodeInstance>>,
     link: watch::Receiver<Link>,
-    /// Changes when the probe has found a VMM.
-    settling: watch::Receiver<()>,
+    /// Whether the probe has come to an end, well or not; changes with each attempt.
+    probed: watch::Receiver<bool>,
     reports: Option<ReportSlot>,
 }
 
@@ -287,7 +286,7 @@ impl Teller {
                 changed = self.desired.changed(), if followed => followed = changed.is_ok(),
                 changed = self.link.changed(), if linked => linked = changed.is_ok(),
                 // Its sender lives as long as this does.
-                _ = self.settling.changed() => {}
+                _ = self.probed.changed() => {}
                 () = tokio::time::sleep(STATUS_PERIOD) => {}
             }
         }
@@ -300,7 +299,11 @@ impl Teller {
         // Nothing is told before the first pass: a report without observations would say that nothing runs.
         let Some(snapshot) = self.snapshots.borrow_and_update().clone() else { return Ok(()) };
         let view = self.desired.borrow_and_update().clone();
-        if let Some(slot) = &self.reports {
+        // Nor while it is not known whether this node is of use, if nothing runs on it: first to say that there is no
+        // room, and then that there is, would let pass a deployment in between.
+        let known = *self.probed.borrow_and_update() || self.executor.host().boots();
+        let reports = self.reports.as_ref().filter(|_| known || !snapshot.instances.is_empty());
+        if let Some(slot) = reports {
             slot.put(status::report(&snapshot, view.as_deref(), &self.around));
         }
         status::status(&snapshot, view.as_deref(), &self.around, now_ms()).write(&self.data_dir)

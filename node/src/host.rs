@@ -83,9 +83,13 @@ impl VmmHost {
     }
 
     /// Probes until a VMM boots a guest, so that the node is known to be of use before anything is placed on it.
-    pub async fn settle(&self) {
+    /// `tried` is called after each attempt.
+    pub async fn settle(&self, tried: impl Fn()) {
         let mut pause = PROBE_PAUSE;
-        while let Err(error) = self.vmm().await {
+        loop {
+            let chosen = self.vmm().await;
+            tried();
+            let Err(error) = chosen else { return };
             tracing::error!(error = %chain(&error), pause_s = pause.as_secs(), "no instance can be started here");
             tokio::time::sleep(pause.mul_f64(rand::random_range(0.8..1.0))).await;
             pause = (pause * 2).min(PROBE_PAUSE_MAX);

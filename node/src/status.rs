@@ -11,6 +11,7 @@ use holdfast_model::resource::Capacity;
 use holdfast_model::{Incarnation, InstanceId, Revision};
 use serde::{Deserialize, Serialize};
 
+use crate::phase::bounded;
 use crate::supervisor::Snapshot;
 
 /// The file's name in the data folder.
@@ -111,7 +112,11 @@ pub fn report(snapshot: &Snapshot, view: Option<&View<NodeInstance>>, around: &S
         applied: view.map_or(Revision(0), |view| view.stamp.revision),
         incarnation: view.map_or(Incarnation(0), |view| view.stamp.incarnation),
         held: view.and_then(|view| view.held),
-        detail: ReportDetail::Node { observations, capacity: around.capacity, vmm: around.vmm.clone() },
+        detail: ReportDetail::Node {
+            observations,
+            capacity: around.capacity,
+            vmm: bounded(around.vmm.clone()),
+        },
     }
 }
 
@@ -168,5 +173,39 @@ impl NodeStatus {
             .and_then(|file| io::Read::read_to_end(&mut io::Read::take(file, STATUS_BYTES_MAX), &mut text))
             .map_err(|source| StatusError::Access { path: path.clone(), action: "read", source })?;
         serde_json::from_slice(&text).map_err(|source| StatusError::Form { path, source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_model::agent::DETAIL_BYTES_MAX;
+
+    use super::*;
+
+    #[test]
+    fn reports_stay_within_what_the_control_plane_takes() {
+        let around = Surroundings {
+            link: Link::Down { reason: String::new() },
+            vmm: "é".repeat(4_000),
+            capacity: Capacity::default(),
+        };
+        let report = report(&Snapshot::default(), None, &around);
+        let ReportDetail::Node { observations, vmm, .. } = report.detail else { panic!("not a node's") };
+        assert!(observations.is_empty() && vmm.len() <= DETAIL_BYTES_MAX, "{}", vmm.len());
+        assert_eq!((report.applied, report.held), (Revision(0), None));
+    }
+
+    #[test]
+    fn a_status_is_read_as_it_was_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let around = Surroundings {
+            link: Link::Up { endpoint: "[::1]:7443".to_owned() },
+            vmm: "qemu-tcg".to_owned(),
+            capacity: Capacity { memory_mib: 5, cpu_milli: 6 },
+        };
+        let written = status(&Snapshot::default(), None, &around, 7);
+        assert!(NodeStatus::read(folder.path()).is_err());
+        written.write(folder.path()).unwrap();
+        assert_eq!(NodeStatus::read(folder.path()).unwrap(), written);
     }
 }
