@@ -12,12 +12,15 @@ mod scene;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use holdfast_client::{Link, View};
+use holdfast_model::Revision;
 use holdfast_model::agent::{Desired, LogLine, LogStream};
 use holdfast_model::manifest::{Health, RestartPolicy};
 use holdfast_model::resource::{InstanceReason, InstanceState};
 use holdfast_node::agent::{AgentError, Node, wipe};
+use holdfast_node::status::NodeStatus;
 use scene::{Scene, fetch, host_config, kill, runs, runtime, stamp, until, view, was_agent};
 use tokio::sync::{oneshot, watch};
 
@@ -93,6 +96,39 @@ fn i07_restarted_agent_adopts_running_vms() {
     assert_eq!(scene.vmms(), [before[1].pid.unwrap()]);
     agent.stop();
     assert_eq!(scene.wipe(), 1);
+}
+
+#[test]
+fn i05_a_host_that_was_restarted_comes_back_from_its_own_disk() {
+    const TEST: &str = "i05_a_host_that_was_restarted_comes_back_from_its_own_disk";
+    if was_agent() || !namespace::inside(TEST) {
+        return;
+    }
+    let mut scene = Scene::new(TEST);
+    let [mut one, mut two] = [scene.instance(1), scene.instance(2)];
+    // No end would be forgiven, were it theirs.
+    one.restart.max_retries = 0;
+    two.restart.max_retries = 0;
+    scene.desire(&[one.clone(), two.clone()]);
+    let mut agent = scene.agent();
+    let before = [&one, &two].map(|instance| agent.wait_for(instance.id, InstanceState::Ready));
+    agent.kill();
+
+    // What a restart of the host leaves: the disk, and another boot.
+    before.iter().for_each(|seen| kill(seen.pid.unwrap()));
+    scene.taps().iter().for_each(|tap| namespace::run("ip", &["link", "delete", "dev", tap]));
+    let boot_id = scene.data_dir().join("boot_id");
+    std::fs::write(&boot_id, "00000000-0000-4000-8000-000000000000\n").unwrap();
+    namespace::run("mount", &["--bind", boot_id.to_str().unwrap(), "/proc/sys/kernel/random/boot_id"]);
+
+    let mut agent = scene.agent();
+    for instance in [&one, &two] {
+        agent.wait_for(instance.id, InstanceState::Ready);
+        assert!(fetch(instance.address).unwrap().contains("page of"));
+    }
+    assert_eq!(scene.vmms().len(), 2);
+    agent.stop();
+    assert_eq!(scene.wipe(), 2);
 }
 
 #[test]
@@ -178,6 +214,43 @@ fn what_cannot_run_fails_with_its_reason_and_leaves_only_its_log() {
 }
 
 #[test]
+fn what_is_withdrawn_while_it_starts_leaves_nothing() {
+    const TEST: &str = "what_is_withdrawn_while_it_starts_leaves_nothing";
+    if was_agent() || !namespace::inside(TEST) {
+        return;
+    }
+    let scene = Scene::new(TEST);
+    let data_dir = scene.data_dir();
+    let one = scene.instance(1);
+    let view = |revision, items: BTreeMap<_, _>| {
+        Some(Arc::new(View { stamp: stamp(revision), items: Arc::new(items), held: None }))
+    };
+    runtime().block_on(async {
+        let node = Node::open(&host_config(&data_dir)).unwrap();
+        let desired = watch::Sender::new(view(1, BTreeMap::new()));
+        let link = watch::Sender::new(Link::Down { reason: "there is no control plane".to_owned() });
+        let (shutdown, down) = oneshot::channel::<()>();
+        let kept = tokio::spawn(node.keep(desired.subscribe(), link.subscribe(), None, async {
+            down.await.ok();
+        }));
+        // Wherever the start is by then: nothing of it may be left in the end.
+        for (round, pause_ms) in [0, 5, 15, 30, 60, 120, 300, 900].into_iter().enumerate() {
+            let revision = 2 * round as u64 + 2;
+            desired.send_replace(view(revision, BTreeMap::from([(one.id, Arc::new(one.clone()))])));
+            tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+            desired.send_replace(view(revision + 1, BTreeMap::new()));
+            let told = || NodeStatus::read(&data_dir).ok().filter(|s| s.instances.is_empty())?.revision;
+            tokio::task::block_in_place(|| {
+                until("nothing is known of it", || told() == Some(Revision(revision + 1)));
+                assert_eq!((scene.vmms(), scene.taps(), scene.folders()), (Vec::new(), Vec::new(), 0));
+            });
+        }
+        shutdown.send(()).unwrap();
+        kept.await.unwrap().unwrap();
+    });
+}
+
+#[test]
 fn a_crash_after_any_step_leaks_nothing() {
     const TEST: &str = "a_crash_after_any_step_leaks_nothing";
     if was_agent() || !namespace::inside(TEST) {
@@ -216,9 +289,7 @@ fn a_crash_after_any_step_leaks_nothing() {
         // And forgotten.
         scene.desire(&[]);
         let agent = scene.agent();
-        until("it is forgotten", || {
-            holdfast_node::status::NodeStatus::read(&data_dir).is_ok_and(|s| s.instances.is_empty())
-        });
+        until("it is forgotten", || NodeStatus::read(&data_dir).is_ok_and(|s| s.instances.is_empty()));
         agent.stop();
 
         crashes += u32::from(crashed_up) + u32::from(crashed_down);

@@ -23,3 +23,10 @@ pub(crate) fn inside(test: &str) -> bool {
     assert!(status.success(), "the test failed in its namespace, see above");
     false
 }
+
+/// Runs a program inside.
+#[allow(dead_code, reason = "shared between tests")]
+pub(crate) fn run(program: &str, arguments: &[&str]) {
+    let status = Command::new(program).args(arguments).status().expect("the program must be installed");
+    assert!(status.success(), "{program} {arguments:?}: {status}");
+}
