@@ -155,3 +155,62 @@ async fn renew(call: Call, Body(body): Body<Renew>) -> Result<Response, Refusal>
     let ca_pem = call.service.authority.certificate().pem();
     Ok(found(view.revision(), Renewed { certificate_pem, ca_pem }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use InstanceState::{Booting, Draining, Failed, Ready, Stopped};
+    use holdfast_model::resource::InstanceReason;
+    use holdfast_model::{AppId, DeploymentId, EnvId, InstanceId, OrgId, ReleaseId, Timestamp};
+    use std::net::Ipv6Addr;
+
+    fn known(state: InstanceState, reason: Option<InstanceReason>, restarts: u32) -> Instance {
+        Instance {
+            id: InstanceId::from_bits(1),
+            env: EnvId::from_bits(1),
+            app: AppId::from_bits(1),
+            org: OrgId::from_bits(1),
+            deployment: DeploymentId::from_bits(1),
+            release: ReleaseId::from_bits(1),
+            process: "web".parse().unwrap(),
+            node: NodeId::from_bits(1),
+            address: Ipv6Addr::LOCALHOST,
+            memory_mib: 64,
+            cpu_milli: 1_000,
+            state,
+            reason,
+            detail: None,
+            restarts,
+            was_ready: true,
+            created_at: Timestamp(0),
+            changed_at: Timestamp(0),
+        }
+    }
+
+    fn seen(state: InstanceState, reason: Option<InstanceReason>, restarts: u32) -> Observation {
+        Observation { instance: InstanceId::from_bits(1), state, reason, detail: None, restarts }
+    }
+
+    #[test]
+    fn what_the_state_machine_would_ignore_is_no_news() {
+        let draining = known(Draining, Some(InstanceReason::NodeDraining), 0);
+        for state in [Booting, Ready, Draining] {
+            assert!(!says_something_new(&draining, &seen(state, None, 3)), "{state:?}");
+        }
+        let ready = known(Ready, None, 2);
+        assert!(!says_something_new(&ready, &seen(Ready, None, 2)));
+        assert!(
+            !says_something_new(&ready, &seen(Ready, None, 0)),
+            "a node that lost count repeats itself for ever"
+        );
+        assert!(!says_something_new(&ready, &seen(Draining, None, 2)));
+        for state in [Stopped, Failed] {
+            assert!(says_something_new(&draining, &seen(state, None, 0)));
+            assert!(says_something_new(&ready, &seen(state, None, 0)));
+        }
+        assert!(says_something_new(&ready, &seen(Booting, None, 3)));
+        assert!(says_something_new(&ready, &seen(Ready, None, 3)));
+        let crashing = Some(InstanceReason::CrashLoopBackoff);
+        assert!(says_something_new(&known(Booting, None, 1), &seen(Booting, crashing, 1)));
+    }
+}

@@ -7,7 +7,9 @@ use axum::http::{Method, StatusCode};
 use holdfast_api::clockwork;
 use holdfast_api::service::{RequestInfo, now};
 use holdfast_identity::{PeerIdentity, PrivateKey, Role};
-use holdfast_model::agent::{EdgeRoute, Frame, Report, ReportDetail};
+use holdfast_model::agent::{
+    CallAnswer, EdgeRoute, Followed, Frame, LogLine, LogStream, NodeInstance, Report, ReportDetail,
+};
 use holdfast_model::command::AgentRef;
 use holdfast_model::resource::{Capacity, NodeState};
 use holdfast_model::{Command, Incarnation, NodeId, Revision, RouteId, Timestamp};
@@ -18,7 +20,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use tower::ServiceExt as _;
 
-async fn next_frame(body: &mut Body, pending: &mut Vec<u8>) -> Frame<EdgeRoute> {
+async fn next_frame<T: Followed>(body: &mut Body, pending: &mut Vec<u8>) -> Frame<T> {
     loop {
         if pending.len() >= 4 {
             let length = u32::from_be_bytes(pending[..4].try_into().unwrap()) as usize;
@@ -59,12 +61,16 @@ async fn an_edge_enrols_and_follows_its_own_state() {
     let follow = rig.request(Method::GET, "/v1/agent/follow?protocol=1", None, None);
     let mut stream = rig.router.clone().oneshot(rig.by(follow, peer.clone())).await.unwrap().into_body();
     let mut pending = Vec::new();
-    let Frame::SnapshotBegin { items: 0, stamp, .. } = next_frame(&mut stream, &mut pending).await else {
+    let Frame::<EdgeRoute>::SnapshotBegin { items: 0, stamp, .. } =
+        next_frame(&mut stream, &mut pending).await
+    else {
         panic!()
     };
-    assert!(matches!(next_frame(&mut stream, &mut pending).await, Frame::SnapshotEnd));
+    assert!(matches!(next_frame(&mut stream, &mut pending).await, Frame::<EdgeRoute>::SnapshotEnd));
     assert_eq!(route(&rig, &ours, "shop.example").await.status, StatusCode::CREATED);
-    let Frame::Delta { from, stamp: later, upserts, .. } = next_frame(&mut stream, &mut pending).await else {
+    let Frame::<EdgeRoute>::Delta { from, stamp: later, upserts, .. } =
+        next_frame(&mut stream, &mut pending).await
+    else {
         panic!("no delta")
     };
     assert!(from >= stamp.revision && later.revision > from);
@@ -74,7 +80,7 @@ async fn an_edge_enrols_and_follows_its_own_state() {
     let path = format!("/v1/agent/follow?protocol=1&incarnation=1&revision={}", later.revision);
     let follow = rig.request(Method::GET, &path, None, None);
     let mut stream = rig.router.clone().oneshot(rig.by(follow, peer.clone())).await.unwrap().into_body();
-    assert!(matches!(next_frame(&mut stream, &mut Vec::new()).await, Frame::Heartbeat { .. }));
+    assert!(matches!(next_frame(&mut stream, &mut Vec::new()).await, Frame::<EdgeRoute>::Heartbeat { .. }));
 
     // A certificate of another cluster, or of an edge that never enrolled, opens nothing.
     for (cluster, id) in [
@@ -230,7 +236,10 @@ async fn i06_an_agent_of_another_incarnation_is_not_made_to_wait_for_its_revisio
     let peer = edge(&rig).await;
     let ahead = format!("&incarnation=9&revision={}", u64::MAX);
     let mut stream = follow(&rig, &peer, &ahead).await;
-    let Frame::SnapshotBegin { stamp, .. } = next_frame(&mut stream, &mut Vec::new()).await else { panic!() };
+    let Frame::<EdgeRoute>::SnapshotBegin { stamp, .. } = next_frame(&mut stream, &mut Vec::new()).await
+    else {
+        panic!()
+    };
     assert_eq!(stamp.incarnation, Incarnation(1));
 }
 
@@ -246,7 +255,10 @@ async fn i11_a_certificate_that_ends_opens_nothing_more_and_its_stream_is_cut() 
     let answer = rig.router.clone().oneshot(soon).await.unwrap();
     assert_eq!(answer.status(), StatusCode::OK);
     let mut stream = answer.into_body();
-    assert!(matches!(next_frame(&mut stream, &mut Vec::new()).await, Frame::SnapshotBegin { .. }));
+    assert!(matches!(
+        next_frame(&mut stream, &mut Vec::new()).await,
+        Frame::<EdgeRoute>::SnapshotBegin { .. }
+    ));
     let end = async { while let Some(Ok(_)) = stream.frame().await {} };
     tokio::time::timeout(HANG, end).await.expect("the stream outlives the certificate");
 }
@@ -331,4 +343,41 @@ async fn i14_a_request_that_no_certificate_can_be_made_of_uses_up_no_enrolment()
     assert_eq!(rig.service.store().views_digest(), digest, "a refused request changed the state");
     let body = json!({"secret": secret, "csr_pem": csr, "joiner": joiner("127.0.0.1")});
     assert_eq!(rig.post("/v1/enrol", "", body).await.status, StatusCode::CREATED);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lines_are_found_wherever_their_node_follows() {
+    let rig = Rig::start().await;
+    let (second, address) = rig.second_api().await;
+    enrolled(&rig, "member", json!({"name": "beta", "api_addr": address, "raft_addr": "127.0.0.1:9"})).await;
+    let ours = tenant(&rig, "ours").await;
+    let (_, peer) = node(&rig).await;
+    // It reports here and follows there.
+    let request = rig.request(Method::POST, "/v1/agent/report", None, Some(&node_report("kvm")));
+    assert_eq!(rig.send(rig.by(request, peer.clone())).await.status, StatusCode::OK);
+    let request = rig.request(Method::GET, "/v1/agent/follow?protocol=1", None, None);
+    let mut stream = second.clone().oneshot(rig.by(request, peer.clone())).await.unwrap().into_body();
+    let made = rig.post(&format!("/v1/envs/{}/releases", ours.env), &ours.owner, release()).await;
+    let deployment = json!({"release": made.body["item"]["id"], "counts": {"web": 1}});
+    let made = rig.post(&format!("/v1/envs/{}/deployments", ours.env), &ours.owner, deployment).await;
+    assert_eq!(made.status, StatusCode::CREATED, "{}", made.text);
+    let instances = rig.get(&format!("/v1/envs/{}/instances", ours.env), &ours.owner).await;
+    let id = instances.body["items"][0]["id"].as_str().expect("nothing was placed").to_owned();
+
+    let line = LogLine { seq: 7, time_ms: 1, stream: LogStream::Stdout, text: "hello".into() };
+    let answer = serde_json::to_string(&CallAnswer::Logs(vec![line])).unwrap();
+    let answering = async {
+        let mut pending = Vec::new();
+        let call = loop {
+            if let Frame::<NodeInstance>::Call { id, .. } = next_frame(&mut stream, &mut pending).await {
+                break id;
+            }
+        };
+        let path = format!("/v1/agent/answers/{call}");
+        let request = rig.by(rig.request(Method::POST, &path, None, Some(&answer)), peer);
+        assert_eq!(second.clone().oneshot(request).await.unwrap().status(), StatusCode::OK);
+    };
+    let path = format!("/v1/instances/{id}/logs");
+    let (read, ()) = tokio::join!(rig.get(&path, &ours.owner), answering);
+    assert_eq!(read.body["lines"][0]["text"], "hello", "{}", read.text);
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod scene;
 
+use arc_swap::ArcSwap;
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode, header};
@@ -12,7 +13,7 @@ use holdfast_api::peers::Peers;
 use holdfast_api::service::{RequestInfo, SecretSeed, Service};
 use holdfast_identity::{
     Authority, CERTIFICATE_VALIDITY, Credential, PeerIdentity, PrivateKey, Token, TokenKind as SecretKind,
-    client_config, mutual_client_config, mutual_server_config, server_name,
+    client_config, mutual_client_config, mutual_server_config, server_config, server_name,
 };
 use holdfast_model::command::{NewMember, NewToken};
 use holdfast_model::resource::{Member, TokenKind};
@@ -23,6 +24,7 @@ use http_body_util::BodyExt;
 use serde_json::Value;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tower::ServiceExt as _;
 
@@ -33,6 +35,8 @@ pub(crate) struct Rig {
     pub(crate) service: Arc<Service>,
     pub(crate) router: Router,
     pub(crate) operator: String,
+    /// The member's own certificate.
+    credential: Credential,
     _stop: watch::Sender<bool>,
     _folder: tempfile::TempDir,
 }
@@ -110,9 +114,36 @@ impl Rig {
             service,
             router,
             operator: operator.reveal().as_str().to_owned(),
+            credential,
             _stop: stop,
             _folder: folder,
         }
+    }
+
+    /// Another member's API on loopback, as far as one process can have it: contacts and streams of its own over the
+    /// same state. Answers its router and its address.
+    pub(crate) async fn second_api(&self) -> (Router, String) {
+        let (service, ca) = (&self.service, self.service.authority.certificate());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let peers = Peers::new(
+            client_config(ca, Some(&self.credential)).unwrap(),
+            server_name(&service.cluster.to_string()).unwrap(),
+        );
+        let router = holdfast_api::router(Arc::new(Service {
+            cluster: service.cluster,
+            member: MemberId(2),
+            consensus: Arc::clone(&service.consensus),
+            contacts: Arc::new(Contacts::new(MemberId(2))),
+            seed: SecretSeed::of(&service.authority),
+            peers,
+            authority: Arc::clone(&service.authority),
+            stopping: service.stopping.clone(),
+        }));
+        let tls = Arc::new(ArcSwap::new(server_config(&self.credential, ca).unwrap()));
+        let stopping = service.stopping.clone();
+        tokio::spawn(holdfast_api::server::serve(listener, tls, router.clone(), stopping));
+        (router, address)
     }
 
     /// A request as the listener would hand it on.
