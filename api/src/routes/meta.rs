@@ -4,10 +4,11 @@ use crate::endpoint::{Endpoint, Need, Table};
 use crate::problem::Refusal;
 use crate::request::Call;
 use crate::service::Service;
+use axum::body::Bytes;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use holdfast_model::api::Consistency;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 pub(super) fn add(table: &mut Table<Arc<Service>>) {
     table.add(Endpoint::get("/healthz", Need::Nothing, "Whether the process lives"), healthz);
@@ -28,6 +29,14 @@ async fn readyz(call: Call) -> Result<&'static str, Refusal> {
 }
 
 async fn openapi() -> Result<Response, Refusal> {
-    let text = crate::openapi_text().map_err(|e| Refusal::internal(&e))?;
+    // Anyone may ask, so it is written once.
+    static TEXT: OnceLock<Bytes> = OnceLock::new();
+    let text = match TEXT.get() {
+        Some(text) => text.clone(),
+        None => {
+            let text = crate::openapi_text().map_err(|e| Refusal::internal(&e))?;
+            TEXT.get_or_init(|| text.into()).clone()
+        }
+    };
     Ok(([(header::CONTENT_TYPE, "application/json")], text).into_response())
 }

@@ -177,7 +177,8 @@ impl Told {
                 assert!(self.revision.is_some_and(|told| stamp.revision >= told) && self.staged.is_none());
                 self.revision = Some(stamp.revision);
             }
-            Frame::Call { .. } => {}
+            // Questions and hand-overs change nothing that is told here.
+            _ => {}
         }
     }
 }
