@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::ConsensusConfig;
+use crate::disk_work;
 use crate::divergence;
 use crate::error::{ConsensusError, StartError};
 use crate::health::{Fault, Health};
@@ -30,6 +31,7 @@ use crate::reads::ReadRounds;
 use crate::service::{self, AppHandler, MemberRaft, MemberService};
 use crate::start;
 use crate::transport::channel::CallError;
+use crate::transport::link::Link;
 use crate::transport::message::{AdminRequest, Purpose, Refusal, Request, Response};
 use crate::transport::server::Service;
 use crate::types::{LogCommand, LogId, MemberNode};
@@ -79,6 +81,18 @@ pub(crate) struct Inner {
     pub(crate) stop: CancellationToken,
     pub(crate) tasks: TaskTracker,
     pub(crate) raft_addr: std::net::SocketAddr,
+}
+
+/// What a member stands on when it is not files and TLS.
+pub struct Parts {
+    /// The network.
+    pub link: Arc<dyn Link>,
+    /// What this member says its Raft listener is.
+    pub raft_addr: std::net::SocketAddr,
+    /// Its log.
+    pub log: LogStore,
+    /// Its state.
+    pub store: Arc<Store>,
 }
 
 /// Which part a member has in the group.
@@ -140,6 +154,12 @@ impl Consensus {
     /// for [`Consensus::bootstrap`] or for a leader to add it.
     pub async fn start(config: ConsensusConfig) -> Result<Self, StartError> {
         start::start(config).await
+    }
+
+    /// Starts a member on parts of the caller's, such as a simulation's. The log and the state must be this member's;
+    /// `config.data_dir` holds its snapshots only.
+    pub async fn start_on(config: ConsensusConfig, parts: Parts) -> Result<Self, StartError> {
+        start::start_on_parts(config, parts).await
     }
 
     /// Makes this member the first and only voter of a new cluster. Safe to repeat.
@@ -322,7 +342,7 @@ impl Consensus {
             let store = inner.store.clone();
             let durable = timeout_at(until, async {
                 inner.log.flush().await?;
-                tokio::task::spawn_blocking(move || store.checkpoint()).await.map_err(std::io::Error::other)
+                disk_work::run(move || store.checkpoint()).await
             });
             match durable.await {
                 Ok(Ok(Ok(_))) => {}

@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use crate::consensus::Inner;
+use crate::disk_work;
 use crate::health::Fault;
 use crate::membership;
 use crate::transport::message::{Purpose, Request, Response};
@@ -79,7 +80,7 @@ pub(crate) async fn propose_checks(inner: Arc<Inner>, every: Duration) {
 /// Proposes one comparison.
 pub(crate) async fn propose_check(inner: &Inner) -> Result<(), String> {
     let store = inner.store.clone();
-    let recorded = tokio::task::spawn_blocking(move || store.recorded_digest()).await;
+    let recorded = disk_work::run(move || store.recorded_digest()).await;
     let recorded = recorded.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
     // A state so young that nothing was recorded has nothing to compare.
     let Some((at, digest)) = recorded else { return Ok(()) };
@@ -127,7 +128,7 @@ pub(crate) async fn settle(
 /// This member's digest after an entry, if it is still kept.
 pub(crate) async fn recorded_at(store: &Arc<Store>, index: u64) -> Option<Digest> {
     let store = store.clone();
-    match tokio::task::spawn_blocking(move || store.digest_at(LogIndex(index))).await {
+    match disk_work::run(move || store.digest_at(LogIndex(index))).await {
         Ok(Ok(digest)) => digest,
         Ok(Err(error)) => {
             tracing::error!(%error, index, "a recorded digest could not be read");

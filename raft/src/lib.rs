@@ -16,6 +16,7 @@ mod config;
 #[cfg(test)]
 mod conformance_tests;
 mod consensus;
+pub mod disk_work;
 mod divergence;
 mod error;
 mod health;
@@ -36,11 +37,12 @@ pub mod transport;
 pub mod types;
 
 pub use config::{Compaction, ConsensusConfig, Timing};
-pub use consensus::{Consensus, MemberState, RaftStatus};
+pub use consensus::{Consensus, MemberState, Parts, RaftStatus};
 pub use error::{ConsensusError, StartError};
 pub use health::Fault;
 pub use log_record::RecordError;
 pub use member_identity::MemberIdentity;
 pub use service::AppHandler;
 pub use transport::RaftTls;
+pub use transport::link::{Duplex, Handshake, Link, LinkError, PeerStream};
 pub use types::MemberNode;

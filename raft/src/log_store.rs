@@ -22,6 +22,7 @@ use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::disk_work;
 use crate::log_record::{self, Place, RecordError};
 use crate::log_view::{LogView, weight_bytes};
 use crate::log_writer::{self, WriteRequest, WriterState};
@@ -202,7 +203,7 @@ impl LogStore {
             inner: Arc::new(Inner {
                 database,
                 queue: Some(queue),
-                writer: Some(writer),
+                writer,
                 state,
                 purgeable_next: AtomicU64::new(u64::MAX),
                 identity: recovered.identity,
@@ -284,8 +285,8 @@ impl LogStore {
             let chunk = next..(next + DISK_READ_ENTRIES).min(located.on_disk.end);
             next = chunk.end;
             let store = self.clone();
-            let read = tokio::task::spawn_blocking(move || store.read_disk(chunk));
-            entries.extend(read.await.map_err(io::Error::other)??);
+            let read = disk_work::run(move || store.read_disk(chunk));
+            entries.extend(read.await??);
         }
         entries.extend(located.in_memory);
         Ok(entries)

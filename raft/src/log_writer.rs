@@ -16,6 +16,7 @@ use openraft::storage::IOFlushed;
 use redb::{Database, Durability, ReadableTable, Table};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::disk_work;
 use crate::log_record::{self, Place};
 use crate::log_store::{ENTRIES, LogStoreError, META, META_COMMITTED, META_PURGED, META_VOTE};
 use crate::log_view::LogView;
@@ -73,16 +74,21 @@ pub(crate) struct WriterState {
     pub(crate) commits: std::sync::atomic::AtomicU64,
 }
 
-/// Starts the writer. It ends when every sender is gone and everything they sent is stored.
+/// Starts the writer. It ends when every sender is gone and everything they sent is stored. In a simulation it is a task
+/// and not a thread.
 pub(crate) fn spawn(
     database: Arc<Database>,
     state: Arc<WriterState>,
     purge_backlog: Option<u64>,
-) -> io::Result<(mpsc::Sender<WriteRequest>, JoinHandle<()>)> {
+) -> io::Result<(mpsc::Sender<WriteRequest>, Option<JoinHandle<()>>)> {
     let (sender, receiver) = mpsc::channel(QUEUE_REQUESTS_MAX);
     let writer = Writer { database, state, receiver, purge_backlog, committed_written: None };
+    if disk_work::simulated_pace().is_some() {
+        tokio::spawn(writer.run_simulated());
+        return Ok((sender, None));
+    }
     let thread = thread::Builder::new().name("raft-log-writer".into()).spawn(move || writer.run())?;
-    Ok((sender, thread))
+    Ok((sender, Some(thread)))
 }
 
 struct Writer {
@@ -115,39 +121,65 @@ impl Writer {
     fn run(mut self) {
         let mut requests = Vec::with_capacity(BATCH_REQUESTS_MAX);
         while self.gather(&mut requests) {
-            let mut waiters = Vec::with_capacity(requests.len());
-            let result = match self.state.failure.get() {
-                Some(failure) => Err(failure.clone()),
-                None => self.commit(&requests).map_err(|error| self.fail(&error)),
-            };
-            for request in requests.drain(..) {
-                waiters.extend(match request {
-                    WriteRequest::Append { done, .. } => Some(Waiter::Flushed(done)),
-                    WriteRequest::Vote { done, .. }
-                    | WriteRequest::Truncate { done, .. }
-                    | WriteRequest::Flush { done } => Some(Waiter::Answer(done)),
-                    WriteRequest::Purge { .. } => None,
-                });
+            self.write(&mut requests);
+        }
+    }
+
+    /// The same without a thread: each commit takes as long as the simulated disk says.
+    async fn run_simulated(mut self) {
+        let mut requests = Vec::with_capacity(BATCH_REQUESTS_MAX);
+        loop {
+            let idle = self.purge_backlog.is_none() || self.state.failure.get().is_some();
+            if idle && self.receiver.recv_many(&mut requests, BATCH_REQUESTS_MAX).await == 0 {
+                return;
             }
-            for waiter in waiters {
-                waiter.tell(result.as_ref().map(|_| ()).map_err(|failure| io::Error::other(failure.clone())));
+            tokio::time::sleep(disk_work::simulated_pace().unwrap_or_default()).await;
+            if !self.gather_waiting(&mut requests) {
+                return;
             }
+            self.write(&mut requests);
+        }
+    }
+
+    /// Commits what was gathered, then tells whoever waits for it.
+    fn write(&mut self, requests: &mut Vec<WriteRequest>) {
+        let mut waiters = Vec::with_capacity(requests.len());
+        let result = match self.state.failure.get() {
+            Some(failure) => Err(failure.clone()),
+            None => self.commit(requests).map_err(|error| self.fail(&error)),
+        };
+        for request in requests.drain(..) {
+            waiters.extend(match request {
+                WriteRequest::Append { done, .. } => Some(Waiter::Flushed(done)),
+                WriteRequest::Vote { done, .. }
+                | WriteRequest::Truncate { done, .. }
+                | WriteRequest::Flush { done } => Some(Waiter::Answer(done)),
+                WriteRequest::Purge { .. } => None,
+            });
+        }
+        for waiter in waiters {
+            waiter.tell(result.as_ref().map(|_| ()).map_err(|failure| io::Error::other(failure.clone())));
         }
     }
 
     /// Takes what waits; blocks when nothing does and no purge is unfinished. False when there will be no more.
     fn gather(&mut self, requests: &mut Vec<WriteRequest>) -> bool {
         if self.purge_backlog.is_some() && self.state.failure.get().is_none() {
-            while requests.len() < BATCH_REQUESTS_MAX {
-                match self.receiver.try_recv() {
-                    Ok(request) => requests.push(request),
-                    Err(mpsc::error::TryRecvError::Empty) => return true,
-                    Err(mpsc::error::TryRecvError::Disconnected) => return !requests.is_empty(),
-                }
-            }
-            return true;
+            return self.gather_waiting(requests);
         }
         self.receiver.blocking_recv_many(requests, BATCH_REQUESTS_MAX) > 0
+    }
+
+    /// Takes what waits now. False when there will be no more.
+    fn gather_waiting(&mut self, requests: &mut Vec<WriteRequest>) -> bool {
+        while requests.len() < BATCH_REQUESTS_MAX {
+            match self.receiver.try_recv() {
+                Ok(request) => requests.push(request),
+                Err(mpsc::error::TryRecvError::Empty) => return true,
+                Err(mpsc::error::TryRecvError::Disconnected) => return !requests.is_empty(),
+            }
+        }
+        true
     }
 
     fn fail(&self, error: &LogStoreError) -> String {

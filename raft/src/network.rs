@@ -20,6 +20,7 @@ use openraft::raft::{
 use openraft::storage::Snapshot;
 use openraft::{OptionalSend, StorageError};
 
+use crate::disk_work;
 use crate::snapshot_file::SnapshotFile;
 use crate::transport::channel::{CallError, Channel, LocalPeer};
 use crate::transport::link::Link;
@@ -181,7 +182,7 @@ impl SendError {
 
 /// Reads one chunk off the runtime's threads.
 async fn read_chunk(file: SnapshotFile, offset: u64) -> io::Result<Bytes> {
-    let read = tokio::task::spawn_blocking(move || {
+    let read = disk_work::run(move || {
         let mut source = File::open(&file.path)?;
         source.seek(SeekFrom::Start(offset))?;
         let length = (file.bytes - offset).min(SNAPSHOT_CHUNK_BYTES as u64) as usize;
@@ -189,7 +190,7 @@ async fn read_chunk(file: SnapshotFile, offset: u64) -> io::Result<Bytes> {
         source.read_exact(&mut chunk)?;
         Ok(Bytes::from(chunk))
     });
-    read.await.map_err(io::Error::other)?
+    read.await?
 }
 
 fn wrong_answer() -> RPCError<TypeConfig> {

@@ -17,6 +17,7 @@ use openraft::{Raft, ReadPolicy};
 use tokio::sync::{Mutex, Semaphore, mpsc, watch};
 use tokio::time::timeout;
 
+use crate::disk_work;
 use crate::divergence;
 use crate::health::Health;
 use crate::membership;
@@ -212,7 +213,7 @@ fn take(receiving: &mut Option<Incoming>, digest: [u8; 32]) -> Result<Incoming, 
 async fn on_disk<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, crate::snapshot_file::SnapshotFileError> + Send + 'static,
 ) -> Result<T, Refusal> {
-    match tokio::task::spawn_blocking(work).await {
+    match disk_work::run(work).await {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(Refusal::Unavailable(chain(&error))),
         Err(error) => Err(Refusal::Unavailable(error.to_string())),

@@ -17,7 +17,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::ConsensusConfig;
-use crate::consensus::{Consensus, Inner, PROPOSALS_IN_FLIGHT_MAX};
+use crate::consensus::{Consensus, Inner, PROPOSALS_IN_FLIGHT_MAX, Parts};
+use crate::disk_work;
 use crate::divergence;
 use crate::error::StartError;
 use crate::health::{Fault, Health};
@@ -117,23 +118,46 @@ pub(crate) async fn start(config: ConsensusConfig) -> Result<Consensus, StartErr
     start_on(config, link, bound).await
 }
 
-/// Starts a member over any link.
-pub(crate) async fn start_on(
+/// Opens this member's files and starts it over a link.
+async fn start_on(
     config: ConsensusConfig,
     link: Arc<dyn Link>,
     raft_addr: std::net::SocketAddr,
 ) -> Result<Consensus, StartError> {
-    let id = config.id.0;
-    let openraft_config = Arc::new(config.openraft()?);
     let disk = config.clone();
-    let opened = tokio::task::spawn_blocking(move || {
+    let opened = disk_work::run(move || {
         let (log, identity) = open_log(&disk)?;
         let store = Arc::new(once_closed(|| Store::open(&disk.data_dir.join(STATE_FILE)))?);
-        let folder = SnapshotFolder::open(&disk.data_dir.join(SNAPSHOT_FOLDER))?;
-        Ok::<_, StartError>((log, identity, store, folder))
+        Ok::<_, StartError>((log, identity, store))
     });
-    let (log, identity, store, folder) =
-        opened.await.map_err(|error| StartError::Core(error.to_string()))??;
+    let (log, identity, store) = opened.await.map_err(|error| StartError::Core(error.to_string()))??;
+    run(config, identity, Parts { link, raft_addr, log, store }).await
+}
+
+/// Starts a member on parts of the caller's.
+pub(crate) async fn start_on_parts(config: ConsensusConfig, parts: Parts) -> Result<Consensus, StartError> {
+    let Some(identity) = parts.log.identity().cloned() else {
+        return Err(StartError::NotPrepared { path: config.data_dir });
+    };
+    if identity.member != config.id {
+        let path = config.data_dir;
+        return Err(StartError::OtherMember { path, found: identity.member, wanted: config.id });
+    }
+    run(config, identity, parts).await
+}
+
+/// Connects log and state with openraft, and listens.
+async fn run(
+    config: ConsensusConfig,
+    identity: MemberIdentity,
+    parts: Parts,
+) -> Result<Consensus, StartError> {
+    let Parts { link, raft_addr, log, store } = parts;
+    let id = config.id.0;
+    let openraft_config = Arc::new(config.openraft()?);
+    let snapshots = config.data_dir.join(SNAPSHOT_FOLDER);
+    let folder = disk_work::run(move || SnapshotFolder::open(&snapshots));
+    let folder = folder.await.map_err(|error| StartError::Core(error.to_string()))??;
 
     let health = Arc::new(Health::default());
     let (mismatches, found) = mpsc::channel(FINDINGS_MAX);

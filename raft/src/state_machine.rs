@@ -17,6 +17,7 @@ use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine, Snapsh
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use tokio::sync::{mpsc, watch};
 
+use crate::disk_work;
 use crate::divergence::Mismatch;
 use crate::log_record::RecordError;
 use crate::log_store::LogStore;
@@ -196,7 +197,7 @@ fn read_meta(store: &Store) -> Result<RaftMeta, StateMachineError> {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StateMachineError> + Send + 'static,
 ) -> Result<T, io::Error> {
-    Ok(tokio::task::spawn_blocking(work).await.map_err(io::Error::other)??)
+    Ok(disk_work::run(work).await??)
 }
 
 type Payload = openraft::type_config::alias::PayloadOf<TypeConfig>;

@@ -13,41 +13,57 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// A byte stream in both directions.
-pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 /// A stream to a member whose identity was proven.
-pub(crate) struct PeerStream {
+pub struct PeerStream {
     /// The member at the other end.
-    pub(crate) peer: u64,
+    pub peer: u64,
     /// The bytes.
-    pub(crate) io: Box<dyn Duplex>,
+    pub io: Box<dyn Duplex>,
 }
 
 /// Why a link could not be made.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum LinkError {
+pub enum LinkError {
+    /// Nobody answered.
     #[error("{address} could not be reached; check the address and the network")]
-    Connect { address: String, source: io::Error },
+    Connect {
+        /// Where.
+        address: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The handshake failed.
     #[error("the TLS handshake failed; check that both members have certificates of this cluster")]
     Tls(#[source] io::Error),
+    /// Nothing can be accepted.
     #[error("the listener failed; check the limits of the process")]
     Listen(#[source] io::Error),
+    /// The peer is no member.
     #[error("the peer's certificate does not prove a member of this cluster; give it one")]
     Certificate,
+    /// Another member answered.
     #[error(
         "member {found} answered where member {wanted} was expected; check the address of member {wanted}"
     )]
-    WrongMember { wanted: u64, found: u64 },
+    WrongMember {
+        /// Who was dialled.
+        wanted: u64,
+        /// Who answered.
+        found: u64,
+    },
+    /// The name does not fit.
     #[error("the name of member {0} cannot be used in TLS; check the cluster id")]
     Name(u64),
 }
 
 /// The rest of accepting a connection: it may take long, so it runs beside the accept loop.
-pub(crate) type Handshake = BoxFuture<'static, Result<PeerStream, LinkError>>;
+pub type Handshake = BoxFuture<'static, Result<PeerStream, LinkError>>;
 
 /// Makes links.
-pub(crate) trait Link: Send + Sync + 'static {
+pub trait Link: Send + Sync + 'static {
     /// Dials a member. Resolves only to that member.
     fn dial<'a>(&'a self, target: u64, address: &'a str) -> BoxFuture<'a, Result<PeerStream, LinkError>>;
     /// Waits for somebody to dial this member.
