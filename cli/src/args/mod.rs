@@ -20,7 +20,7 @@ Exit codes:
 
 /// Runs apps in microVMs on your own machines, and keeps them running when the control plane is gone.
 #[derive(Debug, Parser)]
-#[command(name = "holdfast", version, about, after_help = EXAMPLES, arg_required_else_help = true, max_term_width = 100)]
+#[command(name = "holdfast", version, after_help = EXAMPLES, arg_required_else_help = true, max_term_width = 100)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
