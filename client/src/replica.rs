@@ -151,7 +151,7 @@ impl<T: Followed> Replica<T> {
 
     /// Takes one frame. Blocks on disk; when it returns, what it published is on stable storage.
     ///
-    /// [`Frame::Call`] is not state and is refused here.
+    /// [`Frame::Call`] and [`Frame::HandOver`] are no state and are refused here.
     ///
     /// # Errors
     /// [`DiskError`] when the disk fails: nothing was published, and the next frame opens the file anew.
@@ -191,7 +191,7 @@ impl<T: Followed> Replica<T> {
             Frame::Heartbeat { stamp, confirmed_through } => {
                 self.base(current)?.with_heartbeat(stamp, confirmed_through).map(Some)
             }
-            Frame::Call { .. } => Err(Refusal::OutOfOrder),
+            Frame::Call { .. } | Frame::HandOver(_) => Err(Refusal::OutOfOrder),
         }
     }
 

@@ -120,7 +120,35 @@ pub enum Frame<T: Followed> {
         /// What is asked.
         call: AgentCall,
     },
+    /// The cluster began a new incarnation and hands this agent over to it; a snapshot of it follows.
+    HandOver(SignedHandOver),
 }
+
+/// That a history goes on in a newer incarnation, said to an agent that followed an older one (I6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandOver {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The incarnation that the agent follows.
+    pub from: Incarnation,
+    /// The incarnation that it is to follow.
+    pub to: Incarnation,
+    /// The last revision before `to` began, as its survivor had it. Later ones of the older incarnation are lost.
+    pub last: Revision,
+}
+
+/// A hand-over with the signature of the cluster's authority over its bytes: no member can make one up without the
+/// authority's key, and no listener can be anybody else.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignedHandOver {
+    /// A [`HandOver`], as postcard.
+    pub record: Vec<u8>,
+    /// The authority's signature over [`HAND_OVER_PURPOSE`] and the record.
+    pub signature: Vec<u8>,
+}
+
+/// What a hand-over's signature is for; no signature for another purpose can pass as one.
+pub const HAND_OVER_PURPOSE: &str = "holdfast 2026 incarnation hand-over v1";
 
 /// What the control plane may ask of a connected agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,8 +6,8 @@ use crate::agent::{Held, LogLine, ProxyProtocol};
 use crate::command::Joiner;
 use crate::resource::{Edge, Enrolled, EnrolmentKind, Image, Member, Node, RouteTarget, Token, TokenKind};
 use crate::{
-    AgentName, AppName, ClusterId, DeploymentId, EnrolmentId, EnvName, Incarnation, MemberId, OrgId, OrgName,
-    PortName, ProcessName, ReleaseId, Revision, Role, Scope, Timestamp,
+    AgentName, AppName, ClusterId, DeploymentId, Digest, EnrolmentId, EnvName, Incarnation, MemberId, OrgId,
+    OrgName, PortName, ProcessName, ReleaseId, Revision, Role, Scope, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -415,6 +415,67 @@ pub struct Contact {
 pub struct LogPage {
     /// Oldest first.
     pub lines: Vec<LogLine>,
+}
+
+/// Asks a member to check its own state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VerifyMember {
+    /// Also tell the digest of the views at this revision.
+    pub at: Revision,
+}
+
+/// What a member found when it read every row and event again and replayed the history.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VerifiedMember {
+    /// Which member.
+    pub member: MemberId,
+    /// The revision through which it checked.
+    pub revision: Revision,
+    /// Rows that it read.
+    pub rows: u64,
+    /// The digest of the views at the revision that was asked for.
+    pub views: Digest,
+}
+
+/// Whether the members' states are sound and the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Verification {
+    /// The revision at which the members were compared.
+    pub at: Revision,
+    /// True when every member answered, found nothing wrong, and has the same views.
+    pub sound: bool,
+    /// Every member's finding.
+    pub members: Vec<MemberFinding>,
+}
+
+/// What is known of one member's state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MemberFinding {
+    /// Which member.
+    pub member: MemberId,
+    /// What it found; absent when it found something wrong, or did not answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verified: Option<VerifiedMember>,
+    /// What is wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// Hands the leadership over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TransferLeader {
+    /// To which voter; to any that answers when nothing is said.
+    #[serde(default)]
+    pub to: Option<MemberId>,
+}
+
+/// Who leads after a transfer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Leader {
+    /// The member.
+    pub member: MemberId,
 }
 
 /// How fresh a read must be.

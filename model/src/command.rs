@@ -4,7 +4,8 @@ use crate::agent::{Observation, ProxyProtocol};
 use crate::resource::{Capacity, EnrolmentKind, Image, RouteTarget, TokenKind};
 use crate::{
     AgentName, AppId, AppName, ClusterId, Digest, EdgeId, EnvId, EnvName, Incarnation, LogIndex, Manifest,
-    NodeId, OrgId, OrgName, PortName, ProcessName, ReleaseId, Revision, RouteId, Scope, Timestamp, TokenId,
+    MemberId, NodeId, OrgId, OrgName, PortName, ProcessName, ReleaseId, Revision, RouteId, Scope, Timestamp,
+    TokenId,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -170,6 +171,26 @@ pub enum Command {
         app: AppId,
         /// The version that the caller saw.
         expected_version: Option<u64>,
+    },
+    /// Removes a member for good: its id is never given again.
+    RemoveMember {
+        /// Which.
+        member: MemberId,
+    },
+    /// Makes a member a voter, or one that follows and serves agents only.
+    SetMemberVotes {
+        /// Which.
+        member: MemberId,
+        /// Whether it votes.
+        votes: bool,
+    },
+    /// Goes on with one survivor after the others were lost for good: a new incarnation begins. Written into the
+    /// survivor's own log by `holdfast server recover`, never proposed over a network.
+    BeginIncarnation {
+        /// The new incarnation: the one after the cluster's.
+        incarnation: Incarnation,
+        /// Who goes on; every other member is removed.
+        survivor: MemberId,
     },
 }
 

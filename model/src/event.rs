@@ -8,8 +8,8 @@ use crate::resource::{
     Unschedulable,
 };
 use crate::{
-    Actor, AppId, ClusterId, DeploymentId, Digest, EdgeId, EnrolmentId, EnvId, InstanceId, MemberId, NodeId,
-    OrgId, ReleaseId, RequestId, Revision, RouteId, Timestamp, TokenId,
+    Actor, AppId, ClusterId, DeploymentId, Digest, EdgeId, EnrolmentId, EnvId, Incarnation, InstanceId,
+    MemberId, NodeId, OrgId, ReleaseId, RequestId, Revision, RouteId, Timestamp, TokenId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -189,6 +189,27 @@ pub enum EventPayload {
         /// Up to which revision.
         through: Revision,
     },
+    /// A member is gone for good.
+    MemberRemoved {
+        /// Which.
+        member: MemberId,
+    },
+    /// A member became a voter, or one that follows only.
+    MemberVotesChanged {
+        /// Which.
+        member: MemberId,
+        /// Whether it votes.
+        votes: bool,
+    },
+    /// The history goes on in a new incarnation, from what one survivor had.
+    IncarnationBegan {
+        /// The new incarnation.
+        incarnation: Incarnation,
+        /// Who went on.
+        survivor: MemberId,
+        /// The last revision of the incarnation before, as the survivor had it.
+        last: Revision,
+    },
 }
 
 impl EventPayload {
@@ -218,6 +239,9 @@ impl EventPayload {
             Self::RouteCreated(_) => "route_created",
             Self::RouteDeleted { .. } => "route_deleted",
             Self::RemovalsConfirmed { .. } => "removals_confirmed",
+            Self::MemberRemoved { .. } => "member_removed",
+            Self::MemberVotesChanged { .. } => "member_votes_changed",
+            Self::IncarnationBegan { .. } => "incarnation_began",
         }
     }
 }

@@ -540,6 +540,8 @@ pub enum EnrolmentKind {
     Node,
     /// An edge agent.
     Edge,
+    /// A control-plane member that follows and serves agents, and does not vote.
+    Learner,
 }
 
 /// A one-time permission to join; the secret itself is stored nowhere.

@@ -227,6 +227,12 @@ impl ReadTables {
         Ok(self.events.get(revision.0).doing("reading an event")?.map(|guard| guard.value().to_vec()))
     }
 
+    /// The revision of the oldest event that is held.
+    pub(crate) fn first_event(&self) -> Result<Option<Revision>, StoreError> {
+        let first = self.events.first().doing("reading the first event")?;
+        Ok(first.map(|(revision, _)| Revision(revision.value())))
+    }
+
     /// Encoded events after a revision, in order.
     pub(crate) fn events_after(
         &self,

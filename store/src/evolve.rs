@@ -10,8 +10,8 @@ use crate::views::{ENV_ENDED_KEPT, NodeLoad, Views, aggregate_seq};
 use holdfast_model::command::AgentRef;
 use holdfast_model::limits::VMM_OVERHEAD_MIB;
 use holdfast_model::resource::{
-    App, Deployment, DeploymentState, Edge, Enrolment, Env, Instance, InstanceReason, InstanceState, Member,
-    Node, NodeState, Release, Route, RouteTarget, Token, TokenKind,
+    App, Cluster, Deployment, DeploymentState, Edge, Enrolment, Env, Instance, InstanceReason, InstanceState,
+    Member, Node, NodeState, Release, Route, RouteTarget, Token, TokenKind,
 };
 use holdfast_model::{AppId, EnvId, Event, EventPayload, Hostname};
 
@@ -126,6 +126,25 @@ pub(crate) fn evolve(rows: &mut impl RowsMut, event: &Event) -> Result<(), Store
             let edge = rows.edge(*id)?.ok_or_else(|| missing("an edge"))?;
             let version = edge.version + 1;
             write(rows, &Edge { confirmed_through: *through, version, ..edge })
+        }
+        EventPayload::MemberRemoved { member } => {
+            let row = rows.member(*member)?.ok_or_else(|| missing("a member"))?;
+            remove(rows, Table::NonVoter, &[&member.0.to_be_bytes()])?;
+            // The name is free again; the id is not.
+            remove(rows, Table::MemberByName, &[row.name.as_str().as_bytes()])?;
+            write(rows, &Member { removed: true, ..row })
+        }
+        EventPayload::MemberVotesChanged { member, votes: true } => {
+            remove(rows, Table::NonVoter, &[&member.0.to_be_bytes()])
+        }
+        EventPayload::MemberVotesChanged { member, votes: false } => {
+            write_mark(rows, Table::NonVoter, &[&member.0.to_be_bytes()])
+        }
+        EventPayload::IncarnationBegan { incarnation, survivor: _, last } => {
+            let cluster = rows.cluster()?.ok_or_else(|| missing("a cluster"))?;
+            let began = key(Table::Incarnation, &[&incarnation.0.to_be_bytes()]);
+            rows.put(began, Some(encode(Table::Incarnation, last)?))?;
+            write(rows, &Cluster { incarnation: *incarnation, ..cluster })
         }
     }
 }

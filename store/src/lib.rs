@@ -35,7 +35,7 @@ mod views;
 pub use database::{DIGEST_EVERY, DIGESTS_KEPT};
 pub use error::StoreError;
 pub use outcomes::REQUEST_KEPT_MS;
-pub use replay::{Rebuilt, Verified};
+pub use replay::{Rebuilt, Replayed, Verified};
 pub use rollout::{FAILURE_REMEMBERED_MS, REPLACE_PAUSE_MS, REPLACE_PAUSE_MS_MAX};
 pub use rows::{RowList, Rows};
 pub use snapshot::{SnapshotSource, SnapshotSummary};

@@ -6,8 +6,9 @@ use crate::event_bytes;
 use crate::head::Head;
 use crate::overlay::Batch;
 use crate::rows::NoRows;
-use crate::tables::{RowSum, is_view};
+use crate::tables::{RowSum, Table, is_view};
 use holdfast_model::{Digest, Revision};
+use std::collections::BTreeMap;
 
 /// Events that a rebuild applies between two writes: its memory is bounded by what they change.
 const REBUILD_EVENTS: u64 = 10_000;
@@ -34,6 +35,15 @@ pub struct Verified {
     pub state: Digest,
 }
 
+/// What the views were at a revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replayed {
+    /// Where the replay stopped, and the digest of the views there.
+    pub rebuilt: Rebuilt,
+    /// Rows by table, of tables that had any.
+    pub rows: BTreeMap<&'static str, u64>,
+}
+
 /// Applies one stored event, after checking that it is the chain's next.
 fn step(batch: &mut Batch<'_>, revision: Revision, bytes: &[u8]) -> Result<(), StoreError> {
     let head = batch.head();
@@ -47,30 +57,49 @@ fn step(batch: &mut Batch<'_>, revision: Revision, bytes: &[u8]) -> Result<(), S
     batch.replay(&event)
 }
 
-/// Replays events up to a revision in memory.
-fn replay(tables: &ReadTables, to: Revision) -> Result<Head, StoreError> {
+/// Replays events up to a revision in memory. `seen` is shown the head after each.
+fn replay(
+    tables: &ReadTables,
+    to: Revision,
+    mut seen: impl FnMut(&Head),
+) -> Result<Batch<'static>, StoreError> {
     let mut batch = Batch::new(&NoRows, Head::default());
+    seen(batch.head());
     for row in tables.events_after(Revision(0))? {
         let (revision, bytes) = row?;
         if revision > to {
             break;
         }
         step(&mut batch, revision, &bytes)?;
+        seen(batch.head());
     }
-    Ok(*batch.head())
+    Ok(batch)
 }
 
-pub(crate) fn replay_to(tables: &ReadTables, to: Revision) -> Result<Rebuilt, StoreError> {
-    let last = tables.head()?.revision;
-    if to > last {
-        return Err(StoreError::NoSuchRevision { asked: to, head: last });
-    }
-    let head = replay(tables, to)?;
-    Ok(Rebuilt { revision: head.revision, views: head.views_digest() })
-}
-
-pub(crate) fn verify(tables: &ReadTables) -> Result<Verified, StoreError> {
+fn check_held(tables: &ReadTables, asked: Revision) -> Result<Head, StoreError> {
     let head = tables.head()?;
+    match asked <= head.revision {
+        true => Ok(head),
+        false => Err(StoreError::NoSuchRevision { asked, head: head.revision }),
+    }
+}
+
+pub(crate) fn replay_to(tables: &ReadTables, to: Revision) -> Result<Replayed, StoreError> {
+    check_held(tables, to)?;
+    let batch = replay(tables, to, |_| {})?;
+    let head = *batch.head();
+    let mut rows: BTreeMap<&'static str, u64> = BTreeMap::new();
+    let (changes, ..) = batch.into_parts();
+    for (key, _) in changes.iter().filter(|(_, value)| value.is_some()) {
+        let table = key.first().copied().and_then(Table::from_tag).map_or("unknown", Table::name);
+        *rows.entry(table).or_default() += 1;
+    }
+    Ok(Replayed { rebuilt: Rebuilt { revision: head.revision, views: head.views_digest() }, rows })
+}
+
+/// Verifies all, and tells the digest of the views at `at` beside it: both come out of one replay.
+pub(crate) fn verify(tables: &ReadTables, at: Revision) -> Result<(Verified, Digest), StoreError> {
+    let head = check_held(tables, at)?;
     let (mut views, mut log, mut rows) = (RowSum::default(), RowSum::default(), 0);
     for row in tables.all_rows()? {
         let (key, value) = row?;
@@ -84,11 +113,19 @@ pub(crate) fn verify(tables: &ReadTables) -> Result<Verified, StoreError> {
     if views != head.views || log != head.log {
         return Err(StoreError::corrupt("the rows are not those that the digest was made of"));
     }
-    let replayed = replay(tables, head.revision)?;
-    if replayed.views_digest() != head.views_digest() {
+    let mut views_at = None;
+    let replayed = replay(tables, head.revision, |passed| {
+        if passed.revision == at {
+            views_at = Some(passed.views_digest());
+        }
+    })?;
+    if replayed.head().views_digest() != head.views_digest() {
         return Err(StoreError::corrupt("the events do not lead to the views"));
     }
-    Ok(Verified { revision: head.revision, rows, events: head.revision.0, state: head.state_digest() })
+    let views_at = views_at.ok_or_else(|| StoreError::corrupt("the history skips a revision"))?;
+    let verified =
+        Verified { revision: head.revision, rows, events: head.revision.0, state: head.state_digest() };
+    Ok((verified, views_at))
 }
 
 /// Makes the views anew in a transaction. The caller commits, or drops the transaction on an error.

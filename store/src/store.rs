@@ -5,7 +5,7 @@ use crate::database::{Doing, RAFT_META, ReadTables, WriteTables, begin_synced, b
 use crate::error::StoreError;
 use crate::head::Head;
 use crate::overlay::Batch;
-use crate::replay::{self, Rebuilt, Verified};
+use crate::replay::{self, Rebuilt, Replayed, Verified};
 use crate::snapshot::{self, SnapshotSource, SnapshotSummary};
 use crate::view::View;
 use holdfast_model::{Digest, LogIndex, Outcome, Proposal, Revision};
@@ -180,7 +180,18 @@ impl Store {
     /// # Errors
     /// When the database fails, and when the state contradicts itself.
     pub fn verify(&self) -> Result<Verified, StoreError> {
-        replay::verify(&ReadTables::open(&self.db)?)
+        let tables = ReadTables::open(&self.db)?;
+        let last = tables.head()?.revision;
+        Ok(replay::verify(&tables, last)?.0)
+    }
+
+    /// As [`verify`](Self::verify), and tells the digest that the views had at `at`: members at different revisions
+    /// compare themselves there.
+    ///
+    /// # Errors
+    /// As [`verify`](Self::verify), and when the history does not reach `at`.
+    pub fn verify_at(&self, at: Revision) -> Result<(Verified, Digest), StoreError> {
+        replay::verify(&ReadTables::open(&self.db)?, at)
     }
 
     /// Drops every view and makes them anew from the events (I13). Commits, durably, only when the result has the
@@ -204,6 +215,14 @@ impl Store {
     /// # Errors
     /// When the database fails, and when the history does not reach that far.
     pub fn replay_to(&self, revision: Revision) -> Result<Rebuilt, StoreError> {
+        Ok(self.replayed(revision)?.rebuilt)
+    }
+
+    /// As [`replay_to`](Self::replay_to), with how many rows each table had.
+    ///
+    /// # Errors
+    /// As [`replay_to`](Self::replay_to).
+    pub fn replayed(&self, revision: Revision) -> Result<Replayed, StoreError> {
         replay::replay_to(&ReadTables::open(&self.db)?, revision)
     }
 

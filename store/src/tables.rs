@@ -113,6 +113,10 @@ tables! {
     Unsettled = 34, "unsettled";
     /// node → nothing: it is silent, so `Tick` looks at it.
     SilentNode = 35, "silent_node";
+    /// member → nothing: it follows and does not vote.
+    NonVoter = 36, "non_voter";
+    /// incarnation → the last revision before it began; the first has none.
+    Incarnation = 37, "incarnation";
     /// Log state: (kind, scope) → the first outcome (I4).
     Outcome = 0xC0, "outcome";
     /// Log state: (end, key of an outcome) → nothing.

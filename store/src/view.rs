@@ -60,6 +60,14 @@ impl View {
         self.tables.event(revision)?.map(|bytes| event_bytes::open(&bytes)).transpose()
     }
 
+    /// The oldest event's revision that is still held; `None` when there are no events.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn first_held(&self) -> Result<Option<Revision>, StoreError> {
+        self.tables.first_event()
+    }
+
     /// At most `limit` events after a revision, of one org or of all. Looks at a bounded number, so a page may be
     /// short without being the last: the last one has `scanned_to` equal to [`revision`](Self::revision).
     ///

@@ -12,7 +12,8 @@ use holdfast_model::resource::{
 };
 use holdfast_model::{
     AgentName, Aggregate, AppId, AppName, DeploymentId, Digest, EdgeId, EnrolmentId, EnvId, EnvName,
-    Hostname, InstanceId, MemberId, NodeId, OrgId, OrgName, ReleaseId, RouteId, TokenId,
+    Hostname, Incarnation, InstanceId, MemberId, NodeId, OrgId, OrgName, ReleaseId, Revision, RouteId,
+    TokenId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -344,6 +345,37 @@ pub trait Views: Rows {
     /// When the database fails.
     fn members(&self) -> Result<Vec<Member>, StoreError> {
         by_id(self, None, HOSTS_MAX)
+    }
+
+    /// Whether a member is one that follows and does not vote.
+    ///
+    /// # Errors
+    /// When the database fails.
+    fn is_non_voter(&self, id: MemberId) -> Result<bool, StoreError> {
+        Ok(self.get(&key(Table::NonVoter, &[&id.0.to_be_bytes()]))?.is_some())
+    }
+
+    /// Members that vote, or will once they have caught up, by id.
+    ///
+    /// # Errors
+    /// When the database fails.
+    fn voting_members(&self) -> Result<Vec<MemberId>, StoreError> {
+        let mut voting = Vec::new();
+        for member in self.members()? {
+            if !member.removed && !self.is_non_voter(member.id)? {
+                voting.push(member.id);
+            }
+        }
+        Ok(voting)
+    }
+
+    /// The last revision before an incarnation began; `None` for the first, and for those that never were.
+    ///
+    /// # Errors
+    /// When the database fails.
+    fn last_before(&self, incarnation: Incarnation) -> Result<Option<Revision>, StoreError> {
+        let value = self.get(&key(Table::Incarnation, &[&incarnation.0.to_be_bytes()]))?;
+        value.map(|bytes| decode(Table::Incarnation, &bytes)).transpose()
     }
 
     /// A page of an org's tokens, or of the operators', by id after `after`.

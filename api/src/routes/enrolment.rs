@@ -90,7 +90,7 @@ async fn enrol(call: Call, Body(body): Body<Enrol>) -> Result<Response, Refusal>
     let certificate = issue(&call.service, &body.csr_pem, &subject)?;
     let cluster = view.cluster()?.ok_or_else(|| vanished("cluster"))?;
     // A member signs in its turn; the CA's key travels to members only, over TLS that the joiner has verified by pin.
-    let ca_key = (enrolment.kind == EnrolmentKind::Member)
+    let ca_key = matches!(enrolment.kind, EnrolmentKind::Member | EnrolmentKind::Learner)
         .then(|| call.service.authority.to_pem().as_str().to_owned());
     let item = EnrolAnswer {
         cluster: cluster.id,

@@ -19,8 +19,13 @@ pub(super) fn admit(draft: &Draft<'_>, command: &Command) -> Result<(), Refusal>
             "The cluster is not initialised yet: run `holdfast server init` on its first member.",
         ));
     }
-    let clockwork =
-        matches!(command, Command::Tick | Command::ReportSilence { .. } | Command::VerifyDigest { .. });
+    let clockwork = matches!(
+        command,
+        Command::Tick
+            | Command::ReportSilence { .. }
+            | Command::VerifyDigest { .. }
+            | Command::BeginIncarnation { .. }
+    );
     match draft.context().actor {
         Actor::System(_) => Ok(()),
         _ if clockwork => Err(unknown_caller()),

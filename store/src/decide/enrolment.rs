@@ -80,7 +80,11 @@ pub(super) fn enrol(draft: &mut Draft<'_>, digest: Digest, key: Digest, joiner: 
         )
     };
     let enrolment = draft.enrolment_by_digest(&digest)?.ok_or_else(invalid)?;
-    if enrolment.kind != joiner.kind() {
+    let fits = match enrolment.kind {
+        EnrolmentKind::Learner => joiner.kind() == EnrolmentKind::Member,
+        kind => joiner.kind() == kind,
+    };
+    if !fits {
         return Err(invalid());
     }
     // The joiner may not have got the answer: the same key asks again and gets the same one.
@@ -91,7 +95,14 @@ pub(super) fn enrol(draft: &mut Draft<'_>, digest: Digest, key: Digest, joiner: 
         return Err(invalid());
     }
     let enrolled = match joiner {
-        Joiner::Member(member) => join_member(draft, member)?,
+        Joiner::Member(member) => {
+            let enrolled = join_member(draft, member)?;
+            if let (EnrolmentKind::Learner, Enrolled::Member(member)) = (enrolment.kind, enrolled) {
+                let filing = Filing::cluster(Aggregate::Member(member));
+                draft.emit(filing, EventPayload::MemberVotesChanged { member, votes: false })?;
+            }
+            enrolled
+        }
         Joiner::Node { name, capacity } => join_node(draft, name, *capacity)?,
         Joiner::Edge { name } => join_edge(draft, name)?,
     };

@@ -7,6 +7,7 @@
 mod admission;
 mod agents;
 mod enrolment;
+mod members;
 mod org;
 mod release;
 mod route;
@@ -90,6 +91,11 @@ pub(crate) fn decide(draft: &mut Draft<'_>, command: &Command) -> Decision {
         Command::ConfirmRemovals { agent, through } => agents::confirm_removals(draft, *agent, *through),
         Command::DrainNode { node } => agents::drain(draft, *node),
         Command::ActivateNode { node } => agents::activate(draft, *node),
+        Command::RemoveMember { member } => members::remove(draft, *member),
+        Command::SetMemberVotes { member, votes } => members::set_votes(draft, *member, *votes),
+        Command::BeginIncarnation { incarnation, survivor } => {
+            members::begin_incarnation(draft, *incarnation, *survivor)
+        }
         Command::Tick => tick::tick(draft),
         // Compared where the digests are, in `apply`.
         Command::VerifyDigest { .. } => Ok(Output::None),

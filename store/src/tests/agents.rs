@@ -1,16 +1,19 @@
 //! What nodes report, what is heard of them, and what agents are told.
 
 use super::world::*;
+use crate::decide::{Refusal, decide};
+use crate::head::Head;
+use crate::overlay::{Draft, Filing};
 use crate::{Views, agents};
 use holdfast_model::agent::Desired;
 use holdfast_model::command::AgentRef;
 use holdfast_model::limits::RESCHEDULE_MS;
-use holdfast_model::resource::{InstanceReason, InstanceState, NodeState};
+use holdfast_model::resource::{Capacity, InstanceReason, InstanceState, NodeState};
 use holdfast_model::*;
 use std::collections::{BTreeMap, BTreeSet};
 
 #[test]
-fn a_node_speaks_only_of_its_own_and_what_ended_stays_ended() {
+fn i09_a_node_speaks_only_of_its_own_and_what_ended_stays_ended() {
     let mut world = World::new();
     let (n1, n2) = (world.node("n1", 4_096), world.node("n2", 4_096));
     let a = world.tenant("acme", 10);
@@ -43,8 +46,28 @@ fn a_node_speaks_only_of_its_own_and_what_ended_stays_ended() {
     world.check();
 }
 
+/// No command cuts a node off yet, so the event comes first here.
 #[test]
-fn a_long_detail_is_cut_and_a_long_report_refused() {
+fn i11_a_node_that_was_cut_off_is_not_heard() {
+    let mut world = World::new();
+    let node = world.node("n1", 4_096);
+    let context = world.context(Actor::Node(node), None);
+    let report = Command::ReportNode { node, capacity: Capacity::default(), vmm: "kvm".into() };
+    let view = world.view();
+    for state in [NodeState::Quarantined, NodeState::Disabled] {
+        let mut draft = Draft::new(&view, Head::default(), &context);
+        assert!(decide(&mut draft, &report).is_ok());
+        let cut_off = EventPayload::NodeStateChanged { node, state, silent_since: None };
+        draft.emit(Filing::cluster(Aggregate::Node(node)), cut_off).unwrap();
+        let Err(Refusal::Rejected(rejection)) = decide(&mut draft, &report) else {
+            panic!("a node that is {state:?} was heard")
+        };
+        assert_eq!(rejection.code, Code::Unauthenticated);
+    }
+}
+
+#[test]
+fn i14_a_long_detail_is_cut_and_a_long_report_refused() {
     let mut world = World::new();
     let node = world.node("n1", 4_096);
     let a = world.tenant("acme", 10);

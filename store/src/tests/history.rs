@@ -1,6 +1,9 @@
 //! Random commands, valid and not: what holds for every history.
 
 use super::world::*;
+use crate::database::{EVENTS, VIEWS};
+use crate::event_bytes;
+use crate::tables::FORM;
 use crate::{DIGEST_EVERY, Store, StoreError, Views};
 use holdfast_model::command::{AgentRef, Joiner};
 use holdfast_model::resource::{Capacity, EnrolmentKind, InstanceState, RouteTarget, TokenKind};
@@ -8,6 +11,7 @@ use holdfast_model::*;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 /// Draws commands about things that exist, things that do not, and things of others.
 struct Drawer {
@@ -333,4 +337,74 @@ fn i12_events_name_who_what_and_why() {
     let theirs = world.view().events(before, 100, Some(other.org)).unwrap();
     assert!(theirs.events.iter().all(|e| e.org == Some(other.org)));
     assert_eq!(theirs.scanned_to, world.store.revision());
+}
+
+/// Writes an event over the stored one with its revision, or removes that one.
+fn tamper(path: &Path, revision: u64, forged: Option<&[u8]>) {
+    let db = redb::Database::open(path).unwrap();
+    let txn = db.begin_write().unwrap();
+    {
+        let mut events = txn.open_table(EVENTS).unwrap();
+        match forged {
+            Some(bytes) => events.insert(revision, bytes).unwrap(),
+            None => events.remove(revision).unwrap(),
+        };
+    }
+    txn.commit().unwrap();
+}
+
+#[test]
+fn i12_nobody_edits_or_removes_an_event_unnoticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.redb");
+    let mut world = World::with(Store::open(&path).unwrap());
+    world.tenant("acme", 10);
+    let events = world.view().events(Revision(0), usize::MAX, None).unwrap().events;
+    world.store.checkpoint().unwrap();
+    drop(world);
+    let whole = std::fs::read(&path).unwrap();
+    for at in [0, events.len() / 2, events.len() - 1] {
+        let event = &events[at];
+        let before = at.checked_sub(1).map_or(Digest([0; 32]), |at| events[at].chain);
+        // Somebody else is to have done it: no view tells.
+        let edited = Event { actor: Actor::Operator(TokenId::from_bits(66)), ..event.clone() };
+        let unchained = postcard::to_extend(&edited, vec![FORM]).unwrap();
+        // And chained to the event before it, as whoever knows the format would.
+        let chained = event_bytes::seal(&mut Event { chain: before, ..edited }).unwrap();
+        for (how, forged) in
+            [("edited", Some(&unchained)), ("edited and chained", Some(&chained)), ("removed", None)]
+        {
+            std::fs::write(&path, &whole).unwrap();
+            tamper(&path, event.revision.0, forged.map(Vec::as_slice));
+            let found = Store::open(&path).unwrap().verify();
+            assert!(matches!(found, Err(StoreError::Corrupt { .. })), "{}, {how}: {found:?}", event.revision);
+        }
+    }
+    std::fs::write(&path, &whole).unwrap();
+    // The same bytes again are no edit.
+    let same = event_bytes::seal(&mut Event { chain: Digest([0; 32]), ..events[0].clone() }).unwrap();
+    tamper(&path, 1, Some(&same));
+    Store::open(&path).unwrap().verify().unwrap();
+}
+
+#[test]
+fn i13_a_view_that_does_not_follow_from_the_events_is_noticed_and_made_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.redb");
+    let mut world = World::with(Store::open(&path).unwrap());
+    let org = world.tenant("acme", 10).org;
+    world.store.checkpoint().unwrap();
+    drop(world);
+    let db = redb::Database::open(&path).unwrap();
+    let txn = db.begin_write().unwrap();
+    let row = crate::tables::key(crate::Table::Org, &[&org.to_key()]);
+    assert!(txn.open_table(VIEWS).unwrap().remove(row.as_slice()).unwrap().is_some());
+    txn.commit().unwrap();
+    drop(db);
+    let store = Store::open(&path).unwrap();
+    assert_eq!(store.view().unwrap().org(org).unwrap(), None);
+    assert!(matches!(store.verify(), Err(StoreError::Corrupt { .. })));
+    store.rebuild().unwrap();
+    assert!(store.view().unwrap().org(org).unwrap().is_some());
+    store.verify().unwrap();
 }

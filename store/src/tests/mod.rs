@@ -3,6 +3,7 @@
 mod agents;
 mod durability;
 mod history;
+mod members;
 mod rollout;
 mod rules;
 mod snapshots;

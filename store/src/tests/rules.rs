@@ -161,10 +161,11 @@ fn i11_a_revoked_or_expired_token_decides_nothing() {
     let c = world.tenant("third", 12);
     let crossed = Command::CreateApp { org: b.org, name: "x".parse().unwrap() };
     assert_eq!(code(world.as_actor(Actor::Token(c.token), Some(b.org), crossed)), Code::Unauthenticated);
+    world.check();
 }
 
 #[test]
-fn a_tenants_token_hands_on_only_what_it_has() {
+fn i09_a_tenants_token_hands_on_only_what_it_has() {
     let mut world = World::new();
     let a = world.tenant("acme", 10);
     let fine = token(20, TokenKind::Org(a.org), &[Scope::AppsRead]);
@@ -177,7 +178,7 @@ fn a_tenants_token_hands_on_only_what_it_has() {
 }
 
 #[test]
-fn an_enrolment_lets_in_one_key_of_its_kind_in_its_time() {
+fn i11_an_enrolment_lets_in_one_key_of_its_kind_in_its_time() {
     let mut world = World::new();
     let digest = Digest([5; 32]);
     let create = |ttl_ms| Command::CreateEnrolment { kind: EnrolmentKind::Edge, digest, ttl_ms };
@@ -332,6 +333,44 @@ fn i04_a_retry_returns_the_first_outcome_and_changes_nothing() {
     let context = Context { idempotency_key: Some("key-2".into()), ..keyed(&mut world) };
     assert!(world.propose(context, ask("hello")).is_ok());
     world.check();
+}
+
+#[test]
+fn i04_i09_a_key_is_its_holders_own() {
+    let mut world = World::new();
+    let (a, b) = (world.tenant("acme", 10), world.tenant("other", 11));
+    let scopes: Vec<_> = Role::Owner.scopes().into_iter().collect();
+    let more = Command::CreateToken(token(12, TokenKind::Org(a.org), &scopes));
+    let Output::Token(colleague) = world.operator(more).unwrap().output else { panic!("no token") };
+    let mut ask = |token: TokenId, org: OrgId, name: &str| {
+        let context = world.context(Actor::Token(token), Some(org));
+        let context = Context { idempotency_key: Some("key".into()), ..context };
+        world.propose(context, Command::CreateApp { org: a.org, name: name.parse().unwrap() })
+    };
+    let first = ask(a.token, a.org, "one");
+    assert!(first.is_ok());
+    // The same words of another org are about what does not exist for it, whoever said them first.
+    assert_eq!(code(ask(b.token, b.org, "one")), Code::NotFound);
+    // And another token of the same org may have drawn the same key.
+    assert!(ask(colleague, a.org, "two").is_ok());
+    assert_eq!(ask(a.token, a.org, "one"), first);
+    world.check();
+}
+
+#[test]
+fn i04_an_outcome_is_kept_to_the_end_of_its_time() {
+    for (key, kept_ms) in [(Some("key"), IDEMPOTENCY_KEPT_MS), (None, crate::REQUEST_KEPT_MS)] {
+        let mut world = World::new();
+        let context = world.context(Actor::Operator(world.operator), None);
+        let context = Context { idempotency_key: key.map(Into::into), ..context };
+        let command = Command::CreateOrg { name: "acme".parse().unwrap() };
+        let first = world.propose(context.clone(), command.clone());
+        // Others come in meanwhile, and with each of them outcomes that are over are removed.
+        world.tick_after(kept_ms - 1);
+        world.operator(Command::CreateOrg { name: "other".parse().unwrap() }).unwrap();
+        let again = Context { now: world.now, ..context };
+        assert_eq!(world.propose(again, command), first, "{key:?}");
+    }
 }
 
 #[test]
