@@ -90,3 +90,40 @@ fn about(aggregate: &Aggregate) -> String {
         Aggregate::Enrolment(id) => id.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_model::resource::Org;
+    use holdfast_model::{Actor, Digest, EventPayload, OrgId, RequestId, Timestamp, TokenId};
+
+    #[test]
+    fn golden_line() {
+        let org = Org {
+            id: OrgId::from_bits(7),
+            name: "acme".parse().unwrap(),
+            version: 1,
+            created_at: Timestamp(0),
+        };
+        let event = Event {
+            revision: Revision(42),
+            time: Timestamp(1_700_000_000_123),
+            version: 1,
+            aggregate: Aggregate::Org(org.id),
+            aggregate_seq: 1,
+            actor: Actor::Operator(TokenId::from_bits(1)),
+            org: Some(org.id),
+            request_id: RequestId::from_bits(1),
+            idempotency_key: None,
+            correlation: None,
+            causation: None,
+            payload: EventPayload::OrgCreated(org),
+            chain: Digest::default(),
+        };
+        assert_eq!(
+            line(&event),
+            "      42  2023-11-14T22:13:20.123Z  org_created                 \
+             org_00000000000000000000000007  by operator tok_00000000000000000000000001"
+        );
+    }
+}

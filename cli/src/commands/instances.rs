@@ -28,3 +28,48 @@ fn row(instance: &Instance) -> [String; 9] {
         or_dash(instance.detail.clone()),
     ]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_model::resource::{InstanceReason, InstanceState};
+    use holdfast_model::{AppId, DeploymentId, EnvId, InstanceId, NodeId, OrgId, ReleaseId, Timestamp};
+
+    #[test]
+    fn golden_row() {
+        let instance = Instance {
+            id: InstanceId::from_bits(1),
+            env: EnvId::from_bits(2),
+            app: AppId::from_bits(3),
+            org: OrgId::from_bits(4),
+            deployment: DeploymentId::from_bits(5),
+            release: ReleaseId::from_bits(6),
+            process: "web".parse().unwrap(),
+            node: NodeId::from_bits(7),
+            address: "fd00::1".parse().unwrap(),
+            memory_mib: 64,
+            cpu_milli: 500,
+            state: InstanceState::Failed,
+            reason: Some(InstanceReason::ImagePullFailed),
+            detail: Some("The registry does not answer.".into()),
+            restarts: 3,
+            was_ready: false,
+            created_at: Timestamp(0),
+            changed_at: Timestamp(u64::MAX),
+        };
+        assert_eq!(
+            row(&instance),
+            [
+                "inst_00000000000000000000000001",
+                "web",
+                "failed",
+                "image_pull_failed",
+                "3",
+                "node_00000000000000000000000007",
+                "fd00::1",
+                "0s",
+                "The registry does not answer."
+            ]
+        );
+    }
+}
