@@ -10,7 +10,7 @@ pub(crate) fn start(cli: &Cli) {
     // A process that serves says what it does; a command stays quiet unless something is wrong.
     let level = match (cli.global.verbose, serves(&cli.command)) {
         (0, false) => "warn",
-        (0, true) | (1, false) => "info,openraft=warn",
+        (0, true) | (1, false) => "info,openraft=error",
         (1, true) | (2, _) => "debug,h2=info,hyper=info,rustls=info,openraft=info",
         _ => "trace",
     };
