@@ -5,6 +5,7 @@
 //! the exit code of what it ran.
 
 mod assets;
+mod bench;
 mod cpio;
 mod demo;
 mod fuzz;
@@ -22,7 +23,7 @@ Usage: cargo xtask COMMAND
   demo                       builds everything, then the main job from end to end: deploy, lose the control plane, serve on
   test [-- ARGS]             builds everything, then format, lints, docs, every test and a short run of every fuzz target
   ci                         test, then demo: what .ci/run runs
-  bench                      lists the benchmarks
+  bench [NAME [ARGS]]        lists the benchmarks, or runs one
   assets                     builds what microVMs boot from: kernel, init, and the demo's web app
   openapi [--check]          writes docs/reference/openapi.json from the code, or checks that it is current
   fuzz [TARGET] [--seconds N] [--seed N]
@@ -38,7 +39,7 @@ fn main() -> ExitCode {
         "demo" => demo::run(),
         "test" => test::run(&rest),
         "ci" => test::run(&[]).and_then(|()| demo::run()),
-        "bench" => bench(),
+        "bench" => bench::run(&rest),
         "assets" => workspace::build_assets(),
         "openapi" => openapi::run(&rest),
         "fuzz" => fuzz::run(&rest),
@@ -59,9 +60,4 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn bench() -> Result<(), step::Failure> {
-    println!("No benchmark is part of this version.");
-    Ok(())
 }

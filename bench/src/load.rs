@@ -1,0 +1,259 @@
+//! Load on a cluster, and what came of it.
+//!
+//! Closed loop: each client asks again as soon as it was answered; this finds the most that a system does. Open loop:
+//! requests are due at fixed times whatever the system does, and a latency counts from when its request was due, so
+//! that a stall is seen by everyone who would have met it (no coordinated omission).
+
+use crate::error::BenchError;
+use crate::line::Line;
+use crate::process::{SyncCounter, cpu_of};
+use crate::system::{Cluster, Kind, MEMBERS};
+use futures::future::join_all;
+use hdrhistogram::Histogram;
+use std::cell::{Cell, RefCell};
+use std::path::Path;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
+
+/// Clients that share a connection; each member gets at least one connection once there are enough clients.
+const CLIENTS_PER_LINE: usize = 8;
+/// Connections of one load at most.
+const LINES_MAX: usize = 36;
+/// Requests of an open loop that may be under way; more wait, and their latency counts.
+const IN_FLIGHT_MAX: usize = 4096;
+/// Latencies are kept up to this, in microseconds.
+const LATENCY_US_MAX: u64 = 60_000_000;
+/// After this many errors a load is given up.
+const ERRORS_MAX: u64 = 100;
+
+/// What clients ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mix {
+    /// Writes only.
+    Write,
+    /// Linearizable reads only.
+    Read,
+    /// One write in five.
+    Mixed,
+}
+
+impl Mix {
+    /// As reports name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Mix::Write => "write",
+            Mix::Read => "linearizable read",
+            Mix::Mixed => "80 % read, 20 % write",
+        }
+    }
+
+    fn kind(self, n: u64) -> Kind {
+        match self {
+            Mix::Read => Kind::Read,
+            Mix::Mixed if !n.is_multiple_of(5) => Kind::Read,
+            Mix::Write | Mix::Mixed => Kind::Write(n),
+        }
+    }
+}
+
+/// How hard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// So many clients.
+    Closed(usize),
+    /// So many requests a second.
+    Open(u64),
+}
+
+/// One load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scenario {
+    /// What.
+    pub mix: Mix,
+    /// How hard.
+    pub pace: Pace,
+}
+
+impl Scenario {
+    /// As reports name it.
+    pub fn name(self) -> String {
+        match self.pace {
+            Pace::Closed(1) => format!("{}, 1 client", self.mix.name()),
+            Pace::Closed(clients) => format!("{}, {clients} clients", self.mix.name()),
+            Pace::Open(rate) => format!("{}, {rate}/s open loop", self.mix.name()),
+        }
+    }
+}
+
+/// What came of a load.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Measured {
+    /// Answers a second.
+    pub rate: f64,
+    /// Median latency.
+    pub p50_us: f64,
+    /// Latency that one in a hundred exceeds.
+    pub p99_us: f64,
+    /// CPU time of the three members per answer.
+    pub cpu_us: f64,
+    /// CPU time of this program per answer.
+    pub own_cpu_us: f64,
+    /// fsyncs of the three members per answer.
+    pub syncs: Option<f64>,
+    /// Requests that failed.
+    pub errors: u64,
+}
+
+struct Shared {
+    next: Cell<u64>,
+    done: Cell<u64>,
+    errors: Cell<u64>,
+    first_error: RefCell<Option<BenchError>>,
+    measuring: Cell<bool>,
+    latencies: RefCell<Histogram<u64>>,
+}
+
+impl Shared {
+    fn take(&self) -> u64 {
+        let n = self.next.get();
+        self.next.set(n + 1);
+        n
+    }
+
+    fn record(&self, due: Instant, outcome: Result<(), BenchError>) {
+        if let Err(error) = outcome {
+            self.errors.set(self.errors.get() + 1);
+            self.first_error.borrow_mut().get_or_insert(error);
+        } else if self.measuring.get() {
+            self.done.set(self.done.get() + 1);
+            let us = u64::try_from(due.elapsed().as_micros()).unwrap_or(LATENCY_US_MAX);
+            self.latencies.borrow_mut().saturating_record(us.max(1));
+        }
+    }
+}
+
+async fn ask(cluster: &Cluster, line: &mut Line, kind: Kind) -> Result<(), BenchError> {
+    let told = line.ask(cluster.protocol.ask(kind)?).await?;
+    cluster.protocol.check(kind, &told)
+}
+
+/// Runs one load: `warm` unmeasured, then `time` measured. `next` numbers the writes of a cluster.
+pub async fn run(
+    cluster: &Cluster,
+    scenario: Scenario,
+    warm: Duration,
+    time: Duration,
+    next: &mut u64,
+    folder: &Path,
+) -> Result<Measured, BenchError> {
+    let latencies = Histogram::new_with_bounds(1, LATENCY_US_MAX, 3);
+    let latencies =
+        latencies.map_err(|e| BenchError::Answer { what: "a histogram".into(), why: e.to_string() })?;
+    let shared = Rc::new(Shared {
+        next: Cell::new(*next),
+        done: Cell::new(0),
+        errors: Cell::new(0),
+        first_error: RefCell::default(),
+        measuring: Cell::new(false),
+        latencies: RefCell::new(latencies),
+    });
+    let clients = match scenario.pace {
+        Pace::Closed(clients) => clients,
+        Pace::Open(_) => CLIENTS_PER_LINE * MEMBERS,
+    };
+    let lines = clients.div_ceil(CLIENTS_PER_LINE).max(clients.min(MEMBERS)).min(LINES_MAX);
+    // The first connection goes to the leader: one client finds the shortest way in either system.
+    let leader = cluster.leader().await?;
+    let mut connections = Vec::with_capacity(lines);
+    for i in 0..lines {
+        connections.push(cluster.dial((leader + i) % MEMBERS).await?);
+    }
+    let stop = Instant::now() + warm + time;
+    let measure = async {
+        tokio::time::sleep(warm).await;
+        let counter = SyncCounter::start(&cluster.pids(), folder);
+        let (cpu, own) = (cluster.cpu(), cpu_of(std::process::id()).unwrap_or_default());
+        shared.measuring.set(true);
+        let began = Instant::now();
+        tokio::time::sleep_until(stop.into()).await;
+        shared.measuring.set(false);
+        let lasted = began.elapsed();
+        let own = cpu_of(std::process::id()).unwrap_or_default().saturating_sub(own);
+        (lasted, cluster.cpu().saturating_sub(cpu), own, counter.stop())
+    };
+    let load = async {
+        match scenario.pace {
+            Pace::Closed(_) => {
+                let clients = (0..clients).map(|i| {
+                    let mut line = connections[i % lines].clone();
+                    let shared = Rc::clone(&shared);
+                    async move {
+                        while Instant::now() < stop && shared.errors.get() < ERRORS_MAX {
+                            let kind = scenario.mix.kind(shared.take());
+                            let began = Instant::now();
+                            shared.record(began, ask(cluster, &mut line, kind).await);
+                        }
+                    }
+                });
+                join_all(clients).await;
+            }
+            Pace::Open(rate) => open(cluster, scenario.mix, rate, stop, &connections, &shared).await,
+        }
+    };
+    let ((lasted, cpu, own, syncs), ()) = tokio::join!(measure, load);
+    *next = shared.next.get();
+    if let Some(error) = shared.first_error.borrow_mut().take()
+        && (shared.errors.get() >= ERRORS_MAX || shared.done.get() == 0)
+    {
+        return Err(error);
+    }
+    let done = shared.done.get().max(1) as f64;
+    let latencies = shared.latencies.borrow();
+    Ok(Measured {
+        rate: shared.done.get() as f64 / lasted.as_secs_f64(),
+        p50_us: latencies.value_at_quantile(0.5) as f64,
+        p99_us: latencies.value_at_quantile(0.99) as f64,
+        cpu_us: cpu.as_secs_f64() * 1e6 / done,
+        own_cpu_us: own.as_secs_f64() * 1e6 / done,
+        syncs: syncs.map(|n| n as f64 / done),
+        errors: shared.errors.get(),
+    })
+}
+
+async fn open(
+    cluster: &Cluster,
+    mix: Mix,
+    rate: u64,
+    stop: Instant,
+    connections: &[Line],
+    shared: &Rc<Shared>,
+) {
+    let places = Semaphore::new(IN_FLIGHT_MAX);
+    let began = Instant::now();
+    let mut running = futures::stream::FuturesUnordered::new();
+    let mut sent: u64 = 0;
+    while Instant::now() < stop && shared.errors.get() < ERRORS_MAX {
+        let due = began + Duration::from_nanos(sent.saturating_mul(1_000_000_000) / rate.max(1));
+        let turn = async {
+            tokio::time::sleep_until(due.into()).await;
+            places.acquire().await
+        };
+        // While the next request is not due, those under way go on.
+        let place = tokio::select! {
+            biased;
+            Some(()) = futures::StreamExt::next(&mut running) => continue,
+            place = turn => place,
+        };
+        let Ok(place) = place else { break };
+        let kind = mix.kind(shared.take());
+        let mut line = connections[usize::try_from(sent).unwrap_or(0) % connections.len()].clone();
+        sent += 1;
+        running.push(async move {
+            let outcome = ask(cluster, &mut line, kind).await;
+            shared.record(due, outcome);
+            drop(place);
+        });
+    }
+    while futures::StreamExt::next(&mut running).await.is_some() {}
+}
