@@ -1,0 +1,148 @@
+//! What must hold at every moment, seen from outside the members: one state per index, one leader per term, and at the
+//! end every acknowledged write in the history.
+
+use std::collections::BTreeMap;
+
+use holdfast_model::{AppId, Digest, EventPayload, Revision};
+use holdfast_raft::{Fault, MemberState};
+use holdfast_store::Store;
+
+use crate::client::Answer;
+use crate::history::Asked;
+use crate::host::Host;
+use crate::trace::Trace;
+
+/// What was seen so far.
+#[derive(Default)]
+pub(crate) struct Watch {
+    /// The state after each entry that any member was seen to have applied.
+    states: BTreeMap<u64, (Digest, Revision)>,
+    /// Who led in each term.
+    leaders: BTreeMap<u64, u64>,
+    /// What each member was last seen to have applied.
+    applied: BTreeMap<u64, u64>,
+}
+
+impl Watch {
+    /// How many terms had a leader.
+    pub(crate) fn terms(&self) -> usize {
+        self.leaders.len()
+    }
+
+    /// The last index that any member applied.
+    pub(crate) fn last_index(&self) -> u64 {
+        self.states.last_key_value().map_or(0, |(index, _)| *index)
+    }
+
+    /// Looks at one member.
+    pub(crate) fn see(&mut self, now_ms: u64, host: &Host, trace: &mut Trace) -> Result<(), String> {
+        let Some(member) = host.member() else { return Ok(()) };
+        let store = member.store();
+        let Some(applied) = store.applied() else { return Ok(()) };
+        if self.applied.insert(host.id, applied.0) == Some(applied.0) {
+            return Ok(());
+        }
+        let (digest, revision) = (store.digest(), store.revision());
+        trace.line(
+            now_ms,
+            format_args!("host {} applied {} revision {revision} {digest}", host.id, applied.0),
+        );
+        let first = self.states.entry(applied.0).or_insert((digest, revision));
+        if *first != (digest, revision) {
+            return Err(format!(
+                "I1: after entry {} host {} has revision {revision} and digest {digest}, another had revision {} and digest {}",
+                applied.0, host.id, first.1, first.0
+            ));
+        }
+        Ok(())
+    }
+
+    /// Looks at who leads, and whether a member stopped serving. The fault is the caller's to judge.
+    pub(crate) fn see_status(
+        &mut self,
+        now_ms: u64,
+        host: &Host,
+        trace: &mut Trace,
+    ) -> Result<Option<Fault>, String> {
+        let Some(member) = host.member() else { return Ok(None) };
+        let status = member.status();
+        if status.state == MemberState::Leader {
+            let leader = self.leaders.entry(status.term).or_insert_with(|| {
+                trace.line(now_ms, format_args!("host {} leads term {}", host.id, status.term));
+                host.id
+            });
+            if *leader != host.id {
+                return Err(format!("I1: hosts {} and {leader} both lead term {}", host.id, status.term));
+            }
+        }
+        Ok(status.fault)
+    }
+}
+
+/// What happened to one app, by the history of events.
+#[derive(Default)]
+struct Life {
+    created: Option<Revision>,
+    deleted: Option<Revision>,
+}
+
+/// Reads the whole history of a member and looks for every acknowledged write in it.
+pub(crate) fn scan(store: &Store, history: &[Asked]) -> Result<u64, String> {
+    let fail = |error: holdfast_store::StoreError| format!("the history could not be read: {error}");
+    let view = store.view().map_err(fail)?;
+    let mut lives: BTreeMap<AppId, Life> = BTreeMap::new();
+    let mut last = Revision(0);
+    while last < view.revision() {
+        let page = view.events(last, 500, None).map_err(fail)?;
+        if page.events.is_empty() {
+            return Err(format!(
+                "I13: the history ends at revision {last} and the state is at {}",
+                view.revision()
+            ));
+        }
+        for event in page.events {
+            if event.revision != last.next() {
+                return Err(format!("I1: revision {} follows {last} in the history", event.revision));
+            }
+            last = event.revision;
+            note(&mut lives, &event)?;
+        }
+    }
+    for (request, asked) in history.iter().enumerate() {
+        let found = match asked.answered {
+            Some((_, Answer::Created(id, revision))) => {
+                lives.get(&id).and_then(|l| l.created) == Some(revision)
+            }
+            Some((_, Answer::Deleted(revision))) => match &asked.question {
+                crate::client::Question::Delete(id, _) => {
+                    lives.get(id).and_then(|l| l.deleted) == Some(revision)
+                }
+                _ => false,
+            },
+            _ => true,
+        };
+        if !found {
+            return Err(format!(
+                "I2: request {request} was acknowledged ({:?}) and is not in the history",
+                asked.answered
+            ));
+        }
+    }
+    Ok(last.0)
+}
+
+fn note(lives: &mut BTreeMap<AppId, Life>, event: &holdfast_model::Event) -> Result<(), String> {
+    let (id, created) = match &event.payload {
+        EventPayload::AppCreated(app) => (app.id, true),
+        EventPayload::AppDeleted { app } => (*app, false),
+        _ => return Ok(()),
+    };
+    let life = lives.entry(id).or_default();
+    let slot = if created { &mut life.created } else { &mut life.deleted };
+    match slot.replace(event.revision) {
+        Some(first) => {
+            Err(format!("I4: app {id} was made or deleted twice, at {first} and {}", event.revision))
+        }
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,228 @@
+//! The clients: each asks one thing at a time, of any member, again and again until it is told.
+//!
+//! Now and then one asks two members at once, or repeats a request that was answered long ago: the first answer must
+//! come again (I4).
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use holdfast_model::{AppId, AppName, Command};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use crate::client::{self, Account, Answer, Question, Told};
+use crate::history::Asked;
+use crate::host::Host;
+use crate::trace::Trace;
+
+/// Names that clients use; few, so that they meet.
+const NAMES: [&str; 5] = ["alpha", "bravo", "charlie", "delta", "echo"];
+/// How long a client waits for an answer before it asks another member, in milliseconds.
+const PATIENCE_MS: std::ops::Range<u64> = 500..4000;
+
+/// All clients.
+pub(crate) struct ClientPool {
+    account: Account,
+    names: Vec<AppName>,
+    rng: StdRng,
+    clients: Vec<Client>,
+    /// Answers of tasks that run on hosts.
+    told: Arc<Mutex<Vec<(u64, Told)>>>,
+    next_attempt: u64,
+    /// Which request an attempt belongs to.
+    attempts: BTreeMap<u64, usize>,
+    history: Vec<Asked>,
+    /// Counts calls and answers.
+    moments: u64,
+    /// Whether new requests are begun.
+    open: bool,
+    /// How long clients think, at most, in milliseconds.
+    think_ms: u64,
+    answered: u64,
+    repeats: u64,
+}
+
+#[derive(Clone, Copy)]
+enum Client {
+    Thinking { until_ms: u64 },
+    Asking { request: usize, repeats: bool, again_ms: u64 },
+}
+
+impl ClientPool {
+    pub(crate) fn new(seed: u64, account: Account, clients: usize, think_ms: u64) -> Self {
+        ClientPool {
+            account,
+            names: NAMES.iter().filter_map(|name| name.parse().ok()).collect(),
+            rng: StdRng::seed_from_u64(seed),
+            clients: vec![Client::Thinking { until_ms: 0 }; clients],
+            told: Arc::default(),
+            next_attempt: 0,
+            attempts: BTreeMap::new(),
+            history: Vec::new(),
+            moments: 0,
+            open: true,
+            think_ms,
+            answered: 0,
+            repeats: 0,
+        }
+    }
+
+    /// From now on only what was begun is brought to its end.
+    pub(crate) fn close(&mut self) {
+        self.open = false;
+    }
+
+    /// Whether every request has its answer.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.clients.iter().all(|client| matches!(client, Client::Thinking { .. }))
+    }
+
+    pub(crate) fn history(&self) -> &[Asked] {
+        &self.history
+    }
+
+    /// Requests that were answered, and repeats that were.
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        (self.answered, self.repeats)
+    }
+
+    /// One millisecond of all clients.
+    pub(crate) fn tick(&mut self, now_ms: u64, hosts: &[Host], trace: &mut Trace) -> Result<(), String> {
+        let told = std::mem::take(&mut *self.told.lock().unwrap_or_else(PoisonError::into_inner));
+        for (attempt, told) in told {
+            self.hear(attempt, told, now_ms, trace)?;
+        }
+        for number in 0..self.clients.len() {
+            match self.clients[number] {
+                Client::Thinking { until_ms } if self.open && until_ms <= now_ms => {
+                    let (request, repeats) = self.choose();
+                    self.clients[number] = Client::Asking { request, repeats, again_ms: now_ms };
+                    if !repeats {
+                        let asked = &self.history[request];
+                        trace.line(
+                            now_ms,
+                            format_args!(
+                                "client {number} asks {request} {} {:?}",
+                                asked.name, asked.question
+                            ),
+                        );
+                    }
+                    self.send(number, request, repeats, now_ms, hosts);
+                }
+                Client::Asking { request, repeats, again_ms } if again_ms <= now_ms => {
+                    self.send(number, request, repeats, now_ms, hosts);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// What to ask next: something new, or something old again.
+    fn choose(&mut self) -> (usize, bool) {
+        if self.rng.random_bool(0.1) {
+            let old: Vec<usize> = self
+                .history
+                .iter()
+                .enumerate()
+                .filter(|(_, asked)| asked.answered.is_some() && asked.question.proposal().is_some())
+                .map(|(at, _)| at)
+                .collect();
+            if !old.is_empty() {
+                return (old[self.rng.random_range(0..old.len())], true);
+            }
+        }
+        let name = self.names[self.rng.random_range(0..self.names.len())].clone();
+        let known: Vec<AppId> = self
+            .history
+            .iter()
+            .rev()
+            .filter(|asked| asked.name == name)
+            .filter_map(|asked| match asked.answered?.1 {
+                Answer::Created(id, _) | Answer::Found(Some(id), _) => Some(id),
+                _ => None,
+            })
+            .take(3)
+            .collect();
+        let question = match self.rng.random_range(0..10) {
+            0..4 => {
+                let command = Command::CreateApp { org: self.account.org, name: name.clone() };
+                Question::Create(client::proposal(&self.account, command, &mut self.rng))
+            }
+            4..7 if !known.is_empty() => {
+                let app = known[self.rng.random_range(0..known.len())];
+                let command = Command::DeleteApp { app, expected_version: None };
+                Question::Delete(app, client::proposal(&self.account, command, &mut self.rng))
+            }
+            _ => Question::Read,
+        };
+        self.moments += 1;
+        self.history.push(Asked { name, question, called: self.moments, answered: None });
+        (self.history.len() - 1, false)
+    }
+
+    fn send(&mut self, number: usize, request: usize, repeats: bool, now_ms: u64, hosts: &[Host]) {
+        let members: Vec<&Host> = hosts.iter().filter(|host| host.member().is_some()).collect();
+        let again_ms =
+            if members.is_empty() { now_ms + 20 } else { now_ms + self.rng.random_range(PATIENCE_MS) };
+        self.clients[number] = Client::Asking { request, repeats, again_ms };
+        let at_once = if self.rng.random_bool(0.15) { 2 } else { 1 };
+        for _ in 0..at_once {
+            if members.is_empty() {
+                return;
+            }
+            let host = members[self.rng.random_range(0..members.len())];
+            let Some(member) = host.member().cloned() else { continue };
+            let attempt = self.next_attempt;
+            self.next_attempt += 1;
+            self.attempts.insert(attempt, request);
+            let Asked { name, question, .. } = self.history[request].clone();
+            let (told, org) = (self.told.clone(), self.account.org);
+            host.spawn(async move {
+                let answer = client::ask(member, org, name, question).await;
+                told.lock().unwrap_or_else(PoisonError::into_inner).push((attempt, answer));
+            });
+        }
+    }
+
+    fn hear(&mut self, attempt: u64, told: Told, now_ms: u64, trace: &mut Trace) -> Result<(), String> {
+        let Some(request) = self.attempts.remove(&attempt) else { return Ok(()) };
+        let asker = self
+            .clients
+            .iter()
+            .position(|client| matches!(client, Client::Asking { request: asked, .. } if *asked == request));
+        trace.line(now_ms, format_args!("request {request} is told {told:?}"));
+        let answer = match told {
+            Told::Answer(answer) => answer,
+            Told::Wrong(reason) => return Err(format!("request {request}: {reason}")),
+            Told::Nothing(_) => {
+                if let Some(Client::Asking { again_ms, .. }) = asker.map(|asker| &mut self.clients[asker]) {
+                    *again_ms = (*again_ms).min(now_ms + self.rng.random_range(5..100));
+                }
+                return Ok(());
+            }
+        };
+        let asked = &mut self.history[request];
+        match asked.answered {
+            Some((_, first)) if asked.question.proposal().is_some() && first != answer => {
+                return Err(format!(
+                    "I4: request {request} was told {first:?} first and {answer:?} when it was repeated"
+                ));
+            }
+            Some(_) => {}
+            None => {
+                self.moments += 1;
+                asked.answered = Some((self.moments, answer));
+                self.answered += 1;
+            }
+        }
+        if let Some(asker) = asker {
+            if matches!(self.clients[asker], Client::Asking { repeats: true, .. }) {
+                self.repeats += 1;
+            }
+            let until_ms = now_ms + self.rng.random_range(0..=self.think_ms);
+            self.clients[asker] = Client::Thinking { until_ms };
+        }
+        Ok(())
+    }
+}

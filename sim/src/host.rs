@@ -1,0 +1,270 @@
+//! One host: a runtime of its own, two disks, a wall clock, and the member that runs on it, if one does.
+//!
+//! A crash drops the runtime with everything in it, in the middle of whatever it does, after its disks were turned off:
+//! no destructor of a dead process reaches a disk.
+
+use std::cell::Cell;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use holdfast_faulty_disk::{Disk, Faults};
+use holdfast_model::MemberId;
+use holdfast_raft::log_store::LogStore;
+use holdfast_raft::{Compaction, Consensus, ConsensusConfig, MemberIdentity, MemberNode, Parts, RaftTls};
+use holdfast_store::Store;
+use rand::rngs::StdRng;
+use tokio::runtime::Runtime;
+
+use crate::machine;
+use crate::network::Network;
+
+/// The id of every simulated cluster.
+pub(crate) const CLUSTER: &str = "01jdsimulated";
+
+/// How a host goes down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Crash {
+    /// The process is killed: what it wrote is still in the kernel's memory.
+    Kill,
+    /// The power goes: what was not synced is lost or torn.
+    PowerLoss,
+}
+
+/// What was said to a start of a member.
+type Started = Arc<Mutex<Option<Result<Consensus, String>>>>;
+
+/// A host.
+pub(crate) struct Host {
+    pub(crate) id: u64,
+    /// By how much its wall clock is wrong.
+    pub(crate) wall_offset_ms: i64,
+    /// How long a piece of work on its disk takes, in milliseconds: from, to.
+    pub(crate) disk_ms: (u64, u64),
+    folder: PathBuf,
+    log_disk: Disk,
+    state_disk: Disk,
+    log_made: bool,
+    running: Option<Running>,
+}
+
+struct Running {
+    runtime: Runtime,
+    idle: Arc<Idle>,
+    started: Started,
+    member: Option<Consensus>,
+}
+
+thread_local! {
+    /// What the disk of the host that has the thread takes.
+    static DISK_MS: Cell<(u64, u64)> = const { Cell::new((0, 1)) };
+}
+
+/// Makes work on disks take what the current host's disk takes. Once per process.
+pub(crate) fn pace_disks() {
+    holdfast_raft::disk_work::simulate_on_this_thread(|| {
+        use rand::RngExt;
+        let (from, to) = DISK_MS.get();
+        Duration::from_millis(rand::rng().random_range(from..=to))
+    });
+}
+
+impl Host {
+    pub(crate) fn new(id: u64, folder: PathBuf) -> Self {
+        Host {
+            id,
+            wall_offset_ms: 0,
+            disk_ms: (0, 2),
+            folder,
+            log_disk: Disk::default(),
+            state_disk: Disk::default(),
+            log_made: false,
+            running: None,
+        }
+    }
+
+    /// The node as the membership knows it.
+    pub(crate) fn node(&self) -> MemberNode {
+        MemberNode {
+            raft_addr: Network::address(self.id).to_string(),
+            api_addr: format!("10.0.0.{}:8443", self.id),
+        }
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+
+    /// The member, once it has started.
+    pub(crate) fn member(&self) -> Option<&Consensus> {
+        self.running.as_ref().and_then(|running| running.member.as_ref())
+    }
+
+    /// Begins to start the member.
+    pub(crate) fn start(
+        &mut self,
+        network: &Network,
+        tls: &Arc<RaftTls>,
+        compaction: &Compaction,
+    ) -> Result<(), String> {
+        network.come_up(self.id);
+        let idle = Arc::new(Idle::default());
+        let parked = idle.clone();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .on_thread_park(move || parked.note())
+            .build()
+            .map_err(|error| format!("a runtime could not be made: {error}"))?;
+        let started = Started::default();
+        let mut config = ConsensusConfig::new(
+            MemberId(self.id),
+            self.folder.clone(),
+            Network::address(self.id),
+            tls.clone(),
+        );
+        config.compaction = compaction.clone();
+        config.digest_check_every = Duration::from_secs(2);
+        let identity = (!self.log_made).then(|| MemberIdentity {
+            cluster: CLUSTER.to_owned(),
+            member: MemberId(self.id),
+            incarnation: 1,
+        });
+        let (log_disk, state_disk) = (self.log_disk.clone(), self.state_disk.clone());
+        let (link, raft_addr, slot) = (network.link(self.id), Network::address(self.id), started.clone());
+        runtime.spawn(async move {
+            let start = async {
+                let log =
+                    LogStore::open_with_backend(log_disk, identity.as_ref()).map_err(|e| describe(&e))?;
+                let store = Store::open_with_backend(state_disk).map_err(|e| describe(&e))?;
+                let parts = Parts { link, raft_addr, log, store: Arc::new(store) };
+                Consensus::start_on(config, parts).await.map_err(|e| describe(&e))
+            };
+            let result = start.await;
+            *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+        });
+        self.running = Some(Running { runtime, idle, started, member: None });
+        Ok(())
+    }
+
+    /// Runs a task on the host, as part of its process.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        if let Some(running) = &self.running {
+            running.runtime.spawn(task);
+        }
+    }
+
+    /// Runs everything that can run at this time. The error is why the member did not start.
+    pub(crate) fn tick(&mut self, now: Duration) -> Result<(), String> {
+        let Some(running) = &mut self.running else { return Ok(()) };
+        machine::set_time(now, self.wall_offset_ms);
+        DISK_MS.set(self.disk_ms);
+        running.runtime.block_on(UntilIdle { idle: &running.idle, stage: Stage::Timers });
+        if running.member.is_none() {
+            let started = running.started.lock().unwrap_or_else(PoisonError::into_inner).take();
+            match started {
+                Some(Ok(member)) => {
+                    self.log_made = true;
+                    running.member = Some(member);
+                }
+                Some(Err(reason)) => return Err(reason),
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the process at once.
+    pub(crate) fn crash(&mut self, crash: Crash, network: &Network, silent: bool, rng: &mut StdRng) {
+        let (log, state) = match crash {
+            Crash::Kill => (self.log_disk.for_next_process(), self.state_disk.for_next_process()),
+            Crash::PowerLoss => (self.log_disk.after_power_loss(rng), self.state_disk.after_power_loss(rng)),
+        };
+        (self.log_disk, self.state_disk) = (log, state);
+        network.go_down(self.id, silent);
+        self.running = None;
+    }
+
+    /// Loses power after so many more steps of one of its disks.
+    pub(crate) fn lose_power_after(&self, steps: u64, on_log: bool) {
+        let disk = if on_log { &self.log_disk } else { &self.state_disk };
+        disk.lose_power_after(steps);
+    }
+
+    /// Whether a disk lost its power, so that the host must go down.
+    pub(crate) fn lost_power(&self) -> bool {
+        self.running.is_some() && (self.log_disk.is_off() || self.state_disk.is_off())
+    }
+
+    /// How the disks behave from now on.
+    pub(crate) fn set_disk_faults(&self, faults: Faults) {
+        self.log_disk.set_faults(faults);
+        self.state_disk.set_faults(faults);
+    }
+}
+
+fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+/// Notes that a runtime has nothing to do, and wakes whoever waits for that instead of letting it sleep.
+#[derive(Default)]
+struct Idle {
+    noted: AtomicBool,
+    waker: Mutex<Option<Waker>>,
+}
+
+impl Idle {
+    fn note(&self) {
+        self.noted.store(true, Ordering::Relaxed);
+        if let Some(waker) = self.waker.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            waker.wake();
+        }
+    }
+}
+
+/// Lets a runtime run its timers, then its tasks until none can go on.
+struct UntilIdle<'a> {
+    idle: &'a Idle,
+    stage: Stage,
+}
+
+enum Stage {
+    /// Once round without waiting, so that timers that are due wake their tasks.
+    Timers,
+    /// The tasks run from now on.
+    Tasks,
+    /// They are running.
+    Waiting,
+}
+
+impl Future for UntilIdle<'_> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        match self.stage {
+            Stage::Timers => {
+                self.stage = Stage::Tasks;
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            Stage::Tasks => {
+                self.stage = Stage::Waiting;
+                self.idle.noted.store(false, Ordering::Relaxed);
+            }
+            Stage::Waiting if self.idle.noted.load(Ordering::Relaxed) => return Poll::Ready(()),
+            Stage::Waiting => {}
+        }
+        *self.idle.waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(context.waker().clone());
+        Poll::Pending
+    }
+}

@@ -1,0 +1,26 @@
+//! Whole clusters in one thread from one seed: the real `raft` and `store` over a simulated network, clock and disks.
+//!
+//! One process runs one seed, so that nothing of an earlier run (a counter of the standard library or of tokio, a
+//! hash's keys) can leak into the next; with `--seeds` it starts itself once per seed. The same seed gives the same
+//! trace, byte for byte. What is checked, and what is not simulated, is in `docs/testing/simulation.md`.
+//!
+//! This crate is no part of the product and nothing depends on it. It checks I1, I2, I3, I4 and I13.
+
+mod checks;
+mod client;
+mod client_pool;
+mod command_line;
+mod fault_plan;
+mod history;
+mod host;
+mod machine;
+mod network;
+mod pipe;
+mod run;
+mod trace;
+mod weather;
+mod world;
+
+fn main() -> std::process::ExitCode {
+    command_line::main()
+}

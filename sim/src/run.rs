@@ -1,0 +1,268 @@
+//! One run: a cluster is made, suffers for a while, and must then be as if nothing had happened.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use holdfast_model::command::{NewMember, NewToken};
+use holdfast_model::resource::TokenKind;
+use holdfast_model::{
+    Actor, ClusterId, Command, Context, Digest, Incarnation, MemberId, Output, Proposal, RequestId, Scope,
+    Timestamp, TokenId,
+};
+use holdfast_raft::{Consensus, MemberNode, RaftTls};
+use holdfast_store::Views;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use crate::checks;
+use crate::client::Account;
+use crate::client_pool::ClientPool;
+use crate::fault_plan::FaultPlan;
+use crate::history;
+use crate::host::{self, CLUSTER};
+use crate::machine;
+use crate::trace::Trace;
+use crate::world::{PANICKED, World};
+
+/// How long making the cluster may take, in milliseconds of its time.
+const SETUP_MS_MAX: u64 = 60_000;
+/// How long clients go on after the last fault, in milliseconds.
+const CALM_MS: u64 = 1_500;
+/// How long the cluster may take to answer everything and agree after the last fault, in milliseconds.
+const RECOVERY_MS_MAX: u64 = 60_000;
+
+/// What a run came to.
+pub(crate) struct Report {
+    pub(crate) lines: u64,
+    pub(crate) digest: String,
+    pub(crate) summary: String,
+    pub(crate) verdict: Result<(), String>,
+}
+
+/// Runs one seed. Takes the process's clock and randomness over.
+pub(crate) fn run(seed: u64, trace_path: Option<&Path>) -> std::io::Result<Report> {
+    let trace = Trace::new(trace_path)?;
+    let folder = tempfile::Builder::new().prefix("holdfast-sim-").tempdir()?;
+    machine::take_over(seed);
+    host::pace_disks();
+    std::panic::set_hook(Box::new(|panic| {
+        PANICKED.store(true, std::sync::atomic::Ordering::Relaxed);
+        eprintln!("{panic}\n{}", std::backtrace::Backtrace::force_capture());
+    }));
+    let mut rng = StdRng::seed_from_u64(seed);
+    let plan = FaultPlan::draw(&mut rng);
+    let summary = format!("{} members, {} clients, {:?}", plan.members, plan.clients, plan.kinds);
+    let mut world = World::new(plan, rng, folder.path(), trace, tls());
+    let verdict = phases(&mut world);
+    let (answered, repeats) = world.pool.as_ref().map_or((0, 0), ClientPool::counts);
+    let summary = format!(
+        "{answered} requests, {repeats} repeats, {} faults, {} terms, index {}, {} ms; {summary}",
+        world.faults(),
+        world.watch.terms(),
+        world.watch.last_index(),
+        world.now_ms
+    );
+    if let Err(failure) = &verdict {
+        world.trace.line(world.now_ms, format_args!("FAILED {failure}"));
+    }
+    let (lines, digest) = world.trace.finish();
+    Ok(Report { lines, digest, summary, verdict })
+}
+
+/// TLS is not simulated; the members want configurations all the same.
+fn tls() -> Arc<RaftTls> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let resolver = Arc::new(rustls::server::ResolvesServerCertUsingSni::new());
+    let server = rustls::ServerConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map(|config| config.with_no_client_auth().with_cert_resolver(resolver));
+    let client = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map(|config| config.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth());
+    match (server, client) {
+        (Ok(server), Ok(client)) => Arc::new(RaftTls::new(CLUSTER, Arc::new(server), Arc::new(client))),
+        _ => unreachable!("ring speaks TLS 1.3"),
+    }
+}
+
+fn phases(world: &mut World) -> Result<(), String> {
+    let account = set_up(world)?;
+    let (clients, think_ms) = (world.plan.clients, world.plan.think_ms);
+    world.pool = Some(ClientPool::new(world.rng.random(), account, clients, think_ms));
+    suffer(world)?;
+    recover(world)?;
+    judge(world)
+}
+
+/// Makes the cluster: the first member, then the others as learners and voters.
+fn set_up(world: &mut World) -> Result<Account, String> {
+    for id in 1..=world.plan.members {
+        world.start(id)?;
+    }
+    let end = world.now_ms + SETUP_MS_MAX;
+    while world.hosts.iter().any(|host| host.member().is_none()) {
+        world.step()?;
+        if world.now_ms > end {
+            return Err("the members did not start".to_owned());
+        }
+    }
+    let made = Arc::new(Mutex::new(None));
+    let nodes: Vec<(u64, MemberNode)> = world.hosts.iter().map(|host| (host.id, host.node())).collect();
+    if let Some(first) = world.hosts[0].member().cloned() {
+        let made = made.clone();
+        world.hosts[0].spawn(async move {
+            let result = make_cluster(first, nodes).await;
+            *made.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+        });
+    }
+    loop {
+        world.step()?;
+        if let Some(result) = made.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return result;
+        }
+        if world.now_ms > end {
+            return Err("the cluster was not made in time".to_owned());
+        }
+    }
+}
+
+async fn make_cluster(first: Consensus, nodes: Vec<(u64, MemberNode)>) -> Result<Account, String> {
+    let failed = |error: &dyn std::fmt::Display| format!("making the cluster: {error}");
+    let (_, node) = nodes[0].clone();
+    first.bootstrap(node.clone()).await.map_err(|e| failed(&e))?;
+    let digest = Digest::of(b"operator");
+    let operator = NewToken {
+        name: "operator".parse().map_err(|_| failed(&"a name"))?,
+        digest,
+        kind: TokenKind::Operator,
+        scopes: Scope::ALL.iter().copied().collect(),
+        ttl_ms: 24 * 3_600_000,
+    };
+    let member = NewMember {
+        name: "member-1".parse().map_err(|_| failed(&"a name"))?,
+        raft_addr: node.raft_addr,
+        api_addr: node.api_addr,
+    };
+    let init = Command::InitCluster {
+        cluster: ClusterId::from_bits(1),
+        incarnation: Incarnation(1),
+        member,
+        operator,
+    };
+    propose(&first, init, 1, TokenId::from_bits(0)).await?;
+    let view = first.store().view().map_err(|e| failed(&e))?;
+    let token =
+        view.token_by_digest(&digest).map_err(|e| failed(&e))?.ok_or("the operator's token is missing")?;
+    let org = Command::CreateOrg { name: "sim".parse().map_err(|_| failed(&"a name"))? };
+    let Output::Org(org) = propose(&first, org, 2, token.id).await? else {
+        return Err("an org was not made".to_owned());
+    };
+    for (id, node) in nodes.into_iter().skip(1) {
+        first.add_learner(MemberId(id), node).await.map_err(|e| failed(&e))?;
+        first.promote(MemberId(id)).await.map_err(|e| failed(&e))?;
+    }
+    Ok(Account { operator: token.id, org })
+}
+
+async fn propose(
+    member: &Consensus,
+    command: Command,
+    number: u128,
+    operator: TokenId,
+) -> Result<Output, String> {
+    let context = Context {
+        actor: Actor::Operator(operator),
+        actor_org: None,
+        source: None,
+        request_id: RequestId::from_bits(number),
+        idempotency_key: None,
+        now: Timestamp(machine::wall_ms()),
+        entropy: number << 64,
+    };
+    let outcome = member.propose(Proposal { context, command }).await.map_err(|error| error.to_string())?;
+    outcome.map(|accepted| accepted.output).map_err(|rejection| format!("{rejection:?}"))
+}
+
+/// The safety phase: faults of every kind that this seed drew.
+fn suffer(world: &mut World) -> Result<(), String> {
+    let end = world.now_ms + world.plan.faults_ms;
+    let mut next = world.now_ms;
+    while world.now_ms < end {
+        if world.now_ms >= next {
+            world.cause_fault();
+            next = world.now_ms + world.rng.random_range(20..world.plan.pause_ms);
+        }
+        world.step()?;
+    }
+    Ok(())
+}
+
+/// The liveness phase: without faults everything that was asked is answered, and all members come to the same state.
+fn recover(world: &mut World) -> Result<(), String> {
+    world.end_faults()?;
+    let calm_end = world.now_ms + CALM_MS;
+    let end = world.now_ms + RECOVERY_MS_MAX;
+    loop {
+        world.step()?;
+        if world.now_ms >= calm_end
+            && let Some(pool) = &mut world.pool
+        {
+            pool.close();
+            if pool.is_quiet() && has_converged(world) {
+                return Ok(());
+            }
+        }
+        if world.now_ms >= end {
+            return Err(unsettled(world));
+        }
+    }
+}
+
+fn has_converged(world: &World) -> bool {
+    let states: Option<BTreeSet<_>> = world
+        .hosts
+        .iter()
+        .map(|host| {
+            let member = host.member()?;
+            let status = member.status();
+            let applied = status.last_applied?;
+            (status.healthy && status.last_log == Some(applied)).then_some((applied, status.leader?))
+        })
+        .collect();
+    states.is_some_and(|states| states.len() == 1)
+}
+
+fn unsettled(world: &World) -> String {
+    let states: Vec<String> = world
+        .hosts
+        .iter()
+        .map(|host| match host.member() {
+            None => format!("host {} is down", host.id),
+            Some(member) => {
+                let status = member.status();
+                format!(
+                    "host {}: {:?}, term {}, leader {:?}, log {:?}, applied {:?}",
+                    host.id, status.state, status.term, status.leader, status.last_log, status.last_applied
+                )
+            }
+        })
+        .collect();
+    let waiting = world.pool.as_ref().is_some_and(|pool| !pool.is_quiet());
+    format!(
+        "liveness: {RECOVERY_MS_MAX} ms after the last fault the cluster has not settled (requests wait: {waiting}); {}",
+        states.join("; ")
+    )
+}
+
+/// Everything that was acknowledged is there, on every member, and one order explains it.
+fn judge(world: &mut World) -> Result<(), String> {
+    let Some(pool) = &world.pool else { return Ok(()) };
+    for host in &world.hosts {
+        let Some(member) = host.member() else { continue };
+        checks::scan(member.store(), pool.history())
+            .map_err(|reason| format!("host {}: {reason}", host.id))?;
+        member.store().verify().map_err(|error| format!("I13: host {}: {error}", host.id))?;
+    }
+    history::judge(pool.history())
+}

@@ -1,0 +1,324 @@
+//! The cluster and everything around it, one millisecond at a time.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use holdfast_faulty_disk::Faults;
+use holdfast_model::MemberId;
+use holdfast_raft::{Compaction, Fault, RaftTls};
+use rand::RngExt;
+use rand::rngs::StdRng;
+
+use crate::checks::Watch;
+use crate::client_pool::ClientPool;
+use crate::fault_plan::{FaultKind, FaultPlan};
+use crate::host::{Crash, Host};
+use crate::network::Network;
+use crate::trace::Trace;
+use crate::weather::{self, Blocked, Weather};
+
+/// Between two looks at who leads, in milliseconds.
+const STATUS_EVERY_MS: u64 = 5;
+
+/// Set by the panic hook: a panic anywhere in the product is a failure, also where a task swallows it.
+pub(crate) static PANICKED: AtomicBool = AtomicBool::new(false);
+
+/// Something that ends or begins by itself.
+#[derive(Clone, Copy, Debug)]
+enum Due {
+    Start(u64),
+    Heal,
+    Calm,
+    FastDisk(u64),
+    GoodDisk(u64),
+}
+
+/// The world.
+pub(crate) struct World {
+    pub(crate) now_ms: u64,
+    pub(crate) rng: StdRng,
+    pub(crate) plan: FaultPlan,
+    pub(crate) hosts: Vec<Host>,
+    pub(crate) pool: Option<ClientPool>,
+    pub(crate) trace: Trace,
+    pub(crate) watch: Watch,
+    network: Network,
+    tls: Arc<RaftTls>,
+    due: Vec<(u64, Due)>,
+    /// Hosts whose disk misbehaved since they started: they may stop.
+    excused: BTreeSet<u64>,
+    faults: u64,
+}
+
+impl World {
+    pub(crate) fn new(
+        plan: FaultPlan,
+        mut rng: StdRng,
+        folder: &Path,
+        trace: Trace,
+        tls: Arc<RaftTls>,
+    ) -> Self {
+        let hosts = (1..=plan.members).map(|id| Host::new(id, folder.join(format!("host-{id}")))).collect();
+        World {
+            now_ms: 0,
+            network: Network::new(rng.random()),
+            rng,
+            plan,
+            hosts,
+            pool: None,
+            trace,
+            watch: Watch::default(),
+            tls,
+            due: Vec::new(),
+            excused: BTreeSet::new(),
+            faults: 0,
+        }
+    }
+
+    /// How many faults there were.
+    pub(crate) fn faults(&self) -> u64 {
+        self.faults
+    }
+
+    fn say(&mut self, text: std::fmt::Arguments<'_>) {
+        self.trace.line(self.now_ms, text);
+    }
+
+    /// Starts a host's member.
+    pub(crate) fn start(&mut self, id: u64) -> Result<(), String> {
+        let compaction = Compaction {
+            snapshot_entries: self.plan.snapshot_entries,
+            kept_entries: self.plan.kept_entries,
+            purge_entries: 8,
+        };
+        self.say(format_args!("host {id} starts"));
+        self.excused.remove(&id);
+        let host = &mut self.hosts[id as usize - 1];
+        if host.is_running() { Ok(()) } else { host.start(&self.network, &self.tls, &compaction) }
+    }
+
+    /// One millisecond.
+    pub(crate) fn step(&mut self) -> Result<(), String> {
+        self.now_ms += 1;
+        crate::machine::set_time(Duration::from_millis(self.now_ms), 0);
+        for arrived in self.network.advance(self.now_ms) {
+            let crate::network::Arrived { pipe, from, to, bytes, sum } = arrived;
+            self.trace.line(self.now_ms, format_args!("{from}>{to} pipe {pipe} {bytes} bytes {sum:016x}"));
+        }
+        self.run_due()?;
+        let count = self.hosts.len();
+        for turn in 0..count {
+            let at = (turn + self.now_ms as usize) % count;
+            let ticked = self.hosts[at].tick(Duration::from_millis(self.now_ms));
+            let id = self.hosts[at].id;
+            if self.hosts[at].lost_power() {
+                self.say(format_args!("host {id} lost power while it wrote"));
+                self.crash(id, Crash::PowerLoss);
+            } else if let Err(reason) = ticked {
+                self.stopped(id, &reason)?;
+            }
+            self.watch.see(self.now_ms, &self.hosts[at], &mut self.trace)?;
+        }
+        if self.now_ms.is_multiple_of(STATUS_EVERY_MS) {
+            self.see_status()?;
+        }
+        if PANICKED.load(Ordering::Relaxed) {
+            return Err("I14: a task panicked; see above".to_owned());
+        }
+        if let Some(pool) = &mut self.pool {
+            pool.tick(self.now_ms, &self.hosts, &mut self.trace)?;
+        }
+        Ok(())
+    }
+
+    fn see_status(&mut self) -> Result<(), String> {
+        for at in 0..self.hosts.len() {
+            match self.watch.see_status(self.now_ms, &self.hosts[at], &mut self.trace)? {
+                Some(fault @ Fault::Diverged { .. }) => {
+                    return Err(format!("I1: host {} says: {fault}", self.hosts[at].id));
+                }
+                Some(fault) => self.stopped(self.hosts[at].id, &fault.to_string())?,
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// A member stopped or did not start. That is right after its disk failed, and wrong otherwise.
+    fn stopped(&mut self, id: u64, reason: &str) -> Result<(), String> {
+        if !self.excused.contains(&id) {
+            return Err(format!("host {id} stopped although its disk is well: {reason}"));
+        }
+        self.say(format_args!("host {id} stopped: {reason}"));
+        let crash = if self.rng.random_bool(0.5) { Crash::Kill } else { Crash::PowerLoss };
+        self.crash(id, crash);
+        Ok(())
+    }
+
+    fn crash(&mut self, id: u64, crash: Crash) {
+        let silent = crash == Crash::PowerLoss && self.rng.random_bool(0.5);
+        let down_ms = if self.rng.random_bool(0.5) {
+            self.rng.random_range(1..150)
+        } else {
+            self.rng.random_range(150..3000)
+        };
+        self.say(format_args!("host {id} goes down: {crash:?}"));
+        let host = &mut self.hosts[id as usize - 1];
+        if host.is_running() {
+            host.crash(crash, &self.network, silent, &mut self.rng);
+            self.due.push((self.now_ms + down_ms, Due::Start(id)));
+        }
+    }
+
+    fn run_due(&mut self) -> Result<(), String> {
+        let (now, later): (Vec<_>, Vec<_>) = self.due.drain(..).partition(|(at, _)| *at <= self.now_ms);
+        self.due = later;
+        for (_, due) in now {
+            self.say(format_args!("{due:?}"));
+            match due {
+                Due::Start(id) => self.start(id)?,
+                Due::Heal => self.network.set_blocked(Blocked::new()),
+                Due::Calm => self.network.set_weather(Weather::CALM),
+                Due::FastDisk(id) => self.hosts[id as usize - 1].disk_ms = (0, 2),
+                Due::GoodDisk(id) => self.hosts[id as usize - 1].set_disk_faults(Faults::default()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends every fault, for good, and starts who is down.
+    pub(crate) fn end_faults(&mut self) -> Result<(), String> {
+        self.say(format_args!("faults end"));
+        let due = std::mem::take(&mut self.due);
+        self.network.set_blocked(Blocked::new());
+        self.network.set_weather(Weather::CALM);
+        for host in &mut self.hosts {
+            host.disk_ms = (0, 2);
+            host.set_disk_faults(Faults::default());
+        }
+        for (_, due) in due {
+            if let Due::Start(id) = due {
+                self.start(id)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn any_host(&mut self) -> u64 {
+        self.rng.random_range(1..=self.hosts.len() as u64)
+    }
+
+    /// Who leads, as somebody sees it.
+    pub(crate) fn leader(&self) -> Option<u64> {
+        let leaders = self.hosts.iter().filter_map(|host| host.member()?.status().leader);
+        leaders.map(|leader| leader.0).next()
+    }
+
+    /// Someone: often the leader, because most goes wrong there.
+    fn victim(&mut self) -> u64 {
+        match self.leader() {
+            Some(leader) if self.rng.random_bool(0.5) => leader,
+            _ => self.any_host(),
+        }
+    }
+
+    /// Makes the next fault.
+    pub(crate) fn cause_fault(&mut self) {
+        let kind = self.plan.next(&mut self.rng);
+        let id = self.victim();
+        let for_ms = self.rng.random_range(100..3500);
+        self.faults += 1;
+        self.say(format_args!("fault {kind:?} at host {id} for {for_ms} ms"));
+        let until = self.now_ms + for_ms;
+        match kind {
+            FaultKind::Partition => {
+                let members: Vec<u64> = self.hosts.iter().map(|host| host.id).collect();
+                let leader = self.leader();
+                let blocked = weather::draw_partition(&mut self.rng, &members, leader);
+                self.say(format_args!("blocked {blocked:?}"));
+                self.network.set_blocked(blocked);
+                self.due.retain(|(_, due)| !matches!(due, Due::Heal));
+                self.due.push((until, Due::Heal));
+            }
+            FaultKind::Kill => self.crash(id, Crash::Kill),
+            FaultKind::PowerLoss => self.lose_power(id),
+            FaultKind::Blackout => {
+                for id in 1..=self.hosts.len() as u64 {
+                    self.crash(id, Crash::PowerLoss);
+                }
+            }
+            FaultKind::Weather => {
+                let weather = Weather::draw(&mut self.rng);
+                self.say(format_args!("{weather:?}"));
+                self.network.set_weather(weather);
+                self.due.retain(|(_, due)| !matches!(due, Due::Calm));
+                self.due.push((until, Due::Calm));
+            }
+            FaultKind::SlowDisk => {
+                let slow = self.rng.random_range(5..400);
+                self.hosts[id as usize - 1].disk_ms = (slow / 4, slow);
+                self.due.push((until, Due::FastDisk(id)));
+            }
+            FaultKind::FullDisk => {
+                self.disk_faults(id, Faults { write_fails: true, ..Faults::default() }, until);
+            }
+            FaultKind::FailedSync => {
+                self.disk_faults(id, Faults { sync_fails: true, ..Faults::default() }, until);
+            }
+            FaultKind::ClockJump => {
+                self.hosts[id as usize - 1].wall_offset_ms = self.rng.random_range(-1_800_000..1_800_000);
+            }
+            FaultKind::Transfer => self.transfer(id),
+            FaultKind::Snapshot => self.snapshot(id),
+            FaultKind::Membership => self.change_membership(id),
+        }
+    }
+
+    fn lose_power(&mut self, id: u64) {
+        if self.rng.random_bool(0.3) {
+            return self.crash(id, Crash::PowerLoss);
+        }
+        let (steps, on_log) = (self.rng.random_range(1..80), self.rng.random_bool(0.7));
+        self.say(format_args!("host {id} loses power after {steps} steps, on its log: {on_log}"));
+        self.hosts[id as usize - 1].lose_power_after(steps, on_log);
+    }
+
+    fn disk_faults(&mut self, id: u64, faults: Faults, until: u64) {
+        let host = &self.hosts[id as usize - 1];
+        if host.is_running() {
+            host.set_disk_faults(faults);
+            self.excused.insert(id);
+            self.due.push((until, Due::GoodDisk(id)));
+        }
+    }
+
+    fn transfer(&mut self, to: u64) {
+        let at = self.any_host();
+        let host = &self.hosts[at as usize - 1];
+        if let Some(member) = host.member().cloned() {
+            // It may fail as well as succeed: the others may be out of reach.
+            host.spawn(async move { drop(member.transfer_leader(MemberId(to)).await) });
+        }
+    }
+
+    fn snapshot(&mut self, id: u64) {
+        let host = &self.hosts[id as usize - 1];
+        if let Some(member) = host.member().cloned() {
+            host.spawn(async move { drop(member.snapshot().await) });
+        }
+    }
+
+    fn change_membership(&mut self, id: u64) {
+        let at = self.any_host();
+        let host = &self.hosts[at as usize - 1];
+        if let Some(member) = host.member().cloned() {
+            host.spawn(async move {
+                drop(member.demote(MemberId(id)).await);
+                drop(member.promote(MemberId(id)).await);
+            });
+        }
+    }
+}
