@@ -94,7 +94,8 @@ impl From<ConsensusError> for Refusal {
             ConsensusError::Unknown => Code::Timeout,
             ConsensusError::Busy => Code::RateLimited,
             ConsensusError::Stopped(Fault::Diverged { .. }) => Code::Diverged,
-            ConsensusError::Stopped(Fault::Core(_)) => Code::Unavailable,
+            ConsensusError::Stopped(Fault::Damaged(_)) => Code::Diverged,
+            ConsensusError::Stopped(_) => Code::Unavailable,
             ConsensusError::UnknownMember(_) => Code::NotFound,
             ConsensusError::Invalid(_) => Code::InvalidRequest,
         };

@@ -8,8 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_model::{MemberId, Outcome, Proposal, Revision};
-use holdfast_store::Store;
+use holdfast_model::{Digest, MemberId, Outcome, Proposal, Revision};
+use holdfast_store::{Store, StoreError, Verified};
 use openraft::ServerState;
 use openraft::async_runtime::watch::WatchReceiver;
 use rand::RngExt;
@@ -78,6 +78,8 @@ pub(crate) struct Inner {
     pub(crate) leader: watch::Receiver<Option<MemberId>>,
     pub(crate) reads: Arc<ReadRounds>,
     pub(crate) proposals: Semaphore,
+    /// One permit: a verification reads everything.
+    pub(crate) verifying: Semaphore,
     pub(crate) stop: CancellationToken,
     pub(crate) tasks: TaskTracker,
     pub(crate) raft_addr: std::net::SocketAddr,
@@ -129,7 +131,7 @@ pub struct RaftStatus {
     pub snapshot: Option<u64>,
     /// Index through which the log was purged.
     pub purged: Option<u64>,
-    /// Those who vote.
+    /// Those who vote, in every configuration that is in force.
     pub voters: Vec<(MemberId, MemberNode)>,
     /// Those who do not.
     pub learners: Vec<(MemberId, MemberNode)>,
@@ -162,6 +164,17 @@ impl Consensus {
         start::start_on_parts(config, parts).await
     }
 
+    /// Makes the member of a stopped member's folder the only one of its cluster, in the next incarnation, after the
+    /// others were lost for good. `command` makes the proposal that says so in the history. What only the lost members
+    /// had is lost; if they are not lost after all, there are two clusters. Blocks on disk; safe to repeat.
+    pub fn recover(
+        data_dir: &Path,
+        node: MemberNode,
+        command: impl FnOnce(&MemberIdentity) -> Proposal,
+    ) -> Result<crate::recovery::Recovered, StartError> {
+        crate::recovery::recover(data_dir, node, command)
+    }
+
     /// Makes this member the first and only voter of a new cluster. Safe to repeat.
     pub async fn bootstrap(&self, node: MemberNode) -> Result<(), StartError> {
         let id = self.inner.id;
@@ -182,6 +195,12 @@ impl Consensus {
     /// Repeats the proposal through leader changes, which is safe because its context names the request.
     pub async fn propose(&self, proposal: Proposal) -> Result<Outcome, ConsensusError> {
         self.inner.propose(&proposal).await
+    }
+
+    /// The same by this member alone, while it leads: what it concludes from what *it* heard must not reach the log
+    /// through another leader, who has not listened as long (I7). Tried once.
+    pub async fn propose_as_leader(&self, proposal: Proposal) -> Result<Outcome, ConsensusError> {
+        self.inner.propose_as_leader(&proposal).await
     }
 
     /// Returns when this member's state has everything that was acknowledged, anywhere, before the call (I3).
@@ -256,7 +275,7 @@ impl Consensus {
             last_applied: metrics.last_applied.as_ref().map(|last| last.index()),
             snapshot: metrics.snapshot.as_ref().map(|last| last.index()),
             purged: metrics.purged.as_ref().map(|last| last.index()),
-            voters: membership.voter_ids().map(with_node).collect(),
+            voters: membership::settled_voters(membership).into_iter().map(with_node).collect(),
             learners: membership.learner_ids().map(with_node).collect(),
             healthy: fault.is_none() && metrics.running_state.is_ok(),
             fault,
@@ -318,6 +337,31 @@ impl Consensus {
     pub async fn compare_states(&self) -> Result<(), ConsensusError> {
         self.inner.serving()?;
         divergence::propose_check(&self.inner).await.map_err(|_| ConsensusError::NoLeader)
+    }
+
+    /// Reads every row and event of this member's state again and replays the history, once it has reached `at`; tells
+    /// also the digest of the views there, by which members are compared. A state that contradicts itself stops the
+    /// member for good (I1). One verification runs at a time.
+    pub async fn verify(&self, at: Revision) -> Result<(Verified, Digest), ConsensusError> {
+        self.inner.serving()?;
+        let _one = self.inner.verifying.try_acquire().map_err(|_| ConsensusError::Busy)?;
+        let mut revision = self.revisions();
+        let reached = timeout_at(Instant::now() + READ_DEADLINE, revision.wait_for(|now| *now >= at));
+        if !matches!(reached.await, Ok(Ok(_))) {
+            return Err(ConsensusError::NoLeader);
+        }
+        let store = self.inner.store.clone();
+        match crate::disk_work::run(move || store.verify_at(at)).await {
+            Ok(Ok(verified)) => Ok(verified),
+            Ok(Err(error)) => {
+                let fault = Fault::Damaged(crate::network::chain(&error));
+                if matches!(error, StoreError::Corrupt { .. } | StoreError::Decode { .. }) {
+                    self.inner.health.fail(fault.clone());
+                }
+                Err(ConsensusError::Stopped(fault))
+            }
+            Err(error) => Err(ConsensusError::Invalid(error.to_string())),
+        }
     }
 
     /// How many fsyncs the log made since the start.
@@ -390,7 +434,7 @@ impl Inner {
                 Ok(Ok(outcome)) => return Ok(outcome),
                 Ok(Err(Refusal::Invalid(reason))) => return Err(ConsensusError::Invalid(reason)),
                 Ok(Err(Refusal::Unknown(_))) | Err(_) => maybe_stored = true,
-                Ok(Err(Refusal::NotLeader { .. } | Refusal::Unavailable(_))) => {}
+                Ok(Err(Refusal::NotLeader { .. } | Refusal::Unavailable(_) | Refusal::Removed)) => {}
             }
             self.serving()?;
             if !self.pause(attempt, until).await {
@@ -398,6 +442,21 @@ impl Inner {
             }
         }
         Err(if maybe_stored { ConsensusError::Unknown } else { ConsensusError::NoLeader })
+    }
+
+    async fn propose_as_leader(&self, proposal: &Proposal) -> Result<Outcome, ConsensusError> {
+        self.serving()?;
+        let command = LogCommand::encode(proposal)
+            .map_err(|error| ConsensusError::Invalid(crate::network::chain(&error)))?;
+        let until = Instant::now() + PROPOSE_DEADLINE;
+        match timeout_at(until, service::write(&self.raft, command)).await {
+            Ok(Ok(outcome)) => Ok(outcome),
+            Ok(Err(Refusal::Invalid(reason))) => Err(ConsensusError::Invalid(reason)),
+            Ok(Err(Refusal::NotLeader { .. } | Refusal::Unavailable(_) | Refusal::Removed)) => {
+                Err(ConsensusError::NoLeader)
+            }
+            Ok(Err(Refusal::Unknown(_))) | Err(_) => Err(ConsensusError::Unknown),
+        }
     }
 
     async fn try_propose(&self, command: LogCommand) -> Result<Outcome, Refusal> {
@@ -504,6 +563,10 @@ impl Inner {
         };
         let channel = self.channels.to(member, &node.raft_addr, purpose);
         match channel.call(request, deadline).await {
+            Ok(Response::Refused(Refusal::Removed)) => {
+                self.health.fail(Fault::Removed);
+                Err(Refusal::Removed)
+            }
             Ok(Response::Refused(refusal)) => Err(refusal),
             Ok(response) => Ok(response),
             Err(error @ (CallError::Timeout { .. } | CallError::Broken { .. })) => {
@@ -536,7 +599,9 @@ impl Inner {
         answer.map_err(|refusal| match refusal {
             Refusal::Invalid(reason) => ConsensusError::Invalid(reason),
             Refusal::NotLeader { .. } => ConsensusError::NoLeader,
-            Refusal::Unavailable(_) | Refusal::Unknown(_) => ConsensusError::Unreachable(MemberId(member)),
+            Refusal::Unavailable(_) | Refusal::Unknown(_) | Refusal::Removed => {
+                ConsensusError::Unreachable(MemberId(member))
+            }
         })
     }
 

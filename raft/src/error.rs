@@ -106,6 +106,33 @@ pub enum StartError {
         /// The folder.
         path: PathBuf,
     },
+    /// The member found out before that it must not serve.
+    #[error("the member of this folder must not start again, as {path} says")]
+    OutOfService {
+        /// The verdict.
+        path: PathBuf,
+        /// What was found.
+        #[source]
+        fault: Fault,
+    },
+    /// The member's verdict on itself cannot be read.
+    #[error(
+        "{path} says that the member of this folder must not start again, and cannot be read; remove the member from the cluster and let a new one join in an empty folder"
+    )]
+    VerdictUnreadable {
+        /// The verdict.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// This member never had a log.
+    #[error(
+        "the log of {path} is empty, so there is nothing to go on with; choose another survivor, the one with the most entries"
+    )]
+    NothingToRecover {
+        /// The folder.
+        path: PathBuf,
+    },
     /// The marker could not be used.
     #[error("the identity of the data folder could not be read or written")]
     Marker(#[from] MarkerError),

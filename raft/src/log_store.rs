@@ -34,7 +34,7 @@ pub(crate) const META: TableDefinition<'static, &'static str, &'static [u8]> = T
 pub(crate) const META_VOTE: &str = "vote";
 pub(crate) const META_COMMITTED: &str = "committed";
 pub(crate) const META_PURGED: &str = "purged";
-const META_IDENTITY: &str = "identity";
+pub(crate) const META_IDENTITY: &str = "identity";
 
 /// redb's page cache for the log. Small: the tail of the log is kept decoded in memory.
 const CACHE_BYTES: usize = 32 * 1024 * 1024;
@@ -214,6 +214,12 @@ impl LogStore {
     /// Which member this log belongs to.
     pub fn identity(&self) -> Option<&MemberIdentity> {
         self.inner.identity.as_ref()
+    }
+
+    /// The vote, and the last entry or the last that was purged.
+    pub(crate) fn ends(&self) -> io::Result<(Option<Vote>, Option<LogId>)> {
+        let view = self.view()?;
+        Ok((view.vote, view.last))
     }
 
     /// Whether nothing was ever voted or stored here.

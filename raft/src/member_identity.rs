@@ -27,6 +27,17 @@ pub struct MemberIdentity {
     pub incarnation: u64,
 }
 
+impl MemberIdentity {
+    /// Who may talk to whom: members of one cluster and one incarnation of it. The first incarnation is the cluster's id
+    /// alone, as it was before there were others.
+    pub(crate) fn realm(&self) -> String {
+        match self.incarnation {
+            1 => self.cluster.clone(),
+            later => format!("{}/{later}", self.cluster),
+        }
+    }
+}
+
 /// Why the marker could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum MarkerError {
@@ -76,6 +87,12 @@ pub(crate) fn write(data_dir: &Path, identity: &MemberIdentity) -> Result<(), Ma
     if path.exists() {
         return Err(MarkerError::Exists { path });
     }
+    replace(data_dir, identity)
+}
+
+/// Replaces the marker of a data folder, durably and at once.
+pub(crate) fn replace(data_dir: &Path, identity: &MemberIdentity) -> Result<(), MarkerError> {
+    let path = data_dir.join(MARKER_FILE);
     let Ok(body) = postcard::to_stdvec(identity) else { return Err(MarkerError::Damaged { path }) };
     let staged = data_dir.join(format!("{MARKER_FILE}.new"));
     let result = (|| {

@@ -4,9 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use openraft::ChangeMembers;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
+use openraft::{ChangeMembers, Instant as _};
 use rand::RngExt;
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -18,6 +18,8 @@ use crate::types::{MemberNode, Membership};
 pub(crate) const CHANGE_DEADLINE: Duration = Duration::from_secs(30);
 /// Entries that a learner may be behind when it becomes a voter: what a LAN replicates in an instant.
 const PROMOTE_LAG_ENTRIES_MAX: u64 = 1000;
+/// How long ago a learner may have answered when it becomes a voter.
+const PROMOTE_SILENCE_MAX: Duration = Duration::from_secs(2);
 /// How long a transfer of the leadership may take.
 const TRANSFER_DEADLINE: Duration = Duration::from_secs(5);
 /// About how long to wait before looking again.
@@ -36,6 +38,8 @@ pub(crate) async fn change(
     let until = Instant::now() + CHANGE_DEADLINE;
     let membership = effective(raft).await?;
     let voters: BTreeSet<u64> = membership.voter_ids().collect();
+    // A leader that ended half-way left two configurations in force: asking again completes the change.
+    let half_way = membership.get_joint_config().len() > 1;
     let only = |id: u64| BTreeSet::from([id]);
     match request {
         AdminRequest::AddLearner { id, node } => match membership.get_node(&id) {
@@ -48,10 +52,10 @@ pub(crate) async fn change(
             ))),
             None => apply(raft, ChangeMembers::AddNodes(BTreeMap::from([(id, node)])), false, until).await,
         },
-        AdminRequest::Promote { id } if voters.contains(&id) => Ok(()),
+        AdminRequest::Promote { id } if voters.contains(&id) && !half_way => Ok(()),
         AdminRequest::Promote { id } => {
             known(&membership, id)?;
-            if voters.len() >= VOTERS_MAX {
+            if voters.len() >= VOTERS_MAX && !voters.contains(&id) {
                 return Err(Refusal::Invalid(format!(
                     "the cluster has {VOTERS_MAX} voters already; demote one first"
                 )));
@@ -61,7 +65,7 @@ pub(crate) async fn change(
         }
         AdminRequest::Demote { id } => {
             known(&membership, id)?;
-            if !voters.contains(&id) {
+            if !voters.contains(&id) && !half_way {
                 return Ok(());
             }
             keep_a_voter(&voters, id)?;
@@ -136,10 +140,17 @@ async fn apply(raft: &MemberRaft, change: Change, retain: bool, until: Instant) 
     }
 }
 
-/// Waits until a learner has nearly the whole log: a voter that does not would only slow the majority down.
+/// Who votes in every configuration that is in force: one that is on its way in or out does not count yet.
+pub(crate) fn settled_voters(membership: &Membership) -> BTreeSet<u64> {
+    let configs = membership.get_joint_config();
+    membership.voter_ids().filter(|id| configs.iter().all(|config| config.contains(id))).collect()
+}
+
+/// Waits until a learner has nearly the whole log, and answers: a voter that does neither would only make the majority
+/// harder to reach.
 async fn caught_up(raft: &MemberRaft, id: u64, until: Instant) -> Result<(), Refusal> {
     loop {
-        let lag = {
+        let (lag, answers) = {
             let metrics = raft.metrics();
             let metrics = metrics.borrow_watched();
             let Some(replication) = &metrics.replication else {
@@ -147,13 +158,19 @@ async fn caught_up(raft: &MemberRaft, id: u64, until: Instant) -> Result<(), Ref
             };
             let end = metrics.last_log_index.map_or(0, |last| last + 1);
             let matched = replication.get(&id).and_then(|matched| matched.as_ref());
-            matched.map(|matched| end.saturating_sub(matched.index() + 1))
+            // The last match is kept when the learner is long gone; only the time of its last answer tells.
+            let heard = metrics.heartbeat.as_ref().and_then(|heard| heard.get(&id).copied().flatten());
+            let answers = heard.is_some_and(|at| at.elapsed() <= PROMOTE_SILENCE_MAX);
+            (matched.map(|matched| end.saturating_sub(matched.index() + 1)), answers)
         };
-        if lag.is_some_and(|lag| lag <= PROMOTE_LAG_ENTRIES_MAX) {
+        if answers && lag.is_some_and(|lag| lag <= PROMOTE_LAG_ENTRIES_MAX) {
             return Ok(());
         }
         if Instant::now() >= until {
-            let text = lag.map_or("was not reached yet".to_owned(), |lag| format!("is {lag} entries behind"));
+            let text = match lag {
+                Some(lag) if answers => format!("is {lag} entries behind"),
+                _ => "does not answer".to_owned(),
+            };
             return Err(Refusal::Unavailable(format!("member {id} {text}")));
         }
         pause().await;

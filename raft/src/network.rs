@@ -14,13 +14,14 @@ use futures::StreamExt;
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
 use openraft::network::{RPCOption, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
-    TransferLeaderResponse, VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError, StreamAppendResult,
+    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::storage::Snapshot;
 use openraft::{OptionalSend, StorageError};
 
 use crate::disk_work;
+use crate::lost_memory::Acknowledged;
 use crate::snapshot_file::SnapshotFile;
 use crate::transport::channel::{CallError, Channel, LocalPeer};
 use crate::transport::link::Link;
@@ -33,11 +34,15 @@ const SNAPSHOT_CHUNK_BYTES: usize = 1024 * 1024;
 const SNAPSHOT_CHUNK_DEADLINE: Duration = Duration::from_secs(15);
 /// How long the other side may take to check and install a snapshot.
 const SNAPSHOT_INSTALL_DEADLINE: Duration = Duration::from_secs(600);
+/// How long a member may take to hear that its log went back.
+const WENT_BACK_DEADLINE: Duration = Duration::from_secs(3);
 /// How long connecting for a stream of entries may take before openraft is told.
 const STREAM_CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 
 /// Every channel of this member, made when first needed.
 pub(crate) struct Channels {
+    /// What members acknowledged to this one.
+    pub(crate) acknowledged: Acknowledged,
     link: Arc<dyn Link>,
     local: LocalPeer,
     open: Mutex<BTreeMap<(u64, Purpose), Arc<Channel>>>,
@@ -45,7 +50,8 @@ pub(crate) struct Channels {
 
 impl Channels {
     pub(crate) fn new(link: Arc<dyn Link>, local: LocalPeer) -> Arc<Self> {
-        Arc::new(Channels { link, local, open: Mutex::new(BTreeMap::new()) })
+        let (acknowledged, open) = (Acknowledged::default(), Mutex::new(BTreeMap::new()));
+        Arc::new(Channels { acknowledged, link, local, open })
     }
 
     /// The channel to a member at an address. A member that moved gets a new one.
@@ -75,6 +81,7 @@ pub(crate) struct NetworkFactory {
 impl NetworkFactory {
     fn network(&self, target: u64, node: &MemberNode, log_purpose: Purpose) -> Network {
         Network {
+            channels: self.channels.clone(),
             local: self.channels.local.member,
             target,
             control: self.channels.to(target, &node.raft_addr, Purpose::Control),
@@ -98,6 +105,7 @@ impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
 
 /// The network to one member.
 pub(crate) struct Network {
+    channels: Arc<Channels>,
     local: u64,
     target: u64,
     control: Arc<Channel>,
@@ -133,6 +141,29 @@ impl Network {
             Ok(response) => Ok(response),
             Err(error) => Err(self.rpc_error(action, deadline, &error)),
         }
+    }
+
+    /// A follower said that it does not have the entry at `index`. An error when it had acknowledged it to this leader:
+    /// openraft must not hear of that, for it takes a log that goes back for a defect of its own.
+    fn check_conflict(&self, vote: &Vote, index: u64) -> Result<(), RPCError<TypeConfig>> {
+        let Some(remembered) = self.channels.acknowledged.contradicted(self.target, vote, index) else {
+            return Ok(());
+        };
+        let member = self.target;
+        tracing::error!(
+            member,
+            index,
+            next = remembered.next,
+            "a member lost log entries that it had acknowledged"
+        );
+        let control = self.control.clone();
+        tokio::spawn(async move {
+            let told = control.call(Request::WentBack(remembered), WENT_BACK_DEADLINE).await;
+            if let Err(error) = told {
+                tracing::warn!(member, error = %chain(&error), "it could not be told to stop");
+            }
+        });
+        Err(RPCError::Unreachable(Unreachable::from_string("its log went back; it must be replaced")))
     }
 
     async fn send_snapshot(
@@ -220,8 +251,24 @@ impl RaftNetworkV2<TypeConfig> for Network {
         rpc: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let (vote, previous) = (rpc.vote, rpc.prev_log_id);
+        let matched = rpc.entries.last().map(|entry| entry.log_id).or(previous);
         match self.ask(&self.log, RPCTypes::AppendEntries, Request::Append(rpc), &option).await? {
-            Response::Append(response) => Ok(response),
+            Response::Append(response) => {
+                let acknowledged = match &response {
+                    AppendEntriesResponse::Success => matched,
+                    AppendEntriesResponse::PartialSuccess(matched) => *matched,
+                    AppendEntriesResponse::Conflict => {
+                        self.check_conflict(&vote, previous.map_or(0, |previous| previous.index()))?;
+                        None
+                    }
+                    AppendEntriesResponse::HigherVote(_) => None,
+                };
+                if let Some(matched) = acknowledged {
+                    self.channels.acknowledged.note(self.target, &vote, &matched);
+                }
+                Ok(response)
+            }
             _ => Err(wrong_answer()),
         }
     }
@@ -244,11 +291,23 @@ impl RaftNetworkV2<TypeConfig> for Network {
             // openraft waits out its back-off before it yields a request. So a request is taken before the connection is
             // made: a member that cannot be reached would otherwise be dialled in a tight loop.
             let Some(first) = input.next().await else { return futures::stream::empty().boxed() };
+            let vote = first.vote;
             let requests = futures::stream::iter([first]).chain(input);
             match this.log.append_stream(requests, STREAM_CONNECT_DEADLINE).await {
                 Ok(answers) => answers
                     .map(move |answer| match answer {
-                        Ok(Ok(result)) => Ok(result),
+                        Ok(Ok(result)) => {
+                            match &result {
+                                Ok(Some(matched)) => {
+                                    this.channels.acknowledged.note(this.target, &vote, matched);
+                                }
+                                Err(StreamAppendError::Conflict(at)) => {
+                                    this.check_conflict(&vote, at.index())?
+                                }
+                                _ => {}
+                            }
+                            Ok(result)
+                        }
                         Ok(Err(refusal)) => Err(RPCError::Unreachable(Unreachable::from_string(refusal))),
                         Err(error) => Err(failed(error)),
                     })

@@ -19,7 +19,9 @@ use tokio::time::timeout;
 
 use crate::disk_work;
 use crate::divergence;
-use crate::health::Health;
+use crate::health::{Fault, Health};
+use crate::log_store::LogStore;
+use crate::lost_memory::{self, Remembered};
 use crate::membership;
 use crate::network::chain;
 use crate::snapshot_file::{Receiving, SnapshotFile, SnapshotFolder};
@@ -48,6 +50,7 @@ pub type AppHandler =
 pub(crate) struct MemberService {
     raft: OnceLock<MemberRaft>,
     health: Arc<Health>,
+    log: LogStore,
     store: Arc<Store>,
     folder: SnapshotFolder,
     receiving: Mutex<Option<Incoming>>,
@@ -67,6 +70,7 @@ struct Incoming {
 impl MemberService {
     pub(crate) fn new(
         health: Arc<Health>,
+        log: LogStore,
         store: Arc<Store>,
         folder: SnapshotFolder,
         former_members: watch::Receiver<BTreeSet<u64>>,
@@ -75,6 +79,7 @@ impl MemberService {
         Arc::new(MemberService {
             raft: OnceLock::new(),
             health,
+            log,
             store,
             folder,
             receiving: Mutex::new(None),
@@ -105,6 +110,10 @@ impl MemberService {
     }
 
     async fn answer(&self, peer: u64, request: Request) -> Result<Response, Refusal> {
+        // Before everything else: a removed member must neither disturb elections nor count for anything.
+        if self.former_members.borrow().contains(&peer) {
+            return Err(Refusal::Removed);
+        }
         // A diverged member still tells its digests, so that the others can be sure.
         if let Request::DigestAt { index } = request {
             return Ok(Response::Digest(
@@ -143,8 +152,24 @@ impl MemberService {
                 }
                 Ok(Response::Done)
             }
+            Request::Remembered => Ok(Response::Remembered(lost_memory::of(raft, peer))),
+            Request::WentBack(remembered) => {
+                self.check_memory(remembered)?;
+                Ok(Response::Done)
+            }
             Request::DigestAt { .. } => Err(Refusal::Invalid("answered above".to_owned())),
         }
+    }
+
+    /// Another member says that this one lost what it acknowledged. Believed only when the log here says so too.
+    fn check_memory(&self, remembered: Remembered) -> Result<(), Refusal> {
+        let ends = self.log.ends().map_err(|error| Refusal::Unavailable(error.to_string()))?;
+        let (vote, next) = (ends.0, ends.1.map_or(0, |last| last.index() + 1));
+        if lost_memory::went_back(vote.as_ref(), next, remembered) {
+            let (acknowledged, has) = (remembered.next.saturating_sub(1), next.saturating_sub(1));
+            self.health.fail(Fault::WentBack { acknowledged, has });
+        }
+        Ok(())
     }
 
     async fn answer_app(&self, peer: u64, message: Bytes) -> Result<Response, Refusal> {
@@ -267,10 +292,13 @@ impl Service for MemberService {
 
     fn append_stream(
         self: Arc<Self>,
-        _peer: u64,
+        peer: u64,
         requests: mpsc::Receiver<AppendEntriesRequest<TypeConfig>>,
     ) -> BoxStream<'static, Result<StreamAppendResult<TypeConfig>, Refusal>> {
         let raft = match self.core() {
+            Ok(_) if self.former_members.borrow().contains(&peer) => {
+                return futures::stream::iter([Err(Refusal::Removed)]).boxed();
+            }
             Ok(raft) => raft.clone(),
             Err(refusal) => return futures::stream::iter([Err(refusal)]).boxed(),
         };

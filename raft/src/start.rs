@@ -23,17 +23,20 @@ use crate::divergence;
 use crate::error::StartError;
 use crate::health::{Fault, Health};
 use crate::log_store::LogStore;
+use crate::lost_memory;
 use crate::member_identity::{self, MemberIdentity};
 use crate::network::{Channels, NetworkFactory};
 use crate::reads::ReadRounds;
+use crate::removal;
 use crate::service::MemberService;
 use crate::snapshot_file::SnapshotFolder;
 use crate::state_machine::{Progress, StateMachine};
 use crate::transport::channel::LocalPeer;
 use crate::transport::link::{Link, TlsLink};
 use crate::transport::server;
+use crate::verdict;
 
-const LOG_FILE: &str = "log.redb";
+pub(crate) const LOG_FILE: &str = "log.redb";
 const STATE_FILE: &str = "state.redb";
 const SNAPSHOT_FOLDER: &str = "snapshots";
 /// Findings of differing states that may wait to be looked into; one is enough to stop a member.
@@ -154,12 +157,13 @@ async fn run(
 ) -> Result<Consensus, StartError> {
     let Parts { link, raft_addr, log, store } = parts;
     let id = config.id.0;
+    verdict::check(&config.data_dir)?;
     let openraft_config = Arc::new(config.openraft()?);
     let snapshots = config.data_dir.join(SNAPSHOT_FOLDER);
     let folder = disk_work::run(move || SnapshotFolder::open(&snapshots));
     let folder = folder.await.map_err(|error| StartError::Core(error.to_string()))??;
 
-    let health = Arc::new(Health::default());
+    let health = Arc::new(Health::kept_in(config.data_dir.clone()));
     let (mismatches, found) = mpsc::channel(FINDINGS_MAX);
     let (accused_sender, accused) = mpsc::channel(FINDINGS_MAX);
     let (revision_sender, revision) = watch::channel(Revision(0));
@@ -173,9 +177,22 @@ async fn run(
     };
     let machine = StateMachine::open(store.clone(), log.clone(), folder.clone(), progress)?;
 
-    let local = LocalPeer { cluster: identity.cluster.clone(), member: id };
+    let local = LocalPeer { cluster: identity.realm(), member: id };
     let channels = Channels::new(link.clone(), local.clone());
-    let service = MemberService::new(health.clone(), store.clone(), folder, former_members, accused_sender);
+    let (vote, last) = log.ends().map_err(|error| StartError::Core(error.to_string()))?;
+    let next = last.map_or(0, |last| last.index() + 1).max(machine.meta().next_index());
+    if let Some(fault) = lost_memory::ask(&channels, machine.meta(), id, vote, next).await {
+        health.fail(fault.clone());
+        return Err(StartError::OutOfService { path: config.data_dir, fault });
+    }
+    let service = MemberService::new(
+        health.clone(),
+        log.clone(),
+        store.clone(),
+        folder,
+        former_members,
+        accused_sender,
+    );
     let network = NetworkFactory { channels: channels.clone() };
     let raft = Raft::build(id, openraft_config, network, log.clone(), machine)
         .await
@@ -197,12 +214,14 @@ async fn run(
         leader,
         reads: Arc::new(ReadRounds::default()),
         proposals: Semaphore::new(PROPOSALS_IN_FLIGHT_MAX),
+        verifying: Semaphore::new(1),
         stop: CancellationToken::new(),
         tasks: TaskTracker::new(),
         raft_addr,
     });
     inner.tasks.spawn(server::serve(link, local, service, inner.stop.clone()));
     inner.tasks.spawn(follow_metrics(inner.clone(), leader_sender));
+    inner.tasks.spawn(removal::notice(inner.clone()));
     inner.tasks.spawn(divergence::settle(inner.clone(), found, accused));
     inner.tasks.spawn(divergence::propose_checks(inner.clone(), config.digest_check_every));
     raft.run();

@@ -135,6 +135,11 @@ impl StateMachine {
         Ok(machine)
     }
 
+    /// Up to where the state goes, and in which membership.
+    pub(crate) fn meta(&self) -> &RaftMeta {
+        &self.meta
+    }
+
     fn publish(&self) {
         self.progress.revision.send_replace(self.store.revision());
         self.progress.applied_next.send_replace(self.meta.next_index());

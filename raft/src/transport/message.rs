@@ -9,6 +9,7 @@ use openraft::raft::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::lost_memory::Remembered;
 use crate::types::{LogCommand, LogId, MemberNode, SnapshotMeta, TypeConfig, Vote};
 
 /// First word on a new connection, from the side that dialled.
@@ -97,6 +98,10 @@ pub(crate) enum Request {
     DigestAt { index: u64 },
     /// A majority has another digest at this index than you reported: stop serving.
     Diverged { index: u64, expected: [u8; 32] },
+    /// What do you remember that I acknowledged to you?
+    Remembered,
+    /// You acknowledged this to me, and now say that you do not have it: check, and stop if it is so.
+    WentBack(Remembered),
 }
 
 /// What a snapshot is, before it comes.
@@ -150,6 +155,8 @@ pub(crate) enum Response {
     Done,
     /// Not done, and why.
     Refused(Refusal),
+    /// To [`Request::Remembered`].
+    Remembered(Option<Remembered>),
 }
 
 /// Why a question was not answered as asked.
@@ -167,4 +174,7 @@ pub(crate) enum Refusal {
     /// The question is wrong and will be wrong again.
     #[error("{0}")]
     Invalid(String),
+    /// The one who asks is no member any more.
+    #[error("the member that asks was removed from the cluster")]
+    Removed,
 }

@@ -142,7 +142,7 @@ impl Incoming {
             return Err(format!("protocol {version} is spoken, {PROTOCOL_VERSION} is understood"));
         }
         if *cluster != self.local.cluster {
-            return Err("the member is of another cluster".to_owned());
+            return Err("the member is of another cluster, or of another incarnation of this one".to_owned());
         }
         if *from != peer {
             return Err(format!("the greeting names member {from}, the certificate member {peer}"));

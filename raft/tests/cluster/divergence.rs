@@ -1,7 +1,7 @@
 //! States that differ (I1). The difference is made by flipping a bit of the digest chain in a stopped member's file.
 
 use holdfast_model::MemberId;
-use holdfast_raft::Fault;
+use holdfast_raft::{Consensus, Fault, StartError};
 use redb::{ReadableTable, TableDefinition};
 
 use crate::group::Group;
@@ -47,6 +47,12 @@ async fn i01_a_follower_with_another_state_stops_and_the_others_go_on() {
     assert!(matches!(fault, Fault::Diverged { .. }), "{fault:?}");
     assert!(group.members[&victim].linearize().await.is_err(), "a diverged member answered a read");
     assert!(!group.members[&victim].status().healthy);
+    group.stop(victim).await;
+    let again = Consensus::start(group.config(victim)).await.map(drop);
+    assert!(
+        matches!(again, Err(StartError::OutOfService { fault: Fault::Diverged { .. }, .. })),
+        "a restart brought it back: {again:?}"
+    );
     group.propose(leader, group.write("after")).await;
     for (id, member) in group.members.iter().filter(|(id, _)| **id != victim) {
         assert!(member.status().healthy, "member {id} stopped although it is right");

@@ -8,4 +8,6 @@ mod failures;
 mod group;
 mod hostile;
 mod membership;
+mod out_of_service;
+mod recovery;
 mod requests;

@@ -1,0 +1,93 @@
+//! What a member found out against itself, kept in its data folder for good.
+//!
+//! A member that is wrong about its state, or whose disk is not the one that it acknowledged writes with, must not come
+//! back by a restart (I1, I2). So the verdict is made durable before the member stops, and a folder that has one is
+//! refused. A verdict that cannot be read counts as one. Nothing here removes a verdict: the way back is a new member.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use crate::error::StartError;
+use crate::health::Fault;
+use crate::member_identity::sync_folder;
+
+/// Name of the verdict in the data folder.
+const VERDICT_FILE: &str = "verdict.postcard";
+/// First bytes of the verdict.
+const VERDICT_MAGIC: &[u8; 8] = b"HFVERDT1";
+
+fn path_in(data_dir: &Path) -> PathBuf {
+    data_dir.join(VERDICT_FILE)
+}
+
+/// Refuses a folder whose member may not start again.
+pub(crate) fn check(data_dir: &Path) -> Result<(), StartError> {
+    let path = path_in(data_dir);
+    let bytes = match fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(StartError::VerdictUnreadable { path, source }),
+    };
+    match parse(&bytes) {
+        Some(fault) => Err(StartError::OutOfService { path, fault }),
+        None => {
+            let source = io::Error::new(io::ErrorKind::InvalidData, "it is damaged");
+            Err(StartError::VerdictUnreadable { path, source })
+        }
+    }
+}
+
+/// Makes a verdict durable. The first one stays.
+pub(crate) fn write(data_dir: &Path, fault: &Fault) -> io::Result<()> {
+    let path = path_in(data_dir);
+    if path.exists() {
+        return Ok(());
+    }
+    let body = postcard::to_stdvec(fault).map_err(io::Error::other)?;
+    let staged = data_dir.join(format!("{VERDICT_FILE}.new"));
+    let mut file = File::create(&staged)?;
+    file.write_all(VERDICT_MAGIC)?;
+    file.write_all(blake3::hash(&body).as_bytes())?;
+    file.write_all(&body)?;
+    file.sync_all()?;
+    fs::rename(&staged, &path)?;
+    sync_folder(data_dir)
+}
+
+fn parse(bytes: &[u8]) -> Option<Fault> {
+    let rest = bytes.strip_prefix(VERDICT_MAGIC)?;
+    let (digest, body) = rest.split_at_checked(blake3::OUT_LEN)?;
+    if blake3::hash(body).as_bytes() != digest {
+        return None;
+    }
+    postcard::from_bytes(body).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn i01_a_verdict_stays_and_a_damaged_one_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        check(folder.path()).unwrap();
+        let fault = Fault::Diverged { index: 7 };
+        write(folder.path(), &fault).unwrap();
+        write(folder.path(), &Fault::Removed).unwrap();
+        assert!(
+            matches!(check(folder.path()), Err(StartError::OutOfService { fault: found, .. }) if found == fault)
+        );
+        let path = path_in(folder.path());
+        let good = fs::read(&path).unwrap();
+        for position in 0..good.len() {
+            let mut bad = good.clone();
+            bad[position] ^= 1;
+            fs::write(&path, &bad).unwrap();
+            assert!(
+                matches!(check(folder.path()), Err(StartError::VerdictUnreadable { .. })),
+                "byte {position}"
+            );
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Members that must not come back by a restart: removed ones, and those whose disk is not what they acknowledged with.
+
+use std::path::Path;
+
+use holdfast_model::MemberId;
+use holdfast_raft::{Consensus, Fault, StartError};
+
+use crate::group::{Group, PATIENCE};
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+async fn refused(group: &Group, id: u64) -> Fault {
+    match Consensus::start(group.config(id)).await {
+        Err(StartError::OutOfService { fault, .. }) => fault,
+        Err(other) => panic!("refused for another reason: {other:?}"),
+        Ok(_) => panic!("member {id} started"),
+    }
+}
+
+/// A follower whose disk is an image from before writes that it acknowledged.
+async fn set_back(group: &mut Group) -> u64 {
+    let victim = group.follower().await;
+    let leader = group.leader().await;
+    group.propose(leader, group.write("before")).await;
+    group.stop(victim).await;
+    let image = tempfile::tempdir().unwrap();
+    copy(&group.path(victim), image.path());
+    group.start(victim).await;
+    let mut written = group.revision(leader);
+    for number in 0..20 {
+        written = group.propose(leader, group.write(&format!("later-{number}"))).await;
+    }
+    group.until("the follower to have it all", || (group.revision(victim) >= written).then_some(())).await;
+    assert_eq!(group.leader().await, leader, "the leader changed, so nobody remembers");
+    group.stop(victim).await;
+    std::fs::remove_dir_all(group.path(victim)).unwrap();
+    copy(image.path(), &group.path(victim));
+    victim
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn i02_an_older_image_of_a_disk_is_refused_at_the_start_and_from_then_on() {
+    let mut group = Group::of_three().await;
+    let victim = set_back(&mut group).await;
+    assert!(matches!(refused(&group, victim).await, Fault::WentBack { .. }));
+    // The others may be gone or have forgotten by the next start; the member has not.
+    group.stop_all().await;
+    assert!(matches!(refused(&group, victim).await, Fault::WentBack { .. }));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn i02_a_log_that_goes_back_under_a_leader_stops_its_member_and_nobody_else() {
+    let mut group = Group::of_three().await;
+    let victim = set_back(&mut group).await;
+    // Without its state a member knows no one whom it could ask at its start.
+    std::fs::remove_file(group.path(victim).join("state.redb")).unwrap();
+    group.start(victim).await;
+    let fault = tokio::time::timeout(PATIENCE, group.members[&victim].failed()).await.unwrap();
+    assert!(matches!(fault, Fault::WentBack { .. }), "{fault:?}");
+    group.stop(victim).await;
+    assert!(matches!(refused(&group, victim).await, Fault::WentBack { .. }));
+    let asked = *group.members.keys().next().unwrap();
+    group.propose(asked, group.write("after")).await;
+    for member in group.members.values() {
+        assert!(member.status().healthy, "a member stopped although it is right");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_removed_member_stops_and_does_not_start_again() {
+    for votes in [true, false] {
+        let mut group = Group::of_three().await;
+        group.prepare(4);
+        group.start(4).await;
+        group.members[&1].add_learner(MemberId(4), group.node(4)).await.unwrap();
+        if votes {
+            group.members[&1].promote(MemberId(4)).await.unwrap();
+        }
+        group.members[&4].linearize().await.unwrap();
+        group.members[&1].remove(MemberId(4)).await.unwrap();
+        let fault = tokio::time::timeout(PATIENCE, group.members[&4].failed()).await.unwrap();
+        assert_eq!(fault, Fault::Removed, "votes: {votes}");
+        assert!(group.members[&4].propose(group.write("from-outside")).await.is_err());
+        group.stop(4).await;
+        assert_eq!(refused(&group, 4).await, Fault::Removed);
+        group.propose(1, group.write("after")).await;
+    }
+}
