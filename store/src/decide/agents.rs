@@ -85,6 +85,10 @@ pub(super) fn report_node(draft: &mut Draft<'_>, id: NodeId, capacity: Capacity,
         let filing = Filing::cluster(Aggregate::Node(id));
         draft.emit(filing, EventPayload::NodeDescribed { node: id, capacity, vmm })?;
     }
+    // Whoever waits for room need not wait for the next tick, which a new leader holds back for a while (I7).
+    if capacity.memory_mib > node.capacity.memory_mib || capacity.cpu_milli > node.capacity.cpu_milli {
+        super::tick::advance_unsettled(draft)?;
+    }
     Ok(Output::None)
 }
 

@@ -4,8 +4,8 @@ use super::world::*;
 use crate::{REPLACE_PAUSE_MS, Views};
 use holdfast_model::limits::{INSTANCE_START_MS_MAX, REPLACEMENTS_MAX, ROLLOUT_MS_MAX};
 use holdfast_model::resource::{
-    Deployment, DeploymentCause, DeploymentFailure, DeploymentState, Instance, InstanceReason, InstanceState,
-    Unschedulable,
+    Capacity, Deployment, DeploymentCause, DeploymentFailure, DeploymentState, Instance, InstanceReason,
+    InstanceState, Unschedulable,
 };
 use holdfast_model::*;
 use rand::rngs::StdRng;
@@ -383,4 +383,20 @@ fn whatever_fails_the_env_converges_once_failures_end() {
         assert!(!world.view().is_unsettled(a.env).unwrap(), "seed {seed}");
         world.check();
     }
+}
+
+#[test]
+fn a_node_that_gets_room_takes_what_waited_for_it_without_a_tick() {
+    let mut world = World::new();
+    let node = world.node("n1", 0);
+    let tenant = world.tenant("acme", 10);
+    let release = world.release(&tenant, 1);
+    world.deploy(&tenant, release);
+    assert!(world.live(tenant.env).is_empty());
+    let capacity = Capacity { memory_mib: 8_192, cpu_milli: 8_000 };
+    world
+        .as_actor(Actor::Node(node), None, Command::ReportNode { node, capacity, vmm: "qemu".into() })
+        .unwrap();
+    assert_eq!(world.live(tenant.env).len(), 3);
+    world.check();
 }
