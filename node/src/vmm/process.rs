@@ -274,6 +274,22 @@ mod tests {
         assert!(open_process(&identity).unwrap().is_none());
     }
 
+    #[tokio::test]
+    async fn i10_i14_a_vmm_leaves_no_core_and_writes_no_large_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut child =
+            spawn_detached(Path::new("/bin/cat"), &["/proc/self/limits".to_owned()], folder.path()).unwrap();
+        assert!(child.wait().await.unwrap().success());
+        let limits = fs::read_to_string(folder.path().join(CONSOLE_FILE)).unwrap();
+        let of = |name: &str| {
+            let line = limits.lines().find(|line| line.starts_with(name)).unwrap();
+            // Soft and hard: what is started cannot raise it again.
+            line[name.len()..].split_whitespace().take(2).map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(of("Max core file size"), ["0", "0"]);
+        assert_eq!(of("Max file size"), [FILE_BYTES_MAX.to_string(), FILE_BYTES_MAX.to_string()]);
+    }
+
     #[test]
     fn a_record_is_read_as_it_was_written_and_a_broken_one_is_named() {
         let folder = tempfile::tempdir().unwrap();
