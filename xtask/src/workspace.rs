@@ -34,19 +34,10 @@ pub(crate) fn build_assets() -> Result<(), Failure> {
     crate::assets::build()
 }
 
-/// Builds the `holdfast` binary and the demo's program.
+/// Builds the `holdfast` binary and the demo's program. Of the whole workspace, so that dependencies get the features
+/// that they have in the tests, and are built once.
 pub(crate) fn build_programs() -> Result<(), Failure> {
-    step("build holdfast and the demo", || {
-        run(&mut cargo(&[
-            "build",
-            "--locked",
-            "--package",
-            "holdfast-cli",
-            "--package",
-            "holdfast-tests",
-            "--bins",
-        ]))
-    })?;
+    step("build holdfast and the demo", || run(&mut cargo(&["build", "--locked", "--workspace", "--bins"])))?;
     // The demo and the tests run without a network: what their tenant's app needs is built before.
     step("build the demo's app", || run(Command::new(target().join("debug/demo")).arg("build-app")))
 }
