@@ -28,6 +28,8 @@ mod lost_memory;
 pub mod member_identity;
 mod membership;
 mod network;
+#[cfg(feature = "planted-bugs")]
+pub mod planted;
 mod raft_meta;
 mod reads;
 mod recovery;

@@ -20,6 +20,8 @@ use crate::disk_work;
 use crate::log_record::{self, Place};
 use crate::log_store::{ENTRIES, LogStoreError, META, META_COMMITTED, META_PURGED, META_VOTE};
 use crate::log_view::LogView;
+#[cfg(feature = "planted-bugs")]
+use crate::planted;
 use crate::types::{Entry, LogId, TypeConfig, Vote};
 
 /// Requests that may wait for the writer. More than that and the caller waits: back-pressure, not memory.
@@ -117,6 +119,17 @@ impl Waiter {
     }
 }
 
+#[cfg(feature = "planted-bugs")]
+fn acknowledged_early(request: WriteRequest) -> WriteRequest {
+    match request {
+        WriteRequest::Append { entries, done } => {
+            done.io_completed(Ok(()));
+            WriteRequest::Append { entries, done: IOFlushed::noop() }
+        }
+        other => other,
+    }
+}
+
 impl Writer {
     fn run(mut self) {
         let mut requests = Vec::with_capacity(BATCH_REQUESTS_MAX);
@@ -132,6 +145,10 @@ impl Writer {
             let idle = self.purge_backlog.is_none() || self.state.failure.get().is_some();
             if idle && self.receiver.recv_many(&mut requests, BATCH_REQUESTS_MAX).await == 0 {
                 return;
+            }
+            #[cfg(feature = "planted-bugs")]
+            if planted::is(planted::Bug::AckBeforeFsync) {
+                requests = requests.into_iter().map(acknowledged_early).collect();
             }
             tokio::time::sleep(disk_work::simulated_pace().unwrap_or_default()).await;
             if !self.gather_waiting(&mut requests) {

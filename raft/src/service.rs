@@ -10,6 +10,8 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use holdfast_model::{Digest, Outcome};
 use holdfast_store::Store;
+#[cfg(feature = "planted-bugs")]
+use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, Fatal, ForwardToLeader, LinearizableReadError, RaftError};
 use openraft::raft::{AppendEntriesRequest, SnapshotResponse, StreamAppendResult};
 use openraft::storage::Snapshot;
@@ -275,6 +277,15 @@ pub(crate) async fn write(raft: &MemberRaft, command: LogCommand) -> Result<Outc
 
 /// Asks a majority whether this member still leads, and says up to where a linearizable read must have applied.
 pub(crate) async fn read_index(raft: &MemberRaft) -> Result<LogId, Refusal> {
+    #[cfg(feature = "planted-bugs")]
+    if crate::planted::is(crate::planted::Bug::ReadWithoutCheck) {
+        let last_applied = raft.metrics().borrow_watched().last_applied;
+        if raft.is_leader()
+            && let Some(applied) = last_applied
+        {
+            return Ok(applied);
+        }
+    }
     match timeout(READ_INDEX_DEADLINE, raft.get_read_log_id(ReadPolicy::ReadIndex)).await {
         Ok(Ok((read, _applied))) => Ok(*read.log_id()),
         Ok(Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)))) => {

@@ -270,6 +270,10 @@ impl Work {
                 proposals.push(Some(proposal));
             }
         }
+        #[cfg(feature = "planted-bugs")]
+        if crate::planted::is(crate::planted::Bug::ApplyOutOfOrder) {
+            proposals.reverse();
+        }
         let Some((first, _)) = self.entries.first() else { return Ok(Done::default()) };
         let outcomes = self.store.apply(LogIndex(first.index()), &proposals, &self.meta)?;
         if outcomes.len() != proposals.len() {

@@ -23,6 +23,10 @@ use crate::weather::{self, Blocked, Weather};
 /// Between two looks at who leads, in milliseconds.
 const STATUS_EVERY_MS: u64 = 5;
 
+/// How far a wall clock jumps, either way, in milliseconds. Two clocks then differ by less than the ten minutes for which
+/// the outcome of a request without an idempotency key is kept; beyond that I4 is known not to hold.
+const CLOCK_JUMP_MS_MAX: i64 = 240_000;
+
 /// Set by the panic hook: a panic anywhere in the product is a failure, also where a task swallows it.
 pub(crate) static PANICKED: AtomicBool = AtomicBool::new(false);
 
@@ -269,7 +273,8 @@ impl World {
                 self.disk_faults(id, Faults { sync_fails: true, ..Faults::default() }, until);
             }
             FaultKind::ClockJump => {
-                self.hosts[id as usize - 1].wall_offset_ms = self.rng.random_range(-1_800_000..1_800_000);
+                self.hosts[id as usize - 1].wall_offset_ms =
+                    self.rng.random_range(-CLOCK_JUMP_MS_MAX..=CLOCK_JUMP_MS_MAX);
             }
             FaultKind::Transfer => self.transfer(id),
             FaultKind::Snapshot => self.snapshot(id),

@@ -22,6 +22,8 @@ mod head;
 mod outcomes;
 mod overlay;
 mod placement;
+#[cfg(feature = "planted-bugs")]
+pub mod planted;
 mod replay;
 mod rollout;
 mod rows;

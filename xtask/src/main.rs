@@ -11,6 +11,7 @@ mod demo;
 mod fuzz;
 mod openapi;
 mod packages;
+mod sim;
 mod step;
 mod test;
 mod workspace;
@@ -28,6 +29,8 @@ Usage: cargo xtask COMMAND
   openapi [--check]          writes docs/reference/openapi.json from the code, or checks that it is current
   fuzz [TARGET] [--seconds N] [--seed N]
                              runs one fuzz target, or all of them in turn
+  sim --seed N | --seeds N [--from N] [--trace FILE]
+                             runs whole simulated clusters, each from one seed
   packages                   installs the Debian packages that the above need
 ";
 
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         "assets" => workspace::build_assets(),
         "openapi" => openapi::run(&rest),
         "fuzz" => fuzz::run(&rest),
+        "sim" => sim::run(&rest),
         "packages" => packages::ensure(),
         "" | "help" | "--help" | "-h" => {
             print!("{USAGE}");
