@@ -4,30 +4,24 @@
 
 use crate::contacts::Heard;
 use crate::liveness::{Watched, judge};
-use crate::service::{RequestInfo, Service, now, told_to_stop};
+use crate::membership;
+use crate::service::{Service, now, told_to_stop};
 use holdfast_model::command::AgentRef;
 use holdfast_model::limits::{HEARTBEAT_MS, UNREACHABLE_MS};
-use holdfast_model::resource::{Member, NodeState};
+use holdfast_model::resource::NodeState;
 use holdfast_model::{Command, MemberId, Timestamp};
-use holdfast_raft::MemberNode;
 use holdfast_store::Views;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval};
 
 /// Between two passes, in milliseconds.
 const PASS_MS: u64 = 1_000;
 /// Between two ticks of the state machine, in milliseconds.
 const TICK_MS: u64 = 2_000;
-/// Between two looks at the membership, in milliseconds.
-const MEMBERSHIP_MS: u64 = 500;
 /// The longest between two passes before the leader listens anew: well below what makes a node silent, and longer than
 /// a proposal is tried. In milliseconds.
 const PAUSE_MS_MAX: u64 = 20_000;
-/// Between two attempts to change the membership for one member, in milliseconds; up to half as long again.
-const MEMBERSHIP_PAUSE_MS: u64 = 5_000;
 /// For a message to another member, in milliseconds.
 const MESSAGE_MS_MAX: u64 = 1_000;
 
@@ -38,7 +32,7 @@ pub async fn run(service: Arc<Service>) {
         () = told_to_stop(&mut stopping) => {}
         () = pass_on(&service) => {}
         () = lead(&service) => {}
-        () = keep_membership(&service) => {}
+        () = membership::keep(&service) => {}
     }
 }
 
@@ -121,8 +115,7 @@ async fn lead(service: &Service) {
 }
 
 async fn propose(service: &Service, command: Command) {
-    let request = RequestInfo::of_member(service.member);
-    if let Err(refusal) = service.propose(&request, command).await {
+    if let Err(refusal) = service.propose_as_leader(command).await {
         tracing::warn!(%refusal, "the clockwork could not propose; the next pass tries again");
     }
 }
@@ -150,54 +143,6 @@ async fn judge_nodes(service: &Service, since: Instant) -> Result<(), crate::pro
         propose(service, Command::ReportSilence { silent: verdict.silent, back: verdict.back }).await;
     }
     Ok(())
-}
-
-/// Members that enrolled become learners, then voters; safe to repeat, safe to stop half-way. Each member has a task of
-/// its own, because one that enrolled and never came must not keep the others waiting; openraft makes one change after
-/// the other.
-async fn keep_membership(service: &Arc<Service>) {
-    let mut passes = interval(Duration::from_millis(MEMBERSHIP_MS));
-    passes.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut tasks = JoinSet::new();
-    let mut under_way: BTreeMap<MemberId, AbortHandle> = BTreeMap::new();
-    loop {
-        passes.tick().await;
-        while tasks.try_join_next().is_some() {}
-        under_way.retain(|_, task| !task.is_finished());
-        if !service.consensus.is_leader() {
-            continue;
-        }
-        let members = match service.view().map(|v| v.members()) {
-            Ok(Ok(members)) => members,
-            _ => continue,
-        };
-        let raft = service.consensus.status();
-        for member in members {
-            let votes = raft.voters.iter().any(|(id, _)| *id == member.id);
-            if member.removed || votes || under_way.contains_key(&member.id) {
-                continue;
-            }
-            let learns = raft.learners.iter().any(|(id, _)| *id == member.id);
-            let id = member.id;
-            under_way.insert(id, tasks.spawn(bring_in(Arc::clone(service), member, learns)));
-        }
-    }
-}
-
-/// The next step for one member that is no voter yet.
-async fn bring_in(service: Arc<Service>, member: Member, learns: bool) {
-    let id = member.id;
-    let result = if learns {
-        service.consensus.promote(id).await
-    } else {
-        let node = MemberNode { raft_addr: member.raft_addr, api_addr: member.api_addr };
-        service.consensus.add_learner(id, node).await
-    };
-    if let Err(error) = result {
-        tracing::info!(member = %id, %error, "the membership could not be changed yet");
-        let pause = rand::random_range(MEMBERSHIP_PAUSE_MS..MEMBERSHIP_PAUSE_MS * 3 / 2);
-        tokio::time::sleep(Duration::from_millis(pause)).await;
-    }
 }
 
 #[cfg(test)]

@@ -81,6 +81,22 @@ impl RequestInfo {
     }
 }
 
+impl RequestInfo {
+    /// The command with this request's context.
+    fn proposal(&self, command: Command) -> Proposal {
+        let context = Context {
+            actor: self.actor,
+            actor_org: self.actor_org,
+            source: self.source,
+            request_id: self.request_id,
+            idempotency_key: self.idempotency_key.clone(),
+            now: self.now,
+            entropy: self.entropy,
+        };
+        Proposal { context, command }
+    }
+}
+
 /// The service behind every handler.
 pub struct Service {
     /// The cluster.
@@ -131,16 +147,16 @@ impl Service {
     /// # Errors
     /// The command's rejection, or that the cluster could not decide.
     pub async fn propose(&self, request: &RequestInfo, command: Command) -> Result<Accepted, Refusal> {
-        let context = Context {
-            actor: request.actor,
-            actor_org: request.actor_org,
-            source: request.source,
-            request_id: request.request_id,
-            idempotency_key: request.idempotency_key.clone(),
-            now: request.now,
-            entropy: request.entropy,
-        };
-        Ok(self.consensus.propose(Proposal { context, command }).await??)
+        Ok(self.consensus.propose(request.proposal(command)).await??)
+    }
+
+    /// Proposes what this member concluded as leader. Refused when it no longer leads (I7).
+    ///
+    /// # Errors
+    /// As [`propose`](Self::propose).
+    pub async fn propose_as_leader(&self, command: Command) -> Result<Accepted, Refusal> {
+        let request = RequestInfo::of_member(self.member);
+        Ok(self.consensus.propose_as_leader(request.proposal(command)).await??)
     }
 
     /// Proposes on behalf of a caller, and answers a view that holds what was made.
