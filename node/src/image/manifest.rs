@@ -259,6 +259,15 @@ impl RawConfig {
     }
 }
 
+/// Entry for a fuzz target: any bytes from a registry, as a manifest, an index or a configuration.
+pub fn fuzz_documents(bytes: &[u8]) {
+    let digest = Digest::of(bytes);
+    let _ = RawConfig::parse(digest, bytes, 1);
+    if let Ok(Document::Index(entries)) = Document::parse(digest, bytes) {
+        let _ = choose(digest, &entries);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -32,7 +32,7 @@ use std::time::Duration;
 pub use cache::{GcReport, ImageCache, Progress, RootImage};
 pub use digest::{Digest, DigestError};
 pub use error::{ImageError, LayerError, ManifestError, RegistryError, RootError};
-pub use manifest::ImageConfig;
+pub use manifest::{ImageConfig, fuzz_documents};
 pub use reference::{ImageRef, REFERENCE_BYTES_MAX, REPOSITORY_BYTES_MAX, ReferenceError, TAG_BYTES_MAX};
 pub use registry::{RegistryClient, ResolvedImage};
 pub use user::{ACCOUNT_FILE_BYTES_MAX, Accounts, ImageUser};
