@@ -163,6 +163,9 @@ impl Feed<'_> {
             let (stamp, confirmed_through) = (sent.stamp, sent.confirmed_through);
             self.send(&Frame::<T>::Heartbeat { stamp, confirmed_through }).await?;
         } else {
+            if let Some((incarnation, _)) = has {
+                self.hand_over::<T>(incarnation).await?;
+            }
             self.snapshot(&sent).await?;
         }
         Ok(sent)
@@ -177,7 +180,8 @@ impl Feed<'_> {
         let next = {
             let view = self.service.view()?;
             still_holds(self.caller, &view, now())?;
-            if self.concerned(&view, sent.stamp.revision)? {
+            let incarnation = view.cluster()?.map(|cluster| cluster.incarnation);
+            if incarnation != Some(sent.stamp.incarnation) || self.concerned(&view, sent.stamp.revision)? {
                 self.state(&view, derive)?
             } else {
                 // Told at the next heartbeat; nothing of the agent's changed.
@@ -185,6 +189,11 @@ impl Feed<'_> {
                 return Ok(Sent { stamp, ..sent });
             }
         };
+        if next.stamp.incarnation != sent.stamp.incarnation {
+            self.hand_over::<T>(sent.stamp.incarnation).await?;
+            self.snapshot(&next).await?;
+            return Ok(next);
+        }
         if next.confirmed_through != sent.confirmed_through {
             // The agent may hold back an update; the whole state, confirmed, settles it (I7).
             self.snapshot(&next).await?;
@@ -235,6 +244,15 @@ impl Feed<'_> {
             }
         }
         Ok(false)
+    }
+
+    /// Hands an agent of an older incarnation over to this one (I6).
+    async fn hand_over<T: Followed>(&self, from: Incarnation) -> Result<(), Refusal> {
+        let signed = crate::hand_over::signed(self.service, &self.service.view()?, from)?;
+        match signed {
+            Some(signed) => self.send(&Frame::<T>::HandOver(signed)).await,
+            None => Ok(()),
+        }
     }
 
     async fn snapshot<T: Followed>(&self, sent: &Sent<T>) -> Result<(), Refusal> {

@@ -33,6 +33,8 @@ type Sender = http2::SendRequest<Full<Bytes>>;
 pub(crate) struct Security {
     pub(crate) config: Arc<rustls::ClientConfig>,
     pub(crate) name: ServerName<'static>,
+    /// The cluster's authority, once it is known.
+    pub(crate) ca: Option<holdfast_identity::CaCertificate>,
 }
 
 /// An endpoint and the connection to it, if one stands.

@@ -12,6 +12,7 @@ use std::time::Duration;
 use holdfast_model::RequestId;
 use holdfast_model::agent::{
     ANSWER_PATH, AgentCall, CallAnswer, FOLLOW_PATH, FOLLOW_PROTOCOL, FRAMES_MEDIA_TYPE, Followed, Frame,
+    HandOver, SignedHandOver,
 };
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -21,6 +22,7 @@ use tokio::task::JoinSet;
 use crate::backoff::Backoff;
 use crate::error::{ClientError, TransportError};
 use crate::frames::{FrameBuffer, FrameError};
+use crate::hand_over::{self, HandOverError};
 use crate::http::Client;
 use crate::replica::{Applied, DiskError, Published, Refusal, Replica};
 
@@ -90,6 +92,9 @@ pub enum StreamEnd {
     /// The replica refused a frame.
     #[error("The replica refused a frame.")]
     Refused(#[source] Refusal),
+    /// It brought a hand-over that cannot be believed.
+    #[error("The stream brought a hand-over that was refused.")]
+    HandOver(#[source] HandOverError),
     /// The replica's disk failed.
     #[error("The replica's disk failed; what is known stays in force.")]
     Disk(#[source] DiskError),
@@ -186,7 +191,7 @@ impl<T: Followed, H: CallHandler> Follower<T, H> {
         let reason = chain(end);
         match end {
             StreamEnd::Disk(_) => tracing::error!(%endpoint, %reason, "the follow stream was left"),
-            StreamEnd::Refused(_) | StreamEnd::Frame(_) => {
+            StreamEnd::Refused(_) | StreamEnd::Frame(_) | StreamEnd::HandOver(_) => {
                 tracing::warn!(%endpoint, %reason, "the follow stream was left");
             }
             _ => tracing::info!(%endpoint, %reason, "the follow stream was left"),
@@ -237,6 +242,7 @@ impl<T: Followed, H: CallHandler> Follower<T, H> {
             while let Some(frame) = buffer.next_frame().map_err(StreamEnd::Frame)? {
                 match frame {
                     Frame::Call { id, call } => self.take_call(index, id, call, &permits, &mut calls),
+                    Frame::HandOver(signed) => self.take_hand_over(signed).await?,
                     frame => self.take(index, frame, won).await?,
                 }
             }
@@ -274,6 +280,21 @@ impl<T: Followed, H: CallHandler> Follower<T, H> {
             // Part of a snapshot may still be refused at its end: nothing is won yet, and the pause keeps growing.
             Applied::Staged => Ok(()),
         }
+    }
+
+    /// Permits the snapshot that follows to begin a new incarnation, if the cluster's authority says so (I6).
+    async fn take_hand_over(&self, signed: SignedHandOver) -> Result<(), StreamEnd> {
+        let ca = self.client.authority();
+        let taken = self.on_replica(move |replica| {
+            let at = replica.current().map(|view| view.stamp);
+            let record = hand_over::check(&signed, ca.as_ref(), replica.cluster(), at);
+            let record = record.map_err(StreamEnd::HandOver)?;
+            replica.hand_over(record.to).map_err(StreamEnd::Disk)?;
+            Ok(record)
+        });
+        let HandOver { from, to, last, .. } = taken.await??;
+        tracing::warn!(%from, %to, %last, "the cluster hands this agent over to a new incarnation");
+        Ok(())
     }
 
     fn is_up(&self, index: usize, won: &mut bool) {

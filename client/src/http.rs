@@ -78,7 +78,7 @@ impl Client {
     ) -> Result<Client, ClientError> {
         let config = holdfast_identity::client_config(ca, None)?;
         let name = holdfast_identity::server_name(ca.cluster())?;
-        Client::with(endpoints, Security { config, name }, token)
+        Client::with(endpoints, Security { config, name, ca: Some(ca.clone()) }, token)
     }
 
     /// A client for an agent: it proves itself with its certificate.
@@ -92,7 +92,7 @@ impl Client {
     ) -> Result<Client, ClientError> {
         let config = holdfast_identity::client_config(ca, Some(credential))?;
         let name = holdfast_identity::server_name(ca.cluster())?;
-        Client::with(endpoints, Security { config, name }, None)
+        Client::with(endpoints, Security { config, name, ca: Some(ca.clone()) }, None)
     }
 
     /// A client for first contact: it trusts the cluster whose authority has this fingerprint, whatever its name.
@@ -103,7 +103,7 @@ impl Client {
         let config = holdfast_identity::pinned_client_config(pin)?;
         // TLS wants a name; the pin is what is verified.
         let name = holdfast_identity::server_name("first-contact")?;
-        Client::with(endpoints, Security { config, name }, None)
+        Client::with(endpoints, Security { config, name, ca: None }, None)
     }
 
     fn with(
@@ -135,9 +135,15 @@ impl Client {
     pub fn renew(&self, ca: &CaCertificate, credential: &Credential) -> Result<(), ClientError> {
         let config = holdfast_identity::client_config(ca, Some(credential))?;
         let name: ServerName<'static> = holdfast_identity::server_name(ca.cluster())?;
-        *self.shared.security.lock().unwrap_or_else(PoisonError::into_inner) = Security { config, name };
+        *self.shared.security.lock().unwrap_or_else(PoisonError::into_inner) =
+            Security { config, name, ca: Some(ca.clone()) };
         self.shared.lines.iter().for_each(Line::hang_up);
         Ok(())
+    }
+
+    /// The authority that it trusts; `None` at first contact.
+    pub(crate) fn authority(&self) -> Option<CaCertificate> {
+        self.shared.security.lock().unwrap_or_else(PoisonError::into_inner).ca.clone()
     }
 
     /// Reads a resource. `path` begins with `/` and may have a query.

@@ -16,6 +16,7 @@ pub mod endpoint;
 pub mod error;
 pub mod follow;
 pub mod frames;
+pub mod hand_over;
 pub mod http;
 pub mod lines;
 pub mod replica;

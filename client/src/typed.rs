@@ -8,12 +8,12 @@ use crate::lines::Lines;
 use holdfast_model::api::{
     Answer, ClusterStatus, ConfirmRemovals, CreateApp, CreateDeployment, CreateEnrolment, CreateEnv,
     CreateOrg, CreateRelease, CreateRoute, CreateToken, CreatedEnrolment, CreatedToken, Done, EdgeStatus,
-    LogPage, NodeStatus, Page, Scale, TokenView, WhoAmI,
+    Leader, LogPage, NodeStatus, Page, Scale, TokenView, TransferLeader, Verification, WhoAmI,
 };
 use holdfast_model::limits::PAGE_MAX;
 use holdfast_model::resource::{App, Deployment, Env, Instance, Org, Release, Route};
 use holdfast_model::{
-    AppId, DeploymentId, EdgeId, EnvId, Event, InstanceId, NodeId, OrgId, ReleaseId, Revision, RouteId,
+    AppId, DeploymentId, EdgeId, EnvId, Event, InstanceId, MemberId, NodeId, OrgId, ReleaseId, Revision, RouteId,
     TokenId,
 };
 use serde::de::DeserializeOwned;
@@ -247,6 +247,27 @@ impl Client {
     /// Confirms what an edge holds back (I7).
     pub async fn confirm_edge(&self, edge: EdgeId, body: &ConfirmRemovals) -> Result<Done, ClientError> {
         self.post(&format!("/v1/edges/{edge}/confirm"), body).await
+    }
+
+    /// Removes a member for good. `force`: also when the members that stay have no majority that answers.
+    pub async fn remove_member(&self, member: MemberId, force: bool) -> Result<Done, ClientError> {
+        self.delete(&format!("/v1/members/{member}?force={force}")).await
+    }
+
+    /// Makes a member a voter, or one that follows only.
+    pub async fn set_member_votes(&self, member: MemberId, votes: bool) -> Result<Done, ClientError> {
+        let change = if votes { "promote" } else { "demote" };
+        self.post(&format!("/v1/members/{member}/{change}"), &serde_json::json!({})).await
+    }
+
+    /// Hands the leadership to a member, or to any voter that answers.
+    pub async fn transfer_leader(&self, body: &TransferLeader) -> Result<Answer<Leader>, ClientError> {
+        self.post("/v1/cluster/leader", body).await
+    }
+
+    /// Has every member check its state, and compares them.
+    pub async fn verify(&self) -> Result<Answer<Verification>, ClientError> {
+        self.post("/v1/cluster/verify", &serde_json::json!({})).await
     }
 
     /// Makes a one-time permission to join.

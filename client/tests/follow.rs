@@ -10,7 +10,8 @@ use holdfast_client::frames::encode;
 use holdfast_client::{CallHandler, Client, Endpoint, Follower, Link, NoCalls, Published, Replica, reporter};
 use holdfast_identity::Authority;
 use holdfast_model::agent::{
-    AgentCall, CallAnswer, EdgeRoute, Frame, LogLine, LogStream, REPORT_PATH, Report, ReportDetail,
+    AgentCall, CallAnswer, EdgeRoute, Frame, HAND_OVER_PURPOSE, HandOver, LogLine, LogStream, REPORT_PATH,
+    Report, ReportDetail, SignedHandOver,
 };
 use holdfast_model::{Incarnation, InstanceId, RequestId, Revision};
 use http_body_util::BodyExt;
@@ -325,4 +326,61 @@ async fn the_newest_report_is_delivered_once_somebody_listens() {
     assert_eq!(serde_json::from_slice::<Report>(&body).unwrap(), report(77));
     stop.send(true).unwrap();
     within(running).await.unwrap();
+}
+
+fn hand_over(authority: &Authority, from: u64, to: u64) -> Frame<EdgeRoute> {
+    let record =
+        HandOver { cluster: CLUSTER, from: Incarnation(from), to: Incarnation(to), last: Revision(8) };
+    let record = postcard::to_stdvec(&record).unwrap();
+    let signature = authority.sign_statement(HAND_OVER_PURPOSE, &record).unwrap();
+    Frame::HandOver(SignedHandOver { record, signature })
+}
+
+#[tokio::test]
+async fn i06_only_a_hand_over_that_the_authority_signed_leads_to_another_incarnation() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("edge.redb");
+    let (stranger, authority) = (authority(), authority());
+    feed(&mut Replica::open(&path, CLUSTER).unwrap(), snapshot(stamp(100), routes(4), 0));
+    let (server, mut events) = member(&authority).await;
+    let mut agent = Agent::start(&authority, &path, vec![server.endpoint()], NoCalls);
+    let restored = || snapshot(stamp_in(2, 9), routes(3), 0);
+    let Frame::HandOver(good) = hand_over(&authority, 1, 2) else { panic!("no hand-over") };
+    let mut altered = good.clone();
+    altered.record[17] ^= 1;
+    let refused = [
+        vec![],
+        vec![hand_over(&stranger, 1, 2)],
+        vec![Frame::HandOver(altered)],
+        // Of somebody else's past, backwards, and to another one than what follows.
+        vec![hand_over(&authority, 7, 8)],
+        vec![hand_over(&authority, 1, 1)],
+        vec![hand_over(&authority, 1, 3)],
+    ];
+    for first in refused {
+        let (query, chunks) = opened(&mut events).await;
+        assert_eq!(query, "protocol=1&incarnation=1&revision=100");
+        for frame in first.into_iter().chain(restored()) {
+            // The agent leaves as soon as it refuses.
+            let _ = chunks.send(Ok(encode(&frame).unwrap())).await;
+        }
+        within(chunks.closed()).await;
+        assert_eq!(agent.marks(), Some((100, 4)));
+    }
+    let (_, chunks) = opened(&mut events).await;
+    serve(&chunks, vec![hand_over(&authority, 1, 2)]).await;
+    serve(&chunks, restored()).await;
+    let moved = |view: &Published<EdgeRoute>| view.as_ref().is_some_and(|view| view.stamp == stamp_in(2, 9));
+    within(agent.views.wait_for(moved)).await.unwrap();
+    assert_eq!(agent.marks(), Some((9, 3)));
+    drop(chunks);
+    // From here on the older incarnation is refused, whatever its revision.
+    let (query, chunks) = opened(&mut events).await;
+    assert_eq!(query, "protocol=1&incarnation=2&revision=9");
+    for frame in snapshot(stamp(200), routes(9), 0) {
+        let _ = chunks.send(Ok(encode(&frame).unwrap())).await;
+    }
+    within(chunks.closed()).await;
+    assert_eq!(agent.marks(), Some((9, 3)));
+    agent.stop().await;
 }

@@ -170,6 +170,11 @@ impl Authority {
         Ok(Authority { certificate: CaCertificate::from_der(signed.der().clone())?, key })
     }
 
+    /// The key, for what else the authority signs.
+    pub(crate) fn key(&self) -> &PrivateKey {
+        &self.key
+    }
+
     /// The public half.
     pub fn certificate(&self) -> &CaCertificate {
         &self.certificate

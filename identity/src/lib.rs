@@ -14,6 +14,7 @@ pub mod certificate;
 pub mod credential;
 pub mod files;
 pub mod key;
+mod statement;
 pub mod subject;
 pub mod tls;
 pub mod token;

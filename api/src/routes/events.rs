@@ -9,8 +9,9 @@ use axum::body::{Body, Bytes};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use futures::Stream;
-use holdfast_model::api::{NDJSON_MEDIA_TYPE, Page};
-use holdfast_model::{Event, Revision, Scope};
+use holdfast_model::api::{Consistency, NDJSON_MEDIA_TYPE, Page};
+use holdfast_model::{Code, Event, Revision, Scope};
+use holdfast_store::View;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,6 +47,7 @@ pub(super) fn add(table: &mut Table<Arc<Service>>) {
 async fn list(call: Call) -> Result<Response, Refusal> {
     let after = call.query::<Revision>("after")?.unwrap_or_default();
     let (view, limit) = (call.view().await?, call.limit()?);
+    check_held(&view, after, call.consistency()?)?;
     if call.query::<bool>("follow")?.unwrap_or(false) {
         drop(view);
         let lines = follow(Arc::clone(&call.service), call.caller, after);
@@ -54,6 +56,28 @@ async fn list(call: Call) -> Result<Response, Refusal> {
     let read = view.events(after, limit, call.caller.org())?;
     let next = (read.scanned_to < view.revision()).then(|| read.scanned_to.to_string());
     Ok(page(view.revision(), read.events, next))
+}
+
+/// Refuses to go on after a revision of which this history cannot say what came next: its events are no longer held, or
+/// it belongs to a history that another incarnation replaced. A reader begins again where the answer says.
+fn check_held(view: &View, after: Revision, consistency: Consistency) -> Result<(), Refusal> {
+    let start_after = |revision: Revision, why: String| {
+        let detail = format!("{why} Read the state, then go on after revision {revision}.");
+        Refusal::new(Code::Compacted, detail).with("start_after", revision)
+    };
+    // A member that may lag does not know what comes.
+    if after > view.revision() && consistency == Consistency::Linearizable {
+        let why =
+            format!("The history ends before revision {after}: a new incarnation replaced what came after.");
+        return Err(start_after(view.revision(), why));
+    }
+    let first = view.first_held()?.unwrap_or(Revision(1));
+    if after.next() < first {
+        let before = Revision(first.0.saturating_sub(1));
+        let why = format!("The events from revision {} to {before} are no longer held.", after.next());
+        return Err(start_after(before, why));
+    }
+    Ok(())
 }
 
 fn follow(

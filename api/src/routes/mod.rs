@@ -7,6 +7,7 @@ mod deployments;
 mod enrolment;
 mod events;
 mod instances;
+mod members;
 mod meta;
 mod routing;
 mod tokens;
@@ -28,6 +29,7 @@ pub(crate) fn table() -> Table<Arc<Service>> {
     tokens::add(&mut table);
     events::add(&mut table);
     cluster::add(&mut table);
+    members::add(&mut table);
     enrolment::add(&mut table);
     agents::add(&mut table);
     table

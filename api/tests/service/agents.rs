@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use tower::ServiceExt as _;
 
-async fn next_frame<T: Followed>(body: &mut Body, pending: &mut Vec<u8>) -> Frame<T> {
+pub(crate) async fn next_frame<T: Followed>(body: &mut Body, pending: &mut Vec<u8>) -> Frame<T> {
     loop {
         if pending.len() >= 4 {
             let length = u32::from_be_bytes(pending[..4].try_into().unwrap()) as usize;
@@ -110,7 +110,7 @@ async fn node(rig: &Rig) -> (NodeId, PeerIdentity) {
     (id.parse().unwrap(), PeerIdentity::new(&rig.service.cluster.to_string(), Role::Node, &id).unwrap())
 }
 
-async fn edge(rig: &Rig) -> PeerIdentity {
+pub(crate) async fn edge(rig: &Rig) -> PeerIdentity {
     let id = enrolled(rig, "edge", json!({"name": "e1"})).await;
     PeerIdentity::new(&rig.service.cluster.to_string(), Role::Edge, &id).unwrap()
 }
@@ -129,7 +129,7 @@ fn node_report(vmm: &str) -> String {
     serde_json::to_string(&report).unwrap()
 }
 
-async fn follow(rig: &Rig, peer: &PeerIdentity, query: &str) -> Body {
+pub(crate) async fn follow(rig: &Rig, peer: &PeerIdentity, query: &str) -> Body {
     let request = rig.request(Method::GET, &format!("/v1/agent/follow?protocol=1{query}"), None, None);
     rig.router.clone().oneshot(rig.by(request, peer.clone())).await.unwrap().into_body()
 }

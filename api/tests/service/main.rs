@@ -6,3 +6,4 @@
 mod access;
 mod agents;
 mod harness;
+mod members;
