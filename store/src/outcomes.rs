@@ -107,6 +107,7 @@ pub(crate) fn keep(
         batch.put(end_key(old.until, &at), None)?;
     }
     let until = now.plus_ms(kept_ms);
+    batch.set_outcomes_end(batch.outcomes_end().map(|known| known.min(until)));
     let kept = Kept { command, until, outcome: outcome.clone() };
     batch.put(end_key(until, &at), Some([].as_slice().into()))?;
     batch.put(at, Some(encode(Table::Outcome, &kept)?))
@@ -116,16 +117,30 @@ fn end_key(until: Timestamp, outcome_key: &[u8]) -> Vec<u8> {
     key(Table::OutcomeEnd, &[&until.0.to_be_bytes(), &outcome_key[1..]])
 }
 
-/// Removes a few outcomes that are over.
+/// Removes a few outcomes that are over. What it removes depends on the commands alone and not on how they were
+/// batched (I1): a batch only remembers when there is nothing to look for.
 pub(crate) fn forget(batch: &mut Batch<'_>, now: Timestamp) -> Result<(), StoreError> {
     const TIME_BYTES: usize = 8;
-    for (end, _) in batch.scan(&key(Table::OutcomeEnd, &[]), None, REMOVED_MAX)? {
-        let over = end.get(1..1 + TIME_BYTES).is_some_and(|until| until <= now.0.to_be_bytes().as_slice());
-        if !over {
+    if batch.outcomes_end().is_some_and(|end| end > now) {
+        return Ok(());
+    }
+    let mut known = Some(Timestamp(u64::MAX));
+    let found = batch.scan(&key(Table::OutcomeEnd, &[]), None, REMOVED_MAX)?;
+    // After as many as are removed at a time there may be more.
+    if found.len() == REMOVED_MAX {
+        known = None;
+    }
+    for (end, _) in found {
+        let until =
+            end.get(1..1 + TIME_BYTES).and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes);
+        let until = until.ok_or_else(|| StoreError::corrupt("the end of an outcome has no time"))?;
+        if until > now.0 {
+            known = Some(Timestamp(until));
             break;
         }
         batch.put(key(Table::Outcome, &[&end[1 + TIME_BYTES..]]), None::<Value>)?;
         batch.put(end, None)?;
     }
+    batch.set_outcomes_end(known);
     Ok(())
 }

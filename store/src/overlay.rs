@@ -11,14 +11,15 @@ use crate::head::Head;
 use crate::rows::{RowList, Rows, RowsMut, prefix_end};
 use crate::tables::{Value, is_view};
 use holdfast_model::event::EVENT_VERSION;
-use holdfast_model::{Aggregate, Context, DeploymentId, Event, EventPayload, OrgId, Revision};
+use holdfast_model::{Aggregate, Context, DeploymentId, Event, EventPayload, OrgId, Revision, Timestamp};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 
 type Changes = BTreeMap<Vec<u8>, Option<Value>>;
 
-/// `limit` rows of `base` with `changes` laid over them.
+/// `limit` rows of `base` with `changes` laid over them. Costs what it returns, not what the changes are: a batch may
+/// have thousands.
 fn merged(
     base: &dyn Rows,
     changes: &Changes,
@@ -27,30 +28,44 @@ fn merged(
     limit: usize,
 ) -> Result<RowList, StoreError> {
     let from = match after {
-        Some(after) if after >= prefix => Bound::Excluded(after.to_vec()),
-        _ => Bound::Included(prefix.to_vec()),
+        Some(after) if after >= prefix => Bound::Excluded(after),
+        _ => Bound::Included(prefix),
     };
-    let to = prefix_end(prefix).map_or(Bound::Unbounded, Bound::Excluded);
-    if let (Bound::Excluded(from), Bound::Excluded(to)) = (&from, &to)
+    let end = prefix_end(prefix);
+    let to = end.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+    if let (Bound::Excluded(from), Bound::Excluded(to)) = (from, to)
         && from >= to
     {
         return Ok(Vec::new());
     }
-    let over: Vec<_> = changes.range((from, to)).collect();
-    let hidden = over.iter().filter(|(_, value)| value.is_none()).count();
-    let under = base.scan(prefix, after, limit.saturating_add(hidden))?;
-    if over.is_empty() {
-        return Ok(under);
+    let mut over = changes.range::<[u8], _>((from, to)).peekable();
+    if over.peek().is_none() {
+        return base.scan(prefix, after, limit);
     }
-    // `under` may end before `over` does; that is fine: it is only cut short when it alone fills the limit.
-    let mut all: BTreeMap<Vec<u8>, Value> = under.into_iter().collect();
-    for (key, value) in over {
-        match value {
-            Some(value) => drop(all.insert(key.clone(), value.clone())),
-            None => drop(all.remove(key)),
+    let mut rows = RowList::new();
+    let mut cursor = after.map(<[u8]>::to_vec);
+    while rows.len() < limit {
+        let wanted = limit - rows.len();
+        let under = base.scan(prefix, cursor.as_deref(), wanted)?;
+        let is_last = under.len() < wanted;
+        cursor = under.last().map(|(key, _)| key.clone()).or(cursor);
+        for (key, value) in under {
+            while let Some((new, value)) = over.next_if(|(new, _)| **new < key) {
+                rows.extend(value.as_ref().map(|value| (new.clone(), value.clone())));
+            }
+            match over.next_if(|(new, _)| **new == key) {
+                Some((_, changed)) => rows.extend(changed.clone().map(|value| (key, value))),
+                None => rows.push((key, value)),
+            }
+        }
+        if is_last {
+            let rest = over.filter_map(|(key, value)| Some((key.clone(), value.clone()?)));
+            rows.extend(rest.take(limit.saturating_sub(rows.len())));
+            break;
         }
     }
-    Ok(all.into_iter().take(limit).collect())
+    rows.truncate(limit);
+    Ok(rows)
 }
 
 /// Everything that a batch of log entries changes, over the database's rows.
@@ -62,11 +77,24 @@ pub(crate) struct Batch<'a> {
     /// Encoded events by revision.
     events: Vec<(Revision, Vec<u8>)>,
     head: Head,
+    /// No kept outcome ends before this; `None` while nobody looked.
+    outcomes_end: Option<Timestamp>,
 }
 
 impl<'a> Batch<'a> {
     pub(crate) fn new(base: &'a dyn Rows, head: Head) -> Self {
-        Self { base, seen: RefCell::default(), changes: Changes::new(), events: Vec::new(), head }
+        let (seen, changes, events) = (RefCell::default(), Changes::new(), Vec::new());
+        Self { base, seen, changes, events, head, outcomes_end: None }
+    }
+
+    /// A time before which no kept outcome ends, if it is known.
+    pub(crate) fn outcomes_end(&self) -> Option<Timestamp> {
+        self.outcomes_end
+    }
+
+    /// Notes what [`outcomes_end`](Self::outcomes_end) now is.
+    pub(crate) fn set_outcomes_end(&mut self, end: Option<Timestamp>) {
+        self.outcomes_end = end;
     }
 
     pub(crate) fn head(&self) -> &Head {
@@ -263,5 +291,57 @@ impl RowsMut for Draft<'_> {
     fn put(&mut self, key: Vec<u8>, value: Option<Value>) -> Result<(), StoreError> {
         self.changes.insert(key, value);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::rngs::StdRng;
+    use rand::{RngExt, SeedableRng};
+
+    struct Base(BTreeMap<Vec<u8>, Value>);
+
+    impl Rows for Base {
+        fn get(&self, key: &[u8]) -> Result<Option<Value>, StoreError> {
+            Ok(self.0.get(key).cloned())
+        }
+
+        fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<RowList, StoreError> {
+            let rows =
+                self.0.iter().filter(|(k, _)| k.starts_with(prefix) && after.is_none_or(|a| &k[..] > a));
+            Ok(rows.take(limit).map(|(k, v)| (k.clone(), v.clone())).collect())
+        }
+    }
+
+    #[test]
+    fn a_scan_sees_the_changes_as_if_they_were_written_whatever_its_limit() {
+        for seed in 0..400u64 {
+            let mut rng = StdRng::seed_from_u64(seed);
+            let mut key = || vec![rng.random_range(0..3u8), rng.random_range(0..12u8)];
+            let row = |k: Vec<u8>, n: u8| (k, Value::from([n].as_slice()));
+            let base: BTreeMap<_, _> = (0..20).map(|_| row(key(), 0)).collect();
+            let changes: Changes =
+                (0..20u8).map(|n| row(key(), n)).map(|(k, v)| (k, (v[0] % 2 == 0).then_some(v))).collect();
+            let mut written = base.clone();
+            for (key, value) in &changes {
+                match value {
+                    Some(value) => drop(written.insert(key.clone(), value.clone())),
+                    None => drop(written.remove(key)),
+                }
+            }
+            let after = key();
+            for (prefix, after, limit) in [
+                (vec![1], None, 4),
+                (vec![], None, 100),
+                (vec![1], Some(&after), 3),
+                (vec![2], Some(&after), 0),
+            ] {
+                let after = after.map(Vec::as_slice);
+                let found = merged(&Base(base.clone()), &changes, &prefix, after, limit).unwrap();
+                let expected = Base(written.clone()).scan(&prefix, after, limit).unwrap();
+                assert_eq!(found, expected, "seed {seed}, prefix {prefix:?}, after {after:?}, limit {limit}");
+            }
+        }
     }
 }

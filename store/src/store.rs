@@ -18,6 +18,8 @@ const CACHE_BYTES: usize = 128 << 20;
 
 /// The state machine's state. Calls block: run them off the async threads.
 pub struct Store {
+    /// The last committed moment, opened once for everyone who reads it. Before `db`: dropped first.
+    moment: Mutex<Option<View>>,
     db: redb::Database,
     /// Held by whoever changes the state. False after a failed change: the state in the file is then unknown to us.
     writer: Mutex<bool>,
@@ -49,7 +51,7 @@ impl Store {
         drop(WriteTables::open(&txn)?);
         txn.commit().doing("making the tables")?;
         let head = ReadTables::open(&db)?.head()?;
-        Ok(Self { db, writer: Mutex::new(true), head: RwLock::new(head) })
+        Ok(Self { moment: Mutex::default(), db, writer: Mutex::new(true), head: RwLock::new(head) })
     }
 
     /// Applies log entries in one transaction that is not synced; the log replays it after a crash. Entry `i` has the
@@ -171,7 +173,13 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub fn view(&self) -> Result<View, StoreError> {
-        View::new(ReadTables::open(&self.db)?)
+        let mut moment = self.moment.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(view) = &*moment {
+            return Ok(view.clone());
+        }
+        let view = View::new(ReadTables::open(&self.db)?)?;
+        *moment = Some(view.clone());
+        Ok(view)
     }
 
     /// Reads every row and event again, and replays the events: the state is what its digests say (I1), its history is
@@ -205,6 +213,7 @@ impl Store {
         let rebuilt = replay::rebuild(&txn, self.head())?;
         *writer = false;
         txn.commit().doing("committing rebuilt views")?;
+        self.publish(self.head());
         *writer = true;
         Ok(rebuilt)
     }
@@ -230,7 +239,10 @@ impl Store {
         *self.head.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Makes what was committed visible: the head, and the moment that the next reader opens. A reader that opened the
+    /// old moment before this keeps it, as if it had read a little earlier.
     fn publish(&self, head: Head) {
+        *self.moment.lock().unwrap_or_else(PoisonError::into_inner) = None;
         *self.head.write().unwrap_or_else(PoisonError::into_inner) = head;
     }
 

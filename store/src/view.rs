@@ -7,12 +7,18 @@ use crate::head::Head;
 use crate::rows::{RowList, Rows};
 use crate::tables::Value;
 use holdfast_model::{Digest, Event, LogIndex, OrgId, Revision};
+use std::sync::Arc;
 
 /// Events that one page looks at, when most belong to other orgs.
 const EVENTS_SCANNED_MAX: usize = 10_000;
 
-/// The state at one revision; later changes are not seen.
+/// The state at one revision; later changes are not seen. Clones share the one moment.
+#[derive(Clone)]
 pub struct View {
+    moment: Arc<Moment>,
+}
+
+struct Moment {
     tables: ReadTables,
     head: Head,
 }
@@ -29,27 +35,27 @@ pub struct EventPage {
 impl View {
     pub(crate) fn new(tables: ReadTables) -> Result<Self, StoreError> {
         let head = tables.head()?;
-        Ok(Self { tables, head })
+        Ok(Self { moment: Arc::new(Moment { tables, head }) })
     }
 
     /// The last event's revision.
     pub fn revision(&self) -> Revision {
-        self.head.revision
+        self.moment.head.revision
     }
 
     /// The last applied log entry.
     pub fn applied(&self) -> Option<LogIndex> {
-        self.head.applied
+        self.moment.head.applied
     }
 
     /// The digest of the whole state.
     pub fn digest(&self) -> Digest {
-        self.head.state_digest()
+        self.moment.head.state_digest()
     }
 
     /// The chain's last link: who has it can tell that no event before was changed (I12).
     pub fn chain(&self) -> Digest {
-        self.head.chain
+        self.moment.head.chain
     }
 
     /// The event with this revision.
@@ -57,7 +63,7 @@ impl View {
     /// # Errors
     /// When the database fails.
     pub fn event(&self, revision: Revision) -> Result<Option<Event>, StoreError> {
-        self.tables.event(revision)?.map(|bytes| event_bytes::open(&bytes)).transpose()
+        self.moment.tables.event(revision)?.map(|bytes| event_bytes::open(&bytes)).transpose()
     }
 
     /// The oldest event's revision that is still held; `None` when there are no events.
@@ -65,7 +71,7 @@ impl View {
     /// # Errors
     /// When the database fails.
     pub fn first_held(&self) -> Result<Option<Revision>, StoreError> {
-        self.tables.first_event()
+        self.moment.tables.first_event()
     }
 
     /// At most `limit` events after a revision, of one org or of all. Looks at a bounded number, so a page may be
@@ -78,7 +84,7 @@ impl View {
         if limit == 0 {
             return Ok(page);
         }
-        for row in self.tables.events_after(after)?.take(EVENTS_SCANNED_MAX) {
+        for row in self.moment.tables.events_after(after)?.take(EVENTS_SCANNED_MAX) {
             let (revision, bytes) = row?;
             let event = event_bytes::open(&bytes)?;
             page.scanned_to = revision;
@@ -95,16 +101,16 @@ impl View {
 
 impl Rows for View {
     fn get(&self, key: &[u8]) -> Result<Option<Value>, StoreError> {
-        self.tables.get(key)
+        self.moment.tables.get(key)
     }
 
     fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<RowList, StoreError> {
-        self.tables.scan(prefix, after, limit)
+        self.moment.tables.scan(prefix, after, limit)
     }
 }
 
 impl std::fmt::Debug for View {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "View {{ revision: {} }}", self.head.revision)
+        write!(f, "View {{ revision: {} }}", self.moment.head.revision)
     }
 }

@@ -3,6 +3,7 @@
 use super::world::*;
 use crate::database::{EVENTS, VIEWS};
 use crate::event_bytes;
+use crate::rows::Rows;
 use crate::tables::FORM;
 use crate::{DIGEST_EVERY, Store, StoreError, Views};
 use holdfast_model::command::{AgentRef, Joiner};
@@ -248,6 +249,36 @@ fn i01_the_same_log_gives_the_same_state_however_it_is_cut_into_batches() {
         assert_eq!(other.digest(), world.store.digest(), "seed {seed}");
         assert_eq!(other.revision(), world.store.revision());
         assert_eq!(other.recorded_digest().unwrap(), world.store.recorded_digest().unwrap());
+    }
+}
+
+/// Outcomes end while a batch is under way, and members' clocks differ: what is forgotten follows from the log alone.
+#[test]
+fn i01_outcomes_are_forgotten_alike_however_the_log_is_cut_into_batches() {
+    for seed in 200..208u64 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut world = World::new();
+        let outcomes = |store: &Store| {
+            let prefix = crate::tables::key(crate::tables::Table::OutcomeEnd, &[]);
+            store.view().unwrap().scan(&prefix, None, usize::MAX).unwrap().len()
+        };
+        for n in 0..200 {
+            let step = i64::from(rng.random_range(-20_000..60_000i32)) * i64::from(rng.random_bool(0.7));
+            world.now = Timestamp(world.now.0.saturating_add_signed(step));
+            let context = world.context(Actor::Operator(world.operator), None);
+            let name = format!("org-{n}").parse().unwrap();
+            world.propose(context, Command::CreateOrg { name }).unwrap();
+        }
+        assert!(outcomes(&world.store) < 150, "seed {seed}: {}", outcomes(&world.store));
+        let other = memory_store();
+        let mut at = 0;
+        while at < world.log.len() {
+            let end = (at + rng.random_range(1..60)).min(world.log.len());
+            other.apply(LogIndex(at as u64), &world.log[at..end], b"meta").unwrap();
+            at = end;
+        }
+        assert_eq!(outcomes(&other), outcomes(&world.store), "seed {seed}");
+        assert_eq!(other.digest(), world.store.digest(), "seed {seed}");
     }
 }
 
