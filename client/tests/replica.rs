@@ -116,6 +116,37 @@ fn i06_another_incarnation_needs_a_hand_over() {
 }
 
 #[test]
+fn i06_no_hand_over_leads_back_and_only_a_snapshot_begins_an_incarnation() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("edge.redb");
+    let mut replica = open(&path);
+    feed(&mut replica, snapshot(stamp_in(2, 10), routes(0..2), 0));
+    let before = marks(&replica.current());
+    for (handed_over, offered) in [(1, 1), (3, 3)] {
+        replica.hand_over(Incarnation(handed_over)).unwrap();
+        let stamp = stamp_in(offered, 11);
+        let delta = Frame::Delta {
+            from: Revision(10),
+            stamp,
+            upserts: vec![],
+            removes: vec![key(0)],
+            confirmed_through: Revision(0),
+        };
+        let heartbeat = Frame::Heartbeat { stamp, confirmed_through: Revision(11) };
+        let refusal = Refusal::Incarnation { known: Incarnation(2), offered: Incarnation(offered) };
+        for frame in [delta, heartbeat] {
+            assert_eq!(feed(&mut replica, vec![frame]), Applied::Refused(refusal.clone()));
+        }
+        if offered < 2 {
+            let older = snapshot(stamp, vec![], 0);
+            assert_eq!(feed(&mut replica, older[..1].to_vec()), Applied::Refused(refusal));
+        }
+        assert_eq!(marks(&replica.current()), before);
+    }
+    assert_eq!(feed(&mut replica, snapshot(stamp_in(3, 1), routes(5..6), 0)), Applied::Applied);
+}
+
+#[test]
 fn i06_a_foreign_cluster_is_refused_on_the_wire_and_on_disk() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("edge.redb");

@@ -214,7 +214,7 @@ fn grease_ech_and_unknown_extensions_pass() {
 }
 
 #[test]
-fn the_longest_hello_is_read_and_one_byte_more_is_refused_at_its_header() {
+fn i14_the_longest_hello_is_read_and_one_byte_more_is_refused_at_its_header() {
     let mut fields = Fields::named("app.example");
     let spare = HELLO_BYTES_MAX - fields.body().len() - 4;
     // Two bytes for the session id's and so on are counted; one extension fills the rest. Its length is 16 bit.

@@ -70,6 +70,19 @@ async fn i05_an_edge_started_while_no_server_answers_serves_what_it_knew() {
 }
 
 #[tokio::test]
+async fn i05_a_feed_that_ends_takes_no_route_away() {
+    let mut world = World::new().await;
+    world.publish(vec![route(None, &[plain_backend(b"hi").await])]).await;
+    world.end_feed();
+    for _ in 0..40 {
+        assert_eq!(exactly(&mut world.tcp(TCP_PORT).await, 2).await.unwrap(), "hi");
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    let status = world.status().await;
+    assert_eq!((status.serving.unwrap().revision.0, status.route_count), (1, 1));
+}
+
+#[tokio::test]
 async fn i05_an_edge_that_knows_nothing_serves_nothing_and_waits() {
     let mut world = World::new().await;
     let status = world.status().await;

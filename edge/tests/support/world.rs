@@ -87,6 +87,11 @@ impl World {
         self.start();
     }
 
+    /// Whoever sent the edge its routes is gone; the edge runs on.
+    pub(crate) fn end_feed(&mut self) {
+        self.replica = None;
+    }
+
     /// Ends the edge and leaves its folder.
     pub(crate) async fn end(&mut self) {
         guarded(self.running.take().unwrap().stop()).await.unwrap();
