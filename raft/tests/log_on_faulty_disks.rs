@@ -331,3 +331,22 @@ async fn purged_entries_leave_the_file_and_stay_gone_after_a_restart() {
     assert_eq!(state.last_log_id, Some(upto(ENTRIES - 1)));
     assert_eq!(log.try_get_log_entries(0..ENTRIES).await.unwrap().len(), 500);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i02_what_no_checkpoint_covers_is_not_purged() {
+    let disk = Disk::default();
+    let mut log = LogStore::open_with_backend(disk.clone(), Some(&identity())).unwrap();
+    append(&mut log, (0..10).map(|index| entry(index, "kept")).collect()).await.unwrap();
+    let upto = |index| LogId::new(LeaderId { term: 1, node_id: 1 }, index);
+    // The state machine is durable through entry 3: a crash would need those after it again.
+    log.allow_purge_below(4);
+    assert!(log.purge(upto(4)).await.is_err());
+    append(&mut log, vec![entry(10, "kept")]).await.unwrap();
+    assert_eq!(log.try_get_log_entries(0..11).await.unwrap().len(), 11);
+    log.purge(upto(3)).await.unwrap();
+    append(&mut log, vec![entry(11, "kept")]).await.unwrap();
+    drop(log);
+    let mut log = LogStore::open_with_backend(disk, None).unwrap();
+    assert_eq!(log.get_log_state().await.unwrap().last_purged_log_id, Some(upto(3)));
+    assert_eq!(log.try_get_log_entries(4..12).await.unwrap().len(), 8);
+}

@@ -23,7 +23,7 @@ async fn the_group_goes_on_when_its_leader_is_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn without_a_majority_nothing_is_acknowledged() {
+async fn i02_i03_without_a_majority_nothing_is_acknowledged_or_read() {
     let mut group = Group::of_three().await;
     group.leader().await;
     group.stop(2).await;
