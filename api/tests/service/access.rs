@@ -4,9 +4,11 @@ use crate::harness::scene::{Tenant, release, route, tenant};
 use crate::harness::{HANG, Rig};
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode, header};
+use holdfast_model::Scope;
 use holdfast_store::Views;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
+use std::sync::Arc;
 use tower::ServiceExt as _;
 
 /// Every path that a tenant's resources can be reached by, with the ids filled in.
@@ -125,6 +127,33 @@ async fn i09_every_endpoint_refuses_whoever_does_not_have_what_it_declares() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn i09_an_orgs_token_calls_nothing_that_is_for_operators_whatever_its_scopes() {
+    let rig = Rig::start().await;
+    let ours = tenant(&rig, "ours").await;
+    let scopes: Vec<_> = Scope::ALL.iter().map(|scope| scope.as_str()).collect();
+    let body = json!({"name": "all", "org": ours.org, "scopes": scopes, "ttl_s": 60});
+    let made = rig.post("/v1/tokens", &rig.operator, body).await;
+    assert_eq!(made.status, StatusCode::CREATED, "{}", made.text);
+    let all = made.body["item"]["secret"].as_str().unwrap();
+    let digest = rig.service.store().views_digest();
+    let mut walked = 0;
+    for line in holdfast_api::access_text().lines() {
+        let cells: Vec<_> = line.split('|').map(|c| c.trim().trim_matches('`')).collect();
+        let [_, method, path, needs, ..] = cells[..] else { continue };
+        if !needs.starts_with("operator") {
+            continue;
+        }
+        let method: Method = method.parse().unwrap();
+        let body = (method == Method::POST).then_some("{}");
+        let reply = rig.send(rig.request(method, path, Some(all), body)).await;
+        assert_eq!(reply.status, StatusCode::FORBIDDEN, "{path}: {}", reply.text);
+        walked += 1;
+    }
+    assert!(walked > 5, "only {walked} endpoints were walked");
+    assert_eq!(rig.service.store().views_digest(), digest);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn i14_bad_input_has_a_stable_code_and_changes_nothing() {
     let rig = Rig::start().await;
     let ours = tenant(&rig, "ours").await;
@@ -220,6 +249,66 @@ async fn i11_a_revoked_token_is_refused_at_once_and_its_stream_is_cut() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn i11_a_token_that_has_ended_reads_nothing_more() {
+    let rig = Rig::start().await;
+    let body = json!({"name": "short", "scopes": ["orgs:read"], "ttl_s": 1});
+    let made = rig.post("/v1/tokens", &rig.operator, body).await;
+    assert_eq!(made.status, StatusCode::CREATED, "{}", made.text);
+    let token = made.body["item"]["secret"].as_str().unwrap();
+    for path in ["/v1/whoami", "/v1/orgs?consistency=stale"] {
+        let ends = async { while rig.get(path, token).await.status != StatusCode::UNAUTHORIZED {} };
+        tokio::time::timeout(HANG, ends).await.expect("an ended token still reads");
+    }
+}
+
+/// Who was let in before a revocation and reads after it is refused all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn i11_no_answer_shows_a_state_in_which_its_token_is_revoked() {
+    let rig = Arc::new(Rig::start().await);
+    let ours = tenant(&rig, "ours").await;
+    for _ in 0..20 {
+        let token = rig.tenant(&ours.org, "viewer").await;
+        let who = rig.get("/v1/whoami", &token).await;
+        let id = who.body["item"]["token"]["id"].as_str().unwrap().to_owned();
+        let readers: Vec<_> = (0..50)
+            .map(|_| {
+                let (rig, token) = (Arc::clone(&rig), token.clone());
+                tokio::spawn(async move { rig.get("/v1/orgs", &token).await })
+            })
+            .collect();
+        let revoke = rig.request(Method::DELETE, &format!("/v1/tokens/{id}"), Some(&rig.operator), None);
+        let revoked = rig.send(revoke).await;
+        assert_eq!(revoked.status, StatusCode::OK, "{}", revoked.text);
+        for reader in readers {
+            let reply = reader.await.unwrap();
+            match reply.status {
+                StatusCode::OK => {
+                    let (read, at) = (reply.body["revision"].as_u64(), revoked.body["revision"].as_u64());
+                    assert!(read.unwrap() < at.unwrap(), "read at {read:?}, revoked at {at:?}");
+                }
+                status => assert_eq!(status, StatusCode::UNAUTHORIZED, "{}", reply.text),
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i03_only_who_asks_for_a_stale_read_gets_one_that_no_majority_confirms() {
+    let rig = Rig::start().await;
+    let ours = tenant(&rig, "ours").await;
+    let revision = rig.service.store().revision().0;
+    rig.service.consensus.shutdown().await;
+    for path in ["/v1/orgs", "/v1/orgs?consistency=linearizable"] {
+        let reply = rig.get(path, &rig.operator).await;
+        assert_eq!(reply.body["code"], "unavailable", "{path}: {}", reply.text);
+    }
+    let stale = rig.get("/v1/orgs?consistency=stale", &rig.operator).await;
+    assert_eq!(stale.status, StatusCode::OK, "{}", stale.text);
+    assert!(stale.text.contains(&ours.org));
+    assert_eq!(stale.body["revision"], revision);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn i08_a_hostname_has_one_owner_and_the_loser_learns_nothing_of_it() {
     let rig = Rig::start().await;
     let (ours, theirs) = (tenant(&rig, "ours").await, tenant(&rig, "theirs").await);
@@ -264,7 +353,7 @@ fn the_checked_in_documents_are_current() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_gives_no_more_than_it_has() {
+async fn i09_a_token_gives_no_more_than_it_has() {
     let rig = Rig::start().await;
     let ours = tenant(&rig, "ours").await;
     let body = json!({"name": "up", "org": ours.org, "scopes": ["cluster:admin"], "ttl_s": 60});

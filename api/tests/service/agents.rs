@@ -232,6 +232,23 @@ async fn i06_every_delta_builds_on_a_revision_that_the_agent_was_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn i06_a_member_says_nothing_to_an_agent_that_is_ahead_until_it_has_caught_up() {
+    let rig = Rig::start().await;
+    let peer = edge(&rig).await;
+    let ahead = Revision(rig.service.store().revision().0 + 5);
+    let mut stream = follow(&rig, &peer, &format!("&incarnation=1&revision={ahead}")).await;
+    let catch_up = async {
+        for name in 0..6 {
+            rig.made("/v1/orgs", json!({"name": format!("org-{name}")})).await;
+        }
+    };
+    let mut pending = Vec::new();
+    let (frame, ()) = tokio::join!(next_frame::<EdgeRoute>(&mut stream, &mut pending), catch_up);
+    let (Frame::SnapshotBegin { stamp, .. } | Frame::Heartbeat { stamp, .. }) = frame else { panic!() };
+    assert!(stamp.revision >= ahead, "told {} although it has {ahead}", stamp.revision);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn i06_an_agent_of_another_incarnation_is_not_made_to_wait_for_its_revision() {
     let rig = Rig::start().await;
     let peer = edge(&rig).await;
@@ -262,6 +279,30 @@ async fn i11_a_certificate_that_ends_opens_nothing_more_and_its_stream_is_cut() 
     ));
     let end = async { while let Some(Ok(_)) = stream.frame().await {} };
     tokio::time::timeout(HANG, end).await.expect("the stream outlives the certificate");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i11_only_an_agent_that_the_cluster_has_may_follow_as_one() {
+    let rig = Rig::start().await;
+    let own = rig.service.cluster.to_string();
+    let known = edge(&rig).await;
+    let (edge_id, node_id) = ("edge_00000000000000000000000000", "node_00000000000000000000000000");
+    let cases = [
+        (own.as_str(), Role::Edge, edge_id),
+        (own.as_str(), Role::Node, node_id),
+        (own.as_str(), Role::Member, "1"),
+        ("cluster_00000000000000000000000000", Role::Edge, known.id.as_str()),
+    ];
+    for (cluster, role, id) in cases {
+        let peer = PeerIdentity::new(cluster, role, id).unwrap();
+        let request = rig.request(Method::GET, "/v1/agent/follow?protocol=1", None, None);
+        // A stream that is refused ends with its answer; one that is not would go on.
+        let answer = rig.router.clone().oneshot(rig.by(request, peer)).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::UNAUTHORIZED, "{cluster} {id}");
+    }
+    let mut stream = follow(&rig, &known, "").await;
+    let first = next_frame::<EdgeRoute>(&mut stream, &mut Vec::new()).await;
+    assert!(matches!(first, Frame::SnapshotBegin { .. }), "{first:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
