@@ -90,6 +90,23 @@ async fn run(cli: Cli, output: Output) -> Result<(), Failure> {
             ServerCommand::Join(arguments) => server::join(&output, global.no_input, arguments).await,
             ServerCommand::Run(arguments) => server::run(arguments).await,
             ServerCommand::Invite(arguments) => commands::invite::run(&session()?, arguments).await,
+            ServerCommand::List(arguments) => commands::members::list(&session()?, arguments).await,
+            ServerCommand::Remove(arguments) => commands::members::remove(&session()?, arguments).await,
+            ServerCommand::Promote { member } => {
+                commands::members::set_votes(&session()?, &member, true).await
+            }
+            ServerCommand::Demote { member } => {
+                commands::members::set_votes(&session()?, &member, false).await
+            }
+            ServerCommand::TransferLeader { member } => {
+                commands::members::transfer_leader(&session()?, member).await
+            }
+            ServerCommand::Verify(arguments) => match arguments.data_dir {
+                Some(data_dir) => server::offline::verify(&output, &data_dir),
+                None => commands::members::verify(&session()?).await,
+            },
+            ServerCommand::Rebuild(arguments) => server::offline::rebuild(&output, &arguments),
+            ServerCommand::Recover(arguments) => server::offline::recover(&output, &arguments),
             ServerCommand::Openapi { access } => commands::openapi::run(access),
         },
         Command::Node(command) => match command {

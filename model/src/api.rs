@@ -371,6 +371,8 @@ pub enum MemberRole {
     Joining,
     /// Gone for good.
     Removed,
+    /// Removed, and not yet out of Raft's membership.
+    Leaving,
 }
 
 /// A node and what was last heard of it.

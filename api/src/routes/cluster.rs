@@ -65,10 +65,13 @@ async fn cluster(call: Call) -> Result<Response, Refusal> {
     let raft = call.service.consensus.status();
     let mut members = Vec::new();
     for member in view.members()? {
+        let votes = raft.voters.iter().any(|(id, _)| *id == member.id);
+        let learns = raft.learners.iter().any(|(id, _)| *id == member.id);
         let role = match () {
+            () if member.removed && (votes || learns) => MemberRole::Leaving,
             () if member.removed => MemberRole::Removed,
-            () if raft.voters.iter().any(|(id, _)| *id == member.id) => MemberRole::Voter,
-            () if raft.learners.iter().any(|(id, _)| *id == member.id) => MemberRole::Learner,
+            () if votes => MemberRole::Voter,
+            () if learns => MemberRole::Learner,
             () => MemberRole::Joining,
         };
         members.push(MemberStatus { member, role });

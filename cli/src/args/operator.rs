@@ -26,6 +26,39 @@ Example:
   holdfast server invite node --out node.secret
   holdfast node join --data-dir /var/lib/holdfast-node --name n1 --server https://10.0.0.1:7443 --ca-pin … --secret-file node.secret")]
     Invite(Invite),
+    /// List the members: who votes, who leads.
+    List(ListMembers),
+    /// Remove a member for good, running or not; its id is never used again.
+    #[command(after_help = "\
+Example, for a member whose disk is lost:
+  holdfast server remove beta
+  holdfast server invite member --out member.secret
+  holdfast server join --data-dir /var/lib/holdfast --name beta --api-addr … --raft-addr … --server … --ca-pin … --secret-file member.secret
+  holdfast server run --data-dir /var/lib/holdfast")]
+    Remove(RemoveMember),
+    /// Make a member a voter.
+    Promote {
+        /// Its name or id.
+        member: String,
+    },
+    /// Make a member one that follows and serves agents, and does not vote.
+    Demote {
+        /// Its name or id.
+        member: String,
+    },
+    /// Hand the leadership over, such as before maintenance.
+    TransferLeader {
+        /// To whom, by name or id; to any voter that answers when nothing is said.
+        member: Option<String>,
+    },
+    /// Check every row, the event chain and a replay: on every running member, or in the folder of a stopped one.
+    Verify(Verify),
+    /// Make the views of a stopped member anew from its events; refuses when they lead elsewhere.
+    Rebuild(Rebuild),
+    /// Go on with one stopped member alone, after the majority was lost for good: a new incarnation begins.
+    #[command(after_help = "\
+See docs/ops/runbooks/recover-from-a-lost-majority.md before you use it.")]
+    Recover(Recover),
     /// Print the API's OpenAPI document.
     Openapi {
         /// Print who may call what instead.
@@ -95,12 +128,63 @@ pub(crate) struct ServerRun {
     pub(crate) data_dir: PathBuf,
 }
 
+/// `holdfast server list`.
+#[derive(Debug, Args)]
+pub(crate) struct ListMembers {
+    /// Also those that were removed.
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+/// `holdfast server remove`.
+#[derive(Debug, Args)]
+pub(crate) struct RemoveMember {
+    /// Its name or id.
+    pub(crate) member: String,
+    /// Also when the members that stay have no majority that answers now.
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// `holdfast server verify`.
+#[derive(Debug, Args)]
+pub(crate) struct Verify {
+    /// The folder of a stopped member; without it every running member checks itself.
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) data_dir: Option<PathBuf>,
+}
+
+/// `holdfast server rebuild`.
+#[derive(Debug, Args)]
+pub(crate) struct Rebuild {
+    /// The folder of a stopped member.
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) data_dir: PathBuf,
+    /// Change nothing; tell what the views were at this revision.
+    #[arg(long, value_name = "REVISION")]
+    pub(crate) to: Option<Revision>,
+}
+
+/// `holdfast server recover`.
+#[derive(Debug, Args)]
+pub(crate) struct Recover {
+    /// The folder of the stopped member that goes on.
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) data_dir: PathBuf,
+    /// Say that you know: what only the lost members had is lost, and they must never run again.
+    #[arg(long)]
+    pub(crate) i_understand_that_writes_may_be_lost: bool,
+}
+
 /// `holdfast server invite`.
 #[derive(Debug, Args)]
 pub(crate) struct Invite {
     /// As what.
     #[arg(value_enum)]
     pub(crate) kind: InviteKind,
+    /// For a member that follows and serves agents, and does not vote.
+    #[arg(long)]
+    pub(crate) learner: bool,
     /// How long the secret is valid; a day at most.
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub(crate) ttl: Option<Duration>,

@@ -1,6 +1,7 @@
 //! `holdfast server invite`: a one-time secret with which a member, node or edge joins.
 
 use crate::args::operator::Invite;
+use crate::commands::members::enrolment_kind;
 use crate::commands::secret_text;
 use crate::failure::Failure;
 use crate::output::word;
@@ -8,7 +9,8 @@ use crate::session::Session;
 use holdfast_model::api::{CreateEnrolment, CreatedEnrolment};
 
 pub(crate) async fn run(session: &Session, arguments: Invite) -> Result<(), Failure> {
-    let body = CreateEnrolment { kind: arguments.kind.into(), ttl_s: arguments.ttl.map(|t| t.as_secs()) };
+    let body =
+        CreateEnrolment { kind: enrolment_kind(&arguments)?, ttl_s: arguments.ttl.map(|t| t.as_secs()) };
     let made = session.client.create_enrolment(&body).await?.item;
     if let Some(path) = &arguments.out {
         secret_text::write(path, &made.secret)?;
@@ -25,7 +27,7 @@ pub(crate) async fn run(session: &Session, arguments: Invite) -> Result<(), Fail
 
 fn how_to_join(made: &CreatedEnrolment, secret: &str) -> String {
     let command = match word(&made.kind).as_str() {
-        "member" => "server join --api-addr HOST:PORT --raft-addr HOST:PORT".to_owned(),
+        "member" | "learner" => "server join --api-addr HOST:PORT --raft-addr HOST:PORT".to_owned(),
         kind => format!("{kind} join"),
     };
     format!("holdfast {command} --data-dir FOLDER --name NAME --server URL --ca-pin {} {secret}", made.ca_pin)

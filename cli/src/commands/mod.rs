@@ -14,6 +14,7 @@ pub(crate) mod instances;
 pub(crate) mod invite;
 pub(crate) mod login;
 pub(crate) mod logs;
+pub(crate) mod members;
 pub(crate) mod node;
 pub(crate) mod openapi;
 pub(crate) mod org;

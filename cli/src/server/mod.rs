@@ -7,6 +7,7 @@
 mod folder;
 mod init;
 mod join;
+pub(crate) mod offline;
 mod run;
 
 pub(crate) use init::init;
