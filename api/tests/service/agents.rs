@@ -11,7 +11,8 @@ use holdfast_model::agent::{
     CallAnswer, EdgeRoute, Followed, Frame, LogLine, LogStream, NodeInstance, Report, ReportDetail,
 };
 use holdfast_model::command::AgentRef;
-use holdfast_model::resource::{Capacity, NodeState};
+use holdfast_model::limits::UNREACHABLE_MS;
+use holdfast_model::resource::{Capacity, DeploymentState, NodeState};
 use holdfast_model::{Command, Incarnation, NodeId, Revision, RouteId, Timestamp};
 use holdfast_store::Views;
 use http_body_util::BodyExt;
@@ -332,6 +333,45 @@ async fn i07_a_node_counts_as_heard_although_its_news_cannot_be_written() {
     let reply = rig.send(rig.by(request, peer)).await;
     assert_eq!(reply.body["code"], "unavailable", "{}", reply.text);
     assert!(rig.service.contacts.contact(AgentRef::Node(id)).is_some(), "the report was forgotten");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i07_a_new_leader_lets_no_roll_out_time_out_before_it_has_listened() {
+    let rig = Rig::start().await;
+    let ours = tenant(&rig, "ours").await;
+    let made = rig.post(&format!("/v1/envs/{}/releases", ours.env), &ours.owner, release()).await;
+    assert_eq!(made.status, StatusCode::CREATED, "{}", made.text);
+    let (env, release) = (ours.env.parse().unwrap(), made.body["item"]["id"].as_str().unwrap());
+    let deploy = Command::Deploy { env, release: release.parse().unwrap(), counts: Default::default() };
+    // Long ago, when another led; since then nobody has been there to hear that it came to its end.
+    let of_member = RequestInfo::of_member(rig.service.member);
+    let long_ago = RequestInfo { now: Timestamp(1), ..of_member.clone() };
+    rig.service.propose(&long_ago, deploy).await.unwrap();
+    let deployment = || {
+        let view = rig.service.view().unwrap();
+        let current = view.env(env).unwrap().unwrap().current.unwrap();
+        view.deployment(current).unwrap().unwrap().state
+    };
+    let (id, peer) = node(&rig).await;
+    let request = rig.request(Method::POST, "/v1/agent/report", None, Some(&node_report("kvm")));
+    assert_eq!(rig.send(rig.by(request, peer)).await.status, StatusCode::OK);
+    let began = std::time::Instant::now();
+    let clock = tokio::spawn(clockwork::run(rig.service.clone()));
+    // Two passes: each finds that the node is heard of after all.
+    for _ in 0..2 {
+        let silent = Command::ReportSilence { silent: [(id, Timestamp(1))].into(), back: Default::default() };
+        rig.service.propose(&RequestInfo::of_member(rig.service.member), silent).await.unwrap();
+        let heard = || rig.service.view().unwrap().node(id).unwrap().unwrap().silent_since.is_none();
+        until("the node counts as heard", heard).await;
+    }
+    let state = deployment();
+    // On a machine so slow that the window is over by now this shows nothing.
+    if began.elapsed().as_millis() < u128::from(UNREACHABLE_MS) {
+        assert_eq!(state, DeploymentState::Rolling);
+    }
+    clock.abort();
+    rig.service.propose(&of_member, Command::Tick).await.unwrap();
+    assert_eq!(deployment(), DeploymentState::Failed);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -38,7 +38,8 @@ pub(crate) struct Rig {
     /// The member's own certificate.
     credential: Credential,
     _stop: watch::Sender<bool>,
-    _folder: tempfile::TempDir,
+    /// The member's data.
+    pub(crate) folder: tempfile::TempDir,
 }
 
 pub(crate) struct Reply {
@@ -116,7 +117,7 @@ impl Rig {
             operator: operator.reveal().as_str().to_owned(),
             credential,
             _stop: stop,
-            _folder: folder,
+            folder,
         }
     }
 
