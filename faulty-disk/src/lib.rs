@@ -94,6 +94,7 @@ struct State {
     /// Whether the crash also turns it off.
     off_at_crash: bool,
     syncs: u64,
+    growths: u64,
 }
 
 impl State {
@@ -210,6 +211,11 @@ impl Disk {
         Disk::of(image.after_power_loss(rng))
     }
 
+    /// How often its file grew.
+    pub fn growths(&self) -> u64 {
+        self.state().growths
+    }
+
     /// How often it was synced.
     pub fn syncs(&self) -> u64 {
         self.state().syncs
@@ -230,7 +236,9 @@ impl StorageBackend for Disk {
     }
 
     fn set_len(&self, len: u64) -> Result<(), io::Error> {
-        self.state().change(Change::Length(len as usize))
+        let mut state = self.state();
+        state.growths += u64::from(len as usize > state.current.len());
+        state.change(Change::Length(len as usize))
     }
 
     fn sync_data(&self) -> Result<(), io::Error> {

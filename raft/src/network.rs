@@ -5,7 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -172,11 +173,14 @@ impl Network {
         file: SnapshotFile,
     ) -> Result<SnapshotResponse<TypeConfig>, SendError> {
         let digest = file.digest;
+        let Some(source) = open_snapshot(&file).await.map_err(SendError::Read)? else {
+            return Err(SendError::Replaced);
+        };
         let offer = SnapshotOffer { meta: file.meta.snapshot_meta(), bytes: file.bytes, digest };
         let begin = self.snapshot.call(Request::SnapshotBegin(offer), SNAPSHOT_CHUNK_DEADLINE).await?;
         let Response::SnapshotFrom { mut offset } = begin else { return Err(SendError::refused(begin)) };
         while offset < file.bytes {
-            let chunk = read_chunk(file.clone(), offset).await.map_err(SendError::Read)?;
+            let chunk = read_chunk(source.clone(), offset, file.bytes).await.map_err(SendError::Read)?;
             let length = chunk.len() as u64;
             let request = Request::SnapshotChunk { digest, offset, data: chunk };
             match self.snapshot.call(request, SNAPSHOT_CHUNK_DEADLINE).await? {
@@ -198,6 +202,8 @@ enum SendError {
     Call(#[from] CallError),
     #[error("the snapshot could not be read")]
     Read(#[source] io::Error),
+    #[error("a newer snapshot took its place; it will be sent instead")]
+    Replaced,
     #[error("the snapshot was refused: {0}")]
     Refused(String),
 }
@@ -211,14 +217,23 @@ impl SendError {
     }
 }
 
+/// Opens a snapshot once for all its chunks: a newer one may take its name away while it is being sent, which is no
+/// failure of the disk. `None` when that happened already.
+async fn open_snapshot(file: &SnapshotFile) -> io::Result<Option<Arc<File>>> {
+    let path = file.path.clone();
+    match disk_work::run(move || File::open(path)).await? {
+        Ok(source) => Ok(Some(Arc::new(source))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Reads one chunk off the runtime's threads.
-async fn read_chunk(file: SnapshotFile, offset: u64) -> io::Result<Bytes> {
+async fn read_chunk(source: Arc<File>, offset: u64, bytes: u64) -> io::Result<Bytes> {
     let read = disk_work::run(move || {
-        let mut source = File::open(&file.path)?;
-        source.seek(SeekFrom::Start(offset))?;
-        let length = (file.bytes - offset).min(SNAPSHOT_CHUNK_BYTES as u64) as usize;
+        let length = (bytes - offset).min(SNAPSHOT_CHUNK_BYTES as u64) as usize;
         let mut chunk = vec![0_u8; length];
-        source.read_exact(&mut chunk)?;
+        source.read_exact_at(&mut chunk, offset)?;
         Ok(Bytes::from(chunk))
     });
     read.await?
@@ -362,7 +377,9 @@ impl RaftNetworkV2<TypeConfig> for Network {
                 );
                 StreamingError::StorageError(error)
             }
-            SendError::Refused(_) => StreamingError::Unreachable(Unreachable::from_string(chain(&error))),
+            SendError::Replaced | SendError::Refused(_) => {
+                StreamingError::Unreachable(Unreachable::from_string(chain(&error)))
+            }
         })
     }
 
@@ -386,6 +403,28 @@ mod tests {
 
     use super::*;
     use crate::transport::link::{Handshake, LinkError, PeerStream};
+
+    /// A leader that could not send a snapshot to its end because it made a newer one meanwhile took that for a failing
+    /// disk and stopped (found by `cargo xtask sim --seed 1038`).
+    #[tokio::test]
+    async fn a_snapshot_that_is_replaced_while_it_is_sent_can_be_read_to_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = crate::snapshot_file::SnapshotFolder::open(dir.path()).unwrap();
+        let build = |index: u64, body: &'static [u8]| {
+            let last_applied =
+                Some(crate::types::LogId::new(crate::types::LeaderId { term: 1, node_id: 1 }, index));
+            let meta = crate::raft_meta::RaftMeta { last_applied, ..Default::default() };
+            folder.build(&meta, |out| out.write_all(body)).unwrap()
+        };
+        let older = build(1, b"older");
+        let source = open_snapshot(&older).await.unwrap().unwrap();
+        let newer = build(2, b"newer");
+        assert!(!older.path.exists(), "only the newest is kept");
+        let all = read_chunk(source, 0, older.bytes).await.unwrap();
+        assert!(all.windows(5).any(|window| window == b"older"));
+        assert!(open_snapshot(&older).await.unwrap().is_none());
+        assert!(open_snapshot(&newer).await.unwrap().is_some());
+    }
 
     /// A network on which nobody is there.
     #[derive(Default)]

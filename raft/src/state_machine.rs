@@ -271,11 +271,16 @@ impl Work {
             }
         }
         #[cfg(feature = "planted-bugs")]
-        if crate::planted::is(crate::planted::Bug::ApplyOutOfOrder) {
+        let reversed = crate::planted::is(crate::planted::Bug::ApplyOutOfOrder)
+            && proposals.iter().all(|proposal| proposal.is_some());
+        #[cfg(feature = "planted-bugs")]
+        if reversed {
             proposals.reverse();
         }
         let Some((first, _)) = self.entries.first() else { return Ok(Done::default()) };
         let outcomes = self.store.apply(LogIndex(first.index()), &proposals, &self.meta)?;
+        #[cfg(feature = "planted-bugs")]
+        let outcomes = if reversed { outcomes.into_iter().rev().collect() } else { outcomes };
         if outcomes.len() != proposals.len() {
             return Err(StateMachineError::Outcomes { expected: proposals.len(), found: outcomes.len() });
         }

@@ -3,11 +3,10 @@
 // A test that cannot go on says so by a panic.
 #![allow(clippy::unwrap_used)]
 
-use std::fmt;
 use std::io;
-use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use holdfast_faulty_disk::{Disk, Faults};
 use holdfast_model::MemberId;
 use holdfast_raft::MemberIdentity;
 use holdfast_raft::log_store::LogStore;
@@ -17,151 +16,6 @@ use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage};
 use openraft::type_config::TypeConfigExt;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use redb::StorageBackend;
-
-/// Bytes that a disk writes whole or not at all.
-const SECTOR_BYTES: usize = 512;
-
-#[derive(Clone)]
-enum Change {
-    Write(usize, Vec<u8>),
-    Length(usize),
-}
-
-impl Change {
-    fn apply(&self, image: &mut Vec<u8>) {
-        match self {
-            Change::Length(length) => image.resize(*length, 0),
-            Change::Write(offset, bytes) => {
-                let end = (offset + bytes.len()).min(image.len());
-                if *offset < end {
-                    image[*offset..end].copy_from_slice(&bytes[..end - offset]);
-                }
-            }
-        }
-    }
-}
-
-/// What a power loss leaves: everything that was synced, and what was written after that, in part.
-#[derive(Clone, Default)]
-struct Image {
-    synced: Vec<u8>,
-    unsynced: Vec<Change>,
-}
-
-#[derive(Default)]
-struct State {
-    current: Vec<u8>,
-    image: Image,
-    /// Counts down writes; at zero the image is kept as that of the crash.
-    crash_in: Option<u64>,
-    crashed: Option<Image>,
-    sync_fails: bool,
-    write_fails: bool,
-    /// A disk that says that it synced and did not.
-    lies: bool,
-}
-
-#[derive(Clone, Default)]
-struct Disk(Arc<Mutex<State>>);
-
-impl fmt::Debug for Disk {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Disk")
-    }
-}
-
-impl Disk {
-    fn of(image: Vec<u8>) -> Self {
-        let disk = Disk::default();
-        disk.with(|state| {
-            state.current.clone_from(&image);
-            state.image.synced = image;
-        });
-        disk
-    }
-
-    fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
-        change(&mut self.0.lock().unwrap())
-    }
-
-    fn record(&self, change: Change) -> io::Result<()> {
-        self.with(|state| {
-            if state.write_fails {
-                return Err(io::Error::from(io::ErrorKind::StorageFull));
-            }
-            change.apply(&mut state.current);
-            state.image.unsynced.push(change);
-            if let Some(left) = &mut state.crash_in {
-                *left = left.saturating_sub(1);
-                if *left == 0 && state.crashed.is_none() {
-                    state.crashed = Some(state.image.clone());
-                }
-            }
-            Ok(())
-        })
-    }
-}
-
-impl Image {
-    /// What is found after the power came back: any of the unsynced changes, torn at sectors.
-    fn after_power_loss(&self, rng: &mut StdRng) -> Vec<u8> {
-        let mut image = self.synced.clone();
-        for change in &self.unsynced {
-            if rng.random_bool(0.5) {
-                continue;
-            }
-            match change {
-                Change::Write(offset, bytes) => {
-                    for (number, sector) in bytes.chunks(SECTOR_BYTES).enumerate() {
-                        if rng.random_bool(0.7) {
-                            Change::Write(offset + number * SECTOR_BYTES, sector.to_vec()).apply(&mut image);
-                        }
-                    }
-                }
-                // A file that grew may be found short or long; a length is never torn.
-                Change::Length(_) => change.apply(&mut image),
-            }
-        }
-        image
-    }
-}
-
-impl StorageBackend for Disk {
-    fn len(&self) -> Result<u64, io::Error> {
-        Ok(self.with(|state| state.current.len() as u64))
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), io::Error> {
-        self.with(|state| {
-            let start = offset as usize;
-            let bytes = state.current.get(start..start + out.len());
-            out.copy_from_slice(bytes.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?);
-            Ok(())
-        })
-    }
-
-    fn set_len(&self, len: u64) -> Result<(), io::Error> {
-        self.record(Change::Length(len as usize))
-    }
-
-    fn sync_data(&self) -> Result<(), io::Error> {
-        self.with(|state| {
-            if state.sync_fails {
-                return Err(io::Error::other("the disk could not sync"));
-            }
-            if !state.lies {
-                let changes = std::mem::take(&mut state.image.unsynced);
-                changes.iter().for_each(|change| change.apply(&mut state.image.synced));
-            }
-            Ok(())
-        })
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {
-        self.record(Change::Write(offset as usize, data.to_vec()))
-    }
-}
 
 fn identity() -> MemberIdentity {
     MemberIdentity { cluster: "disks".into(), member: MemberId(1), incarnation: 1 }
@@ -185,7 +39,7 @@ async fn append(log: &mut LogStore, entries: Vec<Entry>) -> io::Result<()> {
 /// Writes votes and entries until the crash, and says what was acknowledged by then: the last index and the last term.
 async fn write_until_crash(disk: &Disk, rng: &mut StdRng) -> (Option<u64>, u64) {
     let mut log = LogStore::open_with_backend(disk.clone(), Some(&identity())).unwrap();
-    disk.with(|state| state.crash_in = Some(rng.random_range(1..400)));
+    disk.remember_after(rng.random_range(1..400));
     let (mut index, mut term) = (0, 0);
     let (mut last_acknowledged, mut term_acknowledged) = (None, 0);
     loop {
@@ -199,7 +53,7 @@ async fn write_until_crash(disk: &Disk, rng: &mut StdRng) -> (Option<u64>, u64) 
             append(&mut log, entries.collect()).await.unwrap();
             index += count;
         }
-        if disk.with(|state| state.crashed.is_some()) {
+        if disk.crashed().is_some() {
             return (last_acknowledged, term_acknowledged);
         }
         last_acknowledged = index.checked_sub(1);
@@ -213,9 +67,9 @@ async fn survives(seed: u64, lies: bool) -> Result<(), String> {
     let disk = Disk::default();
     // The file exists, durably, before anything is acknowledged.
     drop(LogStore::open_with_backend(disk.clone(), Some(&identity())).unwrap());
-    disk.with(|state| state.lies = lies);
+    disk.set_faults(Faults { lies, ..Faults::default() });
     let (last, term) = write_until_crash(&disk, &mut rng).await;
-    let crashed = disk.with(|state| state.crashed.clone()).unwrap();
+    let crashed = disk.crashed().unwrap();
     let image = crashed.after_power_loss(&mut rng);
     let mut log = LogStore::open_with_backend(Disk::of(image), None)
         .map_err(|error| format!("it does not open: {error}"))?;
@@ -264,9 +118,9 @@ async fn i02_after_a_failed_fsync_nothing_is_acknowledged_any_more() {
     let disk = Disk::default();
     let mut log = LogStore::open_with_backend(disk.clone(), Some(&identity())).unwrap();
     append(&mut log, vec![entry(0, "good")]).await.unwrap();
-    disk.with(|state| state.sync_fails = true);
+    disk.set_faults(Faults { sync_fails: true, ..Faults::default() });
     append(&mut log, vec![entry(1, "lost")]).await.unwrap_err();
-    disk.with(|state| state.sync_fails = false);
+    disk.set_faults(Faults::default());
     append(&mut log, vec![entry(2, "later")]).await.unwrap_err();
     log.save_vote(&Vote::new(9, 1)).await.unwrap_err();
     assert!(log.failure().is_some());
@@ -278,11 +132,11 @@ async fn i02_a_full_disk_stops_the_log_and_loses_nothing() {
     let disk = Disk::default();
     let mut log = LogStore::open_with_backend(disk.clone(), Some(&identity())).unwrap();
     append(&mut log, vec![entry(0, "good")]).await.unwrap();
-    disk.with(|state| state.write_fails = true);
+    disk.set_faults(Faults { write_fails: true, ..Faults::default() });
     append(&mut log, vec![entry(1, "too much")]).await.unwrap_err();
     append(&mut log, vec![entry(2, "later")]).await.unwrap_err();
     drop(log);
-    let image = disk.with(|state| state.image.synced.clone());
+    let image = disk.image().synced();
     let mut log = LogStore::open_with_backend(Disk::of(image), None).unwrap();
     assert_eq!(log.try_get_log_entries(0..=0).await.unwrap(), [entry(0, "good")]);
 }
@@ -295,7 +149,7 @@ async fn i01_an_entry_that_rotted_is_refused_and_never_applied() {
         append(&mut log, vec![entry(index, &format!("needle-{index}"))]).await.unwrap();
     }
     drop(log);
-    let mut image = disk.with(|state| state.current.clone());
+    let mut image = disk.current();
     let needle = b"needle-2";
     let places: Vec<usize> =
         (0..image.len() - needle.len()).filter(|at| image[*at..].starts_with(needle)).collect();
@@ -324,7 +178,7 @@ async fn purged_entries_leave_the_file_and_stay_gone_after_a_restart() {
     assert_eq!(log.try_get_log_entries(0..ENTRIES).await.unwrap().len(), 500);
     log.flush().await.unwrap();
     drop(log);
-    let image = disk.with(|state| state.current.clone());
+    let image = disk.current();
     let mut log = LogStore::open_with_backend(Disk::of(image), None).unwrap();
     let state = log.get_log_state().await.unwrap();
     assert_eq!(state.last_purged_log_id, Some(upto(4499)));

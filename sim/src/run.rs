@@ -32,6 +32,9 @@ const CALM_MS: u64 = 1_500;
 /// How long the cluster may take to answer everything and agree after the last fault, in milliseconds.
 const RECOVERY_MS_MAX: u64 = 60_000;
 
+/// The stack of the simulation's thread: that of a main thread.
+const STACK_BYTES: usize = 8 << 20;
+
 /// What a run came to.
 pub(crate) struct Report {
     pub(crate) lines: u64,
@@ -40,10 +43,21 @@ pub(crate) struct Report {
     pub(crate) verdict: Result<(), String>,
 }
 
-/// Runs one seed. Takes the process's clock and randomness over.
+/// Runs one seed. Takes the process's clock and randomness over, on a fresh thread: what was random before, such as the
+/// keys of the hash maps of the thread that logs were set up on, stays behind.
 pub(crate) fn run(seed: u64, trace_path: Option<&Path>) -> std::io::Result<Report> {
     let trace = Trace::new(trace_path)?;
-    let folder = tempfile::Builder::new().prefix("holdfast-sim-").tempdir()?;
+    // The process's number makes the name unique without drawing anything.
+    let name = format!("holdfast-sim-{}", std::process::id());
+    let folder = tempfile::Builder::new().prefix(&name).rand_bytes(0).tempdir()?;
+    // Members are told relative paths, so that no sentence of theirs holds this folder's name.
+    std::env::set_current_dir(folder.path())?;
+    let simulation =
+        std::thread::Builder::new().stack_size(STACK_BYTES).spawn(move || simulate(seed, trace))?;
+    simulation.join().map_err(|_| std::io::Error::other("the simulation panicked"))
+}
+
+fn simulate(seed: u64, trace: Trace) -> Report {
     machine::take_over(seed);
     host::pace_disks();
     std::panic::set_hook(Box::new(|panic| {
@@ -53,13 +67,13 @@ pub(crate) fn run(seed: u64, trace_path: Option<&Path>) -> std::io::Result<Repor
     let mut rng = StdRng::seed_from_u64(seed);
     let plan = FaultPlan::draw(&mut rng);
     let summary = format!("{} members, {} clients, {:?}", plan.members, plan.clients, plan.kinds);
-    let mut world = World::new(plan, rng, folder.path(), trace, tls());
+    let mut world = World::new(plan, rng, trace, tls());
     let verdict = phases(&mut world);
     let (answered, repeats) = world.pool.as_ref().map_or((0, 0), ClientPool::counts);
     let summary = format!(
-        "{answered} requests, {repeats} repeats, {} faults, {} terms, index {}, {} ms; {summary}",
+        "{answered} requests, {repeats} repeats, {} faults, {} leaders, index {}, {} ms; {summary}",
         world.faults(),
-        world.watch.terms(),
+        world.watch.leaders(),
         world.watch.last_index(),
         world.now_ms
     );
@@ -67,7 +81,7 @@ pub(crate) fn run(seed: u64, trace_path: Option<&Path>) -> std::io::Result<Repor
         world.trace.line(world.now_ms, format_args!("FAILED {failure}"));
     }
     let (lines, digest) = world.trace.finish();
-    Ok(Report { lines, digest, summary, verdict })
+    Report { lines, digest, summary, verdict }
 }
 
 /// TLS is not simulated; the members want configurations all the same.

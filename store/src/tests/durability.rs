@@ -2,96 +2,10 @@
 
 use super::world::*;
 use crate::{Store, Views};
+use holdfast_faulty_disk::{Disk, Faults};
 use holdfast_model::*;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use std::io;
-use std::sync::{Arc, Mutex};
-
-/// A disk that forgets: writes reach `stable` only by a sync, and a crash keeps any subset of those since.
-#[derive(Debug, Default)]
-struct Disk {
-    stable: Vec<u8>,
-    current: Vec<u8>,
-    /// Written since the last sync, in order: offset and bytes.
-    unsynced: Vec<(usize, Vec<u8>)>,
-    syncs: u64,
-    growths: u64,
-    fail_syncs: bool,
-}
-
-#[derive(Clone, Debug, Default)]
-struct ForgetfulDisk(Arc<Mutex<Disk>>);
-
-const SECTOR: usize = 512;
-
-impl ForgetfulDisk {
-    fn holding(bytes: Vec<u8>) -> Self {
-        Self(Arc::new(Mutex::new(Disk { stable: bytes.clone(), current: bytes, ..Disk::default() })))
-    }
-
-    /// What is on the disk after power was lost: what was synced, and of the rest whichever sectors the disk liked.
-    fn after_power_loss(&self, rng: &mut StdRng) -> Self {
-        let disk = self.0.lock().unwrap();
-        let mut bytes = disk.stable.clone();
-        for (offset, data) in &disk.unsynced {
-            for (n, sector) in data.chunks(SECTOR).enumerate() {
-                if rng.random_range(0..2) == 0 {
-                    continue;
-                }
-                let at = offset + n * SECTOR;
-                if bytes.len() < at + sector.len() {
-                    bytes.resize(at + sector.len(), 0);
-                }
-                bytes[at..at + sector.len()].copy_from_slice(sector);
-            }
-        }
-        if bytes.len() < disk.current.len() && rng.random_range(0..2) == 0 {
-            bytes.resize(disk.current.len(), 0);
-        }
-        Self::holding(bytes)
-    }
-}
-
-impl redb::StorageBackend for ForgetfulDisk {
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.0.lock().unwrap().current.len() as u64)
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let disk = self.0.lock().unwrap();
-        let start = offset as usize;
-        let from = disk.current.get(start..start + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
-        out.copy_from_slice(from);
-        Ok(())
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        let mut disk = self.0.lock().unwrap();
-        disk.growths += u64::from(len as usize > disk.current.len());
-        disk.current.resize(len as usize, 0);
-        Ok(())
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        let mut disk = self.0.lock().unwrap();
-        if disk.fail_syncs {
-            return Err(io::Error::other("the disk failed"));
-        }
-        disk.stable = disk.current.clone();
-        disk.unsynced.clear();
-        disk.syncs += 1;
-        Ok(())
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let mut disk = self.0.lock().unwrap();
-        let start = offset as usize;
-        disk.current[start..start + data.len()].copy_from_slice(data);
-        disk.unsynced.push((start, data.to_vec()));
-        Ok(())
-    }
-}
 
 /// Work of some size: orgs, and now and then a deployment.
 fn work(world: &mut World, rng: &mut StdRng, name: &str) {
@@ -105,7 +19,7 @@ fn i02_a_crash_reverts_to_the_last_checkpoint_with_its_raft_bytes() {
     for seed in 0..25u64 {
         println!("seed {seed}");
         let mut rng = StdRng::seed_from_u64(seed);
-        let disk = ForgetfulDisk::default();
+        let disk = Disk::default();
         let mut world = World::with(Store::open_with_backend(disk.clone()).unwrap());
         work(&mut world, &mut rng, "first");
         let durable = world.store.checkpoint().unwrap();
@@ -129,12 +43,9 @@ fn i02_a_crash_reverts_to_the_last_checkpoint_with_its_raft_bytes() {
 
 #[test]
 fn applying_syncs_only_to_grow_the_file_and_a_checkpoint_syncs() {
-    let disk = ForgetfulDisk::default();
+    let disk = Disk::default();
     let mut world = World::with(Store::open_with_backend(disk.clone()).unwrap());
-    let seen = || {
-        let disk = disk.0.lock().unwrap();
-        (disk.syncs, disk.growths)
-    };
+    let seen = || (disk.syncs(), disk.growths());
     let (syncs, growths) = seen();
     for n in 0..300 {
         world.operator(Command::CreateOrg { name: format!("org-{n}").parse().unwrap() }).unwrap();
@@ -149,14 +60,14 @@ fn applying_syncs_only_to_grow_the_file_and_a_checkpoint_syncs() {
 
 #[test]
 fn i02_a_failed_sync_is_never_retried_as_if_it_had_worked() {
-    let disk = ForgetfulDisk::default();
+    let disk = Disk::default();
     let mut world = World::with(Store::open_with_backend(disk.clone()).unwrap());
     world.store.checkpoint().unwrap();
     let digest = world.store.digest();
     world.operator(Command::CreateOrg { name: "acme".parse().unwrap() }).unwrap();
-    disk.0.lock().unwrap().fail_syncs = true;
+    disk.set_faults(Faults { sync_fails: true, ..Faults::default() });
     world.store.checkpoint().unwrap_err();
-    disk.0.lock().unwrap().fail_syncs = false;
+    disk.set_faults(Faults::default());
     world.store.checkpoint().unwrap_err();
     let index = LogIndex(world.log.len() as u64);
     world.store.apply(index, &[None], b"").unwrap_err();

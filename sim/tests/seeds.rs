@@ -1,0 +1,72 @@
+//! A handful of seeds, and that a seed means the same run every time. More seeds: `cargo xtask sim --seeds N`.
+
+// A test that cannot go on says so by a panic.
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+/// Seeds that run with every test run.
+const SEEDS: u64 = 10;
+/// The first of them: a round of seeds that no other test uses.
+const FIRST: u64 = 500;
+
+fn sim(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_holdfast-sim")).args(arguments).output().unwrap()
+}
+
+fn traced(seed: &str, to: &Path) -> String {
+    let output = sim(&["--seed", seed, "--trace", to.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace_byte_for_byte() {
+    let folder = tempfile::tempdir().unwrap();
+    let (first, second) = (folder.path().join("first"), folder.path().join("second"));
+    for seed in ["1", "8"] {
+        let said = traced(seed, &first);
+        assert_eq!(said, traced(seed, &second));
+        let trace = std::fs::read(&first).unwrap();
+        assert!(trace.len() > 100_000, "a trace of {} bytes shows little", trace.len());
+        assert!(trace == std::fs::read(&second).unwrap(), "seed {seed} gave two traces");
+    }
+}
+
+#[test]
+fn another_seed_gives_another_trace() {
+    let folder = tempfile::tempdir().unwrap();
+    let (first, second) = (folder.path().join("first"), folder.path().join("second"));
+    traced("1", &first);
+    traced("2", &second);
+    assert_ne!(std::fs::read(&first).unwrap(), std::fs::read(&second).unwrap());
+}
+
+#[test]
+fn i01_i02_i03_i04_hold_in_a_handful_of_seeds() {
+    let output = sim(&["--seeds", &SEEDS.to_string(), "--from", &FIRST.to_string()]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert!(said.contains(&format!("{SEEDS} seeds in ")), "{said}");
+}
+
+/// Only in a build with the bugs: `cargo test -p holdfast-sim --features planted-bugs`.
+#[cfg(feature = "planted-bugs")]
+#[test]
+fn every_planted_bug_is_found_within_its_bound() {
+    /// Seeds within which each is found; docs/testing/simulation.md says how many it took.
+    const SEEDS_MAX: &str = "60";
+    for bug in [
+        "ack-before-fsync",
+        "read-without-check",
+        "drop-outcomes-on-snapshot",
+        "apply-out-of-order",
+        "forget-vote",
+    ] {
+        let output = sim(&["--seeds", SEEDS_MAX, "--plant", bug, "--until-failure"]);
+        assert_eq!(output.status.code(), Some(1), "{bug} was not found");
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(said.contains("FAILED"), "{said}");
+    }
+}
