@@ -28,17 +28,24 @@ pub struct Connection {
     pub peer: Option<Peer>,
 }
 
-/// The declarations by method and path.
+/// The declarations by path.
 pub struct Gate {
     service: Arc<Service>,
-    endpoints: HashMap<(Method, &'static str), Arc<Endpoint>>,
+    endpoints: HashMap<&'static str, Vec<Arc<Endpoint>>>,
 }
 
 impl Gate {
     /// A gate for these endpoints.
     pub fn new(service: Arc<Service>, endpoints: &[Endpoint]) -> Arc<Self> {
-        let endpoints = endpoints.iter().map(|e| ((e.method.clone(), e.path), Arc::new(e.clone()))).collect();
-        Arc::new(Self { service, endpoints })
+        let mut by_path: HashMap<_, Vec<_>> = HashMap::new();
+        for endpoint in endpoints {
+            by_path.entry(endpoint.path).or_default().push(Arc::new(endpoint.clone()));
+        }
+        Arc::new(Self { service, endpoints: by_path })
+    }
+
+    fn find(&self, path: &str, method: &Method) -> Option<Arc<Endpoint>> {
+        self.endpoints.get(path)?.iter().find(|endpoint| endpoint.method == *method).cloned()
     }
 }
 
@@ -57,11 +64,8 @@ pub async fn name(mut request: Request, next: Next) -> Response {
 
 /// Around each endpoint: admits the caller, or refuses.
 pub async fn guard(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) -> Response {
-    let path = request.extensions().get::<MatchedPath>().map(|p| p.as_str().to_owned());
-    let method = request.method().clone();
-    let found = path.and_then(|path| {
-        gate.endpoints.iter().find(|((m, p), _)| *m == method && *p == path).map(|(_, e)| Arc::clone(e))
-    });
+    let path = request.extensions().get::<MatchedPath>();
+    let found = path.and_then(|path| gate.find(path.as_str(), request.method()));
     // No declaration, no entry: an endpoint that nobody declared is one that nobody may call.
     let Some(endpoint) = found else { return method_not_allowed().await.into_response() };
     let claims = match claims(&request) {

@@ -13,7 +13,8 @@ use http::header::{CONTENT_TYPE, TE};
 use http::{HeaderValue, Method, Request, StatusCode};
 use prost::Message;
 use rcgen::{
-    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
 };
 use rustls::pki_types::ServerName;
 use std::ffi::OsString;
@@ -157,6 +158,8 @@ pub async fn start(program: &Path, folder: &Path) -> Result<Cluster, BenchError>
     let tls = |e: &dyn std::fmt::Display| BenchError::Tls(e.to_string());
     let authority_key = KeyPair::generate().map_err(|e| tls(&e))?;
     let mut authority = CertificateParams::new(Vec::new()).map_err(|e| tls(&e))?;
+    // Another name than the members': who signed is told by name.
+    authority.distinguished_name.push(DnType::CommonName, "benchmark authority");
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
     let authority_certificate = authority.self_signed(&authority_key).map_err(|e| tls(&e))?;
@@ -195,7 +198,6 @@ pub async fn start(program: &Path, folder: &Path) -> Result<Cluster, BenchError>
         flag("--log-level", &"error");
         flag("--cert-file", &cert_file);
         flag("--key-file", &key_file);
-        flag("--trusted-ca-file", &ca_file);
         flag("--peer-cert-file", &cert_file);
         flag("--peer-key-file", &key_file);
         flag("--peer-trusted-ca-file", &ca_file);

@@ -19,6 +19,8 @@ const RECORD_VERSION: u8 = 1;
 const CHECKSUM_BYTES: usize = 16;
 /// Bytes before the body.
 const HEADER_BYTES: usize = 1 + CHECKSUM_BYTES;
+/// Room for a record, so that most never have to grow into a larger piece of memory.
+const ROOM_BYTES: usize = 1024;
 
 /// Why the bytes of a record were refused.
 #[derive(Debug, thiserror::Error)]
@@ -118,7 +120,9 @@ impl Place<'_> {
 
 /// Encodes a value as the record at `place`.
 pub(crate) fn encode<T: Serialize>(place: Place<'_>, value: &T) -> Result<Vec<u8>, RecordError> {
-    let mut bytes = postcard::to_extend(value, vec![0_u8; HEADER_BYTES])
+    let mut bytes = Vec::with_capacity(ROOM_BYTES);
+    bytes.resize(HEADER_BYTES, 0);
+    let mut bytes = postcard::to_extend(value, bytes)
         .map_err(|source| RecordError::Encode { place: place.describe(), source })?;
     let checksum = place.checksum(RECORD_VERSION, &bytes[HEADER_BYTES..]);
     bytes[0] = RECORD_VERSION;

@@ -43,16 +43,21 @@ pub enum CommandError {
     Decode(#[source] postcard::Error),
 }
 
+/// Room for a proposal, so that most never have to grow into a larger piece of memory.
+const ROOM_BYTES: usize = 512;
 /// The largest proposal, encoded: a request body of 1 MiB and what the API adds to it.
 pub const COMMAND_BYTES_MAX: usize = 2 * 1024 * 1024;
 
 impl LogCommand {
     /// Encodes a proposal.
     pub fn encode(proposal: &Proposal) -> Result<Self, CommandError> {
-        let bytes = postcard::to_stdvec(proposal).map_err(CommandError::Encode)?;
+        let room = Vec::with_capacity(ROOM_BYTES);
+        let mut bytes = postcard::to_extend(proposal, room).map_err(CommandError::Encode)?;
         if bytes.len() > COMMAND_BYTES_MAX {
             return Err(CommandError::TooLarge { bytes: bytes.len() });
         }
+        // Many commands are kept at the log's tail.
+        bytes.shrink_to_fit();
         Ok(LogCommand(Bytes::from(bytes)))
     }
 

@@ -4,7 +4,7 @@
 //! `BLAKE3-derive("holdfast 2026 event chain v1", previous chain ‖ bytes before the chain)`.
 
 use crate::error::StoreError;
-use crate::tables::FORM;
+use crate::tables::{FORM, form};
 use holdfast_model::{Digest, Event};
 
 const CHAIN_BYTES: usize = 32;
@@ -19,7 +19,7 @@ fn link(previous: Digest, body: &[u8]) -> Digest {
 
 /// Chains `event`, whose `chain` holds the previous event's, and returns its bytes.
 pub(crate) fn seal(event: &mut Event) -> Result<Vec<u8>, StoreError> {
-    let mut bytes = postcard::to_extend(event, vec![FORM])
+    let mut bytes = postcard::to_extend(event, form())
         .map_err(|source| StoreError::Encode { table: TABLE, source })?;
     let split = bytes.len() - CHAIN_BYTES;
     event.chain = link(event.chain, &bytes[..split]);

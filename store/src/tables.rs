@@ -141,9 +141,19 @@ pub(crate) fn is_view(key: &[u8]) -> bool {
 /// The form that this build writes.
 pub(crate) const FORM: u8 = 1;
 
+/// Room for what is encoded, so that most rows and events never have to grow into a larger piece of memory.
+const ROOM_BYTES: usize = 512;
+
+/// The form byte, with room for what follows it.
+pub(crate) fn form() -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(ROOM_BYTES);
+    bytes.push(FORM);
+    bytes
+}
+
 /// The bytes of a row.
 pub(crate) fn encode<T: Serialize>(table: Table, row: &T) -> Result<Value, StoreError> {
-    let bytes = postcard::to_extend(row, vec![FORM])
+    let bytes = postcard::to_extend(row, form())
         .map_err(|source| StoreError::Encode { table: table.name(), source })?;
     Ok(bytes.into())
 }

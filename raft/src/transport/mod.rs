@@ -42,6 +42,8 @@ fn open(io: Box<dyn Duplex>) -> (Incoming, Outgoing) {
     (FramedRead::new(read, codec), write)
 }
 
+/// Room for a frame, so that most never have to grow into a larger piece of memory.
+const ROOM_BYTES: usize = 1024;
 /// Bytes before the body of a frame.
 const LENGTH_BYTES: usize = 4;
 
@@ -56,7 +58,9 @@ pub(crate) enum FrameError {
 
 /// Encodes a frame with its length before it.
 fn encode_frame<T: serde::Serialize>(value: &T) -> Result<Vec<u8>, FrameError> {
-    let mut bytes = postcard::to_extend(value, vec![0_u8; LENGTH_BYTES]).map_err(FrameError::Encode)?;
+    let mut bytes = Vec::with_capacity(ROOM_BYTES);
+    bytes.resize(LENGTH_BYTES, 0);
+    let mut bytes = postcard::to_extend(value, bytes).map_err(FrameError::Encode)?;
     let body = bytes.len() - LENGTH_BYTES;
     match u32::try_from(body) {
         Ok(length) if body <= FRAME_BYTES_MAX => {
