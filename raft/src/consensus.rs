@@ -164,6 +164,12 @@ impl Consensus {
         start::start_on_parts(config, parts).await
     }
 
+    /// Term and index of the last entry in a stopped member's log. Of several survivors, the one with the highest term,
+    /// and then index, has most.
+    pub fn log_end(data_dir: &Path) -> Result<Option<(u64, u64)>, StartError> {
+        crate::recovery::log_end(data_dir)
+    }
+
     /// Makes the member of a stopped member's folder the only one of its cluster, in the next incarnation, after the
     /// others were lost for good. `command` makes the proposal that says so in the history. What only the lost members
     /// had is lost; if they are not lost after all, there are two clusters. Blocks on disk; safe to repeat.

@@ -20,7 +20,7 @@ use crate::error::StartError;
 use crate::log_record::{self, Place};
 use crate::log_store::{ENTRIES, LogStore, LogStoreError, META, META_IDENTITY, META_VOTE};
 use crate::member_identity::{self, MemberIdentity};
-use crate::start::LOG_FILE;
+use crate::start::{LOG_FILE, once_closed};
 use crate::types::{Entry, LeaderId, LogCommand, LogId, MemberNode, Membership, Vote};
 use crate::verdict;
 
@@ -44,7 +44,7 @@ pub(crate) fn recover(
     let path = data_dir.to_owned();
     let Some(marker) = member_identity::read(data_dir)? else { return Err(StartError::NotPrepared { path }) };
     let log_path = data_dir.join(LOG_FILE);
-    let log = LogStore::open(&log_path)?;
+    let log = once_closed(|| LogStore::open(&log_path))?;
     let next = MemberIdentity { incarnation: marker.incarnation + 1, ..marker.clone() };
     let found = log.identity().cloned();
     let (vote, last) = log.ends().map_err(|error| StartError::Core(error.to_string()))?;
@@ -66,6 +66,13 @@ pub(crate) fn recover(
         }
         _ => Err(StartError::MarkerMismatch { path }),
     }
+}
+
+/// Term and index of the last entry in a stopped member's log: of several survivors the one with the highest has most.
+pub(crate) fn log_end(data_dir: &Path) -> Result<Option<(u64, u64)>, StartError> {
+    let log = once_closed(|| LogStore::open(&data_dir.join(LOG_FILE)))?;
+    let (_, last) = log.ends().map_err(|error| StartError::Core(error.to_string()))?;
+    Ok(last.map(|last| (last.committed_leader_id().term, last.index())))
 }
 
 fn write(

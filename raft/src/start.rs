@@ -92,7 +92,9 @@ fn open_log(config: &ConsensusConfig) -> Result<(LogStore, MemberIdentity), Star
 }
 
 /// Opens a file, waiting a little when the member that had it before is just closing it.
-fn once_closed<T, E: std::error::Error + 'static>(open: impl Fn() -> Result<T, E>) -> Result<T, E> {
+pub(crate) fn once_closed<T, E: std::error::Error + 'static>(
+    open: impl Fn() -> Result<T, E>,
+) -> Result<T, E> {
     let until = Instant::now() + CLOSING_FILE_PATIENCE;
     loop {
         match open() {

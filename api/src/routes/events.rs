@@ -58,26 +58,34 @@ async fn list(call: Call) -> Result<Response, Refusal> {
     Ok(page(view.revision(), read.events, next))
 }
 
-/// Refuses to go on after a revision of which this history cannot say what came next: its events are no longer held, or
-/// it belongs to a history that another incarnation replaced. A reader begins again where the answer says.
+/// Refuses to go on after a revision of which this history cannot say what came next. A reader begins again where the
+/// answer says.
 fn check_held(view: &View, after: Revision, consistency: Consistency) -> Result<(), Refusal> {
-    let start_after = |revision: Revision, why: String| {
-        let detail = format!("{why} Read the state, then go on after revision {revision}.");
-        Refusal::new(Code::Compacted, detail).with("start_after", revision)
-    };
     // A member that may lag does not know what comes.
-    if after > view.revision() && consistency == Consistency::Linearizable {
+    let last = if consistency == Consistency::Linearizable { view.revision() } else { Revision(u64::MAX) };
+    match lost(after, view.first_held()?.unwrap_or(Revision(1)), last) {
+        None => Ok(()),
+        Some((start, why)) => {
+            let detail = format!("{why} Read the state, then go on after revision {start}.");
+            Err(Refusal::new(Code::Compacted, detail).with("start_after", start))
+        }
+    }
+}
+
+/// Where a reader that asks for what came after `after` must start instead, and why: the events are no longer held, or
+/// they belong to a history that another incarnation replaced. `None` when it may have what it asks for.
+fn lost(after: Revision, first_held: Revision, last: Revision) -> Option<(Revision, String)> {
+    if after > last {
         let why =
             format!("The history ends before revision {after}: a new incarnation replaced what came after.");
-        return Err(start_after(view.revision(), why));
+        return Some((last, why));
     }
-    let first = view.first_held()?.unwrap_or(Revision(1));
-    if after.next() < first {
-        let before = Revision(first.0.saturating_sub(1));
+    if after.next() < first_held {
+        let before = Revision(first_held.0.saturating_sub(1));
         let why = format!("The events from revision {} to {before} are no longer held.", after.next());
-        return Err(start_after(before, why));
+        return Some((before, why));
     }
-    Ok(())
+    None
 }
 
 fn follow(
@@ -137,5 +145,23 @@ async fn pump(
             () = lines.closed() => return Ok(()),
             () = told_to_stop(&mut stopping) => return Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reader_is_sent_to_the_first_revision_after_which_nothing_is_missing() {
+        let start = |after, first, last| lost(Revision(after), Revision(first), Revision(last)).map(|l| l.0);
+        assert_eq!(start(0, 1, 9), None);
+        assert_eq!(start(9, 1, 9), None);
+        assert_eq!(start(10, 1, 9), Some(Revision(9)));
+        assert_eq!(start(0, 5, 9), Some(Revision(4)));
+        assert_eq!(start(3, 5, 9), Some(Revision(4)));
+        // Where it is sent it is served.
+        assert_eq!(start(4, 5, 9), None);
+        assert_eq!(start(9, 5, 9), None);
     }
 }

@@ -100,28 +100,30 @@ struct Recovered {
 
 /// Goes on with the stopped member of a folder alone, in a new incarnation.
 pub(crate) fn recover(output: &Output, arguments: &Recover) -> Result<(), Failure> {
-    if !arguments.i_understand_that_writes_may_be_lost {
-        return Err(Failure::Usage(
-            "What only the lost members had is lost, and if one of them still runs there are two clusters. Stop them \
-             for good, choose the survivor with the most log entries, and say so with \
-             --i-understand-that-writes-may-be-lost."
-                .into(),
-        ));
-    }
     let (_, member) = Folder::open(&arguments.data_dir)?;
+    if !arguments.i_understand_that_writes_may_be_lost {
+        let (term, index) =
+            Consensus::log_end(&arguments.data_dir).map_err(|e| host(&e))?.unwrap_or_default();
+        return Err(Failure::Usage(format!(
+            "The log of member {} ends at term {term}, entry {index}; of several survivors take the one with the highest \
+             term, and then entry. What only the lost members had is lost, and if one of them still runs there are two \
+             clusters: stop them for good, and say so with --i-understand-that-writes-may-be-lost.",
+            member.member
+        )));
+    }
     let identity = Consensus::identity_of(&arguments.data_dir).map_err(|e| host(&e))?;
     let store = open(&arguments.data_dir)?;
     let view = store.view().map_err(|e| host(&e))?;
-    let cluster = view.cluster().map_err(|e| host(&e))?.ok_or_else(|| {
-        Failure::Host("This member never had the cluster's state; choose another survivor.".into())
-    })?;
+    // After a crash the state may be behind the log, even empty: then it says nothing, and the log is what goes on.
     let known = view.member(member.member).map_err(|e| host(&e))?;
-    if known.is_none_or(|m| m.removed) {
+    if known.is_some_and(|m| m.removed) {
         return Err(Failure::Host(
             "This member was removed from the cluster; choose another survivor.".into(),
         ));
     }
-    if identity.is_some_and(|identity| identity.incarnation > cluster.incarnation.0) {
+    let cluster = view.cluster().map_err(|e| host(&e))?;
+    let known = cluster.map_or(Incarnation(1), |cluster| cluster.incarnation);
+    if identity.is_some_and(|identity| identity.incarnation > known.0) {
         return Err(Failure::Host(format!(
             "This member was recovered already, and has not run since for long enough to write it down. Run it: holdfast \
              server run --data-dir {}",
