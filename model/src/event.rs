@@ -12,6 +12,7 @@ use crate::{
     MemberId, NodeId, OrgId, ReleaseId, RequestId, Revision, RouteId, Timestamp, TokenId,
 };
 use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
 
 /// The resource that an event is about; events of one aggregate are numbered from 1 without a gap.
 #[derive(
@@ -62,6 +63,9 @@ pub struct Event {
     pub aggregate_seq: u64,
     /// Who caused it.
     pub actor: Actor,
+    /// From where; `None` for the control plane's own clockwork.
+    #[schema(value_type = Option<String>)]
+    pub source: Option<IpAddr>,
     /// Whose it is; `None` for the cluster's own.
     pub org: Option<OrgId>,
     /// The request that caused it.

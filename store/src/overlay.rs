@@ -252,6 +252,7 @@ impl<'a> Draft<'a> {
             aggregate: filing.aggregate,
             aggregate_seq: crate::views::aggregate_seq(self, &filing.aggregate)? + 1,
             actor: self.context.actor,
+            source: self.context.source,
             org: filing.org,
             request_id: self.context.request_id,
             idempotency_key: self.context.idempotency_key.clone(),

@@ -1,7 +1,7 @@
 //! The API over one real member: who may call what, what a caller may see, and what bad input does.
 
 use crate::harness::scene::{Tenant, release, route, tenant};
-use crate::harness::{HANG, Rig};
+use crate::harness::{HANG, Rig, SOURCE};
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode, header};
 use holdfast_model::Scope;
@@ -325,13 +325,14 @@ async fn i08_a_hostname_has_one_owner_and_the_loser_learns_nothing_of_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn i12_every_change_names_its_actor_and_request() {
+async fn i12_every_change_names_its_actor_its_source_and_its_request() {
     let rig = Rig::start().await;
     let request = rig.request(Method::POST, "/v1/orgs", Some(&rig.operator), Some(r#"{"name":"ours"}"#));
     let reply = rig.send(request).await;
     let view = rig.service.view().unwrap();
     let event = view.event(view.revision()).unwrap().unwrap();
     assert_eq!(event.request_id.to_string(), reply.request_id);
+    assert_eq!(event.source, Some(SOURCE.into()));
     assert!(matches!(event.actor, holdfast_model::Actor::Operator(_)));
     assert!(
         view.token(match event.actor {

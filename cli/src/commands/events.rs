@@ -63,12 +63,13 @@ async fn follow(session: &Session, mut after: Revision) -> Result<(), Failure> {
 
 fn line(event: &Event) -> String {
     format!(
-        "{:>8}  {}  {:<26}  {}  by {}{}",
+        "{:>8}  {}  {:<26}  {}  by {}{}{}",
         event.revision,
         time(event.time),
         event.payload.kind(),
         about(&event.aggregate),
         event.actor,
+        event.source.map(|a| format!(" from {a}")).unwrap_or_default(),
         event.correlation.map(|d| format!("  for {d}")).unwrap_or_default(),
     )
 }
@@ -112,6 +113,7 @@ mod tests {
             aggregate: Aggregate::Org(org.id),
             aggregate_seq: 1,
             actor: Actor::Operator(TokenId::from_bits(1)),
+            source: Some([192, 0, 2, 7].into()),
             org: Some(org.id),
             request_id: RequestId::from_bits(1),
             idempotency_key: None,
@@ -123,7 +125,7 @@ mod tests {
         assert_eq!(
             line(&event),
             "      42  2023-11-14T22:13:20.123Z  org_created                 \
-             org_00000000000000000000000007  by operator tok_00000000000000000000000001"
+             org_00000000000000000000000007  by operator tok_00000000000000000000000001 from 192.0.2.7"
         );
     }
 }

@@ -28,6 +28,9 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tower::ServiceExt as _;
 
+/// Where every request comes from (RFC 5737).
+pub(crate) const SOURCE: [u8; 4] = [192, 0, 2, 7];
+
 /// Nothing here takes this long; a test that hangs ends.
 pub(crate) const HANG: Duration = Duration::from_secs(30);
 
@@ -163,7 +166,7 @@ impl Rig {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }
         let mut request = request.body(Body::from(body.unwrap_or_default().to_owned())).unwrap();
-        request.extensions_mut().insert(Connection { source: None, peer: None });
+        request.extensions_mut().insert(Connection { source: Some(SOURCE.into()), peer: None });
         request
     }
 
@@ -213,7 +216,7 @@ impl Rig {
         not_after: Timestamp,
     ) -> Request<Body> {
         let peer = Peer { identity, not_after };
-        request.extensions_mut().insert(Connection { source: None, peer: Some(peer) });
+        request.extensions_mut().insert(Connection { source: Some(SOURCE.into()), peer: Some(peer) });
         request
     }
 }
