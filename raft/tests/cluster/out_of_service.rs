@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use holdfast_model::MemberId;
-use holdfast_raft::{Consensus, Fault, StartError};
+use holdfast_raft::{Consensus, ConsensusError, Fault, StartError};
 
 use crate::group::{Group, PATIENCE};
 
@@ -96,4 +96,41 @@ async fn a_removed_member_stops_and_does_not_start_again() {
         assert_eq!(refused(&group, 4).await, Fault::Removed);
         group.propose(1, group.write("after")).await;
     }
+}
+
+/// Rows of the views: see `docs/formats/state.md`.
+const VIEWS: redb::TableDefinition<'static, &[u8], &[u8]> = redb::TableDefinition::new("views");
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn i01_a_state_that_contradicts_itself_stops_its_member_when_it_is_verified() {
+    let mut group = Group::of_three().await;
+    let written = group.propose(1, group.write("shared")).await;
+    let views = |group: &Group| {
+        let members: Vec<_> = group.members.values().cloned().collect();
+        async move {
+            let verified = members.iter().map(|member| member.verify(written));
+            futures::future::join_all(verified).await
+        }
+    };
+    let sound = views(&group).await;
+    let digests: Vec<_> = sound.into_iter().map(|verified| verified.unwrap().1).collect();
+    assert!(digests.windows(2).all(|pair| pair[0] == pair[1]), "{digests:?}");
+
+    let victim = group.follower().await;
+    group.stop(victim).await;
+    let path = group.path(victim).join("state.redb");
+    let database = group.until("the state to be closed", || redb::Database::open(&path).ok()).await;
+    let transaction = database.begin_write().unwrap();
+    // A row that no event made.
+    transaction.open_table(VIEWS).unwrap().insert([170_u8, 1].as_slice(), [1_u8].as_slice()).unwrap();
+    transaction.commit().unwrap();
+    drop(database);
+    group.start(victim).await;
+    let found = group.members[&victim].verify(written).await;
+    assert!(matches!(found, Err(ConsensusError::Stopped(Fault::Damaged(_)))), "{found:?}");
+    let fault = tokio::time::timeout(PATIENCE, group.members[&victim].failed()).await.unwrap();
+    assert!(matches!(fault, Fault::Damaged(_)), "{fault:?}");
+    group.stop(victim).await;
+    assert!(matches!(refused(&group, victim).await, Fault::Damaged(_)));
+    assert!(views(&group).await.iter().all(Result::is_ok), "the others are sound");
 }
