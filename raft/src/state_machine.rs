@@ -271,8 +271,8 @@ impl Work {
             }
         }
         #[cfg(feature = "planted-bugs")]
-        let reversed = crate::planted::is(crate::planted::Bug::ApplyOutOfOrder)
-            && proposals.iter().all(|proposal| proposal.is_some());
+        let reversed =
+            crate::planted::is(crate::planted::Bug::ApplyOutOfOrder) && proposals.iter().all(Option::is_some);
         #[cfg(feature = "planted-bugs")]
         if reversed {
             proposals.reverse();

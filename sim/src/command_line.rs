@@ -113,7 +113,7 @@ fn plant(bug: &str) -> Result<(), String> {
 
 #[cfg(not(feature = "planted-bugs"))]
 fn plant(bug: &str) -> Result<(), String> {
-    Err(format!("this build has no bug «{bug}»; build with `--features planted-bugs`"))
+    Err(format!("this build has no bug «{bug}»; `cargo xtask sim --plant` makes one that has"))
 }
 
 fn many(seeds: u64, options: &Options) -> Result<bool, String> {
@@ -145,9 +145,7 @@ fn many(seeds: u64, options: &Options) -> Result<bool, String> {
 
 fn again(seed: u64, plant: Option<&str>) -> String {
     match plant {
-        Some(bug) => {
-            format!("cargo run -p holdfast-sim --features planted-bugs -- --plant {bug} --seed {seed}")
-        }
+        Some(bug) => format!("cargo xtask sim --plant {bug} --seed {seed}"),
         None => format!("cargo xtask sim --seed {seed} --trace trace.txt"),
     }
 }

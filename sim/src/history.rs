@@ -63,10 +63,13 @@ fn step(question: &Question, answer: Answer) -> Option<Step> {
     }
 }
 
+/// When a request was called or answered, which, and what it did.
+type Moment = (u64, usize, Action<Step>);
+
 /// Judges a history. Every request must have its answer; the run waits for that.
 pub(crate) fn judge(history: &[Asked]) -> Result<(), String> {
     order_of_revisions(history)?;
-    let mut names: BTreeMap<&AppName, Vec<(u64, usize, Action<Step>)>> = BTreeMap::new();
+    let mut names: BTreeMap<&AppName, Vec<Moment>> = BTreeMap::new();
     for (number, asked) in history.iter().enumerate() {
         let Some((at, answer)) = asked.answered else { continue };
         let step = step(&asked.question, answer).ok_or_else(|| {

@@ -29,7 +29,7 @@ Usage: cargo xtask COMMAND
   openapi [--check]          writes docs/reference/openapi.json from the code, or checks that it is current
   fuzz [TARGET] [--seconds N] [--seed N]
                              runs one fuzz target, or all of them in turn
-  sim --seed N | --seeds N [--from N] [--trace FILE]
+  sim --seed N | --seeds N [--from N] [--trace FILE] [--plant BUG]
                              runs whole simulated clusters, each from one seed
   packages                   installs the Debian packages that the above need
 ";
