@@ -165,7 +165,7 @@ pub enum ClientError {
     Api(Box<ApiError>),
     /// No endpoint answered.
     #[error(
-        "No member answered after {attempts} attempts; check the endpoints and the network. `holdfast doctor` tells more."
+        "No member answered after {attempts} attempts; check the endpoints and the network. `holdfast status` through another member tells more."
     )]
     Unreachable {
         /// How often it was tried.
@@ -174,7 +174,7 @@ pub enum ClientError {
         source: TransportError,
     },
     /// There is nowhere to send it.
-    #[error("No endpoint is configured; log in with `holdfast login`, or give `--endpoint`.")]
+    #[error("No endpoint is configured; log in with `holdfast login`.")]
     NoEndpoints,
     /// The answer is not what this client expects.
     #[error("The answer could not be understood; the server may be of another version.")]

@@ -83,11 +83,15 @@ async fn i06_an_agent_is_handed_over_by_the_authoritys_signature_and_then_gets_t
     let begin = Command::BeginIncarnation { incarnation: Incarnation(2), survivor: MemberId(1) };
     rig.service.propose(&RequestInfo::of_member(MemberId(1)), begin).await.unwrap();
 
-    // On the stream that stands, and on one that an agent opens that was away, ahead of what survived.
-    let mut later = follow(&rig, &peer, &format!("&incarnation=1&revision={}", last.0 + 1_000)).await;
-    for (stream, pending) in [(&mut stream, &mut pending), (&mut later, &mut Vec::new())] {
+    // On the stream that stands, and then on one that an agent opens that was away, ahead of what survived. One after
+    // the other: a newer stream of an agent ends its older one.
+    let ahead = format!("&incarnation=1&revision={}", last.0 + 1_000);
+    for opens_anew in [false, true] {
+        if opens_anew {
+            (stream, pending) = (follow(&rig, &peer, &ahead).await, Vec::new());
+        }
         let signed = loop {
-            match next_frame::<EdgeRoute>(stream, pending).await {
+            match next_frame::<EdgeRoute>(&mut stream, &mut pending).await {
                 Frame::HandOver(signed) => break signed,
                 Frame::Heartbeat { stamp, .. } => assert_eq!(stamp.incarnation, Incarnation(1)),
                 other => panic!("instead of a hand-over: {other:?}"),
@@ -98,7 +102,9 @@ async fn i06_an_agent_is_handed_over_by_the_authoritys_signature_and_then_gets_t
         let record: HandOver = postcard::from_bytes(&signed.record).unwrap();
         let (from, to, cluster) = (Incarnation(1), Incarnation(2), rig.service.cluster);
         assert_eq!(record, HandOver { cluster, from, to, last });
-        let Frame::<EdgeRoute>::SnapshotBegin { stamp, items, .. } = next_frame(stream, pending).await else {
+        let Frame::<EdgeRoute>::SnapshotBegin { stamp, items, .. } =
+            next_frame(&mut stream, &mut pending).await
+        else {
             panic!("no snapshot")
         };
         assert_eq!((stamp.incarnation, items), (Incarnation(2), 1));

@@ -114,7 +114,7 @@ pub enum VmmError {
     },
     /// No back-end boots a guest.
     #[error(
-        "No VMM on this host boots a guest: {verdicts}. Install qemu-system-x86, or see `holdfast doctor`."
+        "No VMM on this host boots a guest: {verdicts}. Install qemu-system-x86, or mend what is said."
     )]
     NoneBoots {
         /// What each one did.
