@@ -13,8 +13,8 @@ use holdfast_model::api::{
 use holdfast_model::limits::PAGE_MAX;
 use holdfast_model::resource::{App, Deployment, Env, Instance, Org, Release, Route};
 use holdfast_model::{
-    AppId, DeploymentId, EdgeId, EnvId, Event, InstanceId, MemberId, NodeId, OrgId, ReleaseId, Revision, RouteId,
-    TokenId,
+    AppId, DeploymentId, EdgeId, EnvId, Event, InstanceId, MemberId, NodeId, OrgId, ReleaseId, Revision,
+    RouteId, TokenId,
 };
 use serde::de::DeserializeOwned;
 

@@ -19,8 +19,8 @@ fn link(previous: Digest, body: &[u8]) -> Digest {
 
 /// Chains `event`, whose `chain` holds the previous event's, and returns its bytes.
 pub(crate) fn seal(event: &mut Event) -> Result<Vec<u8>, StoreError> {
-    let mut bytes = postcard::to_extend(event, form())
-        .map_err(|source| StoreError::Encode { table: TABLE, source })?;
+    let mut bytes =
+        postcard::to_extend(event, form()).map_err(|source| StoreError::Encode { table: TABLE, source })?;
     let split = bytes.len() - CHAIN_BYTES;
     event.chain = link(event.chain, &bytes[..split]);
     bytes[split..].copy_from_slice(&event.chain.0);

@@ -159,7 +159,8 @@ fn install_row(
             let sum = if is_view(key) { &mut tally.views } else { &mut tally.log };
             sum.add(key, value);
             #[cfg(feature = "planted-bugs")]
-            if crate::planted::drops_outcomes() && key.first() == Some(&(crate::tables::Table::Outcome as u8)) {
+            if crate::planted::drops_outcomes() && key.first() == Some(&(crate::tables::Table::Outcome as u8))
+            {
                 return Ok(());
             }
             tables.put(key, Some(value))
