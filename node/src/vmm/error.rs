@@ -113,9 +113,7 @@ pub enum VmmError {
         source: io::Error,
     },
     /// No back-end boots a guest.
-    #[error(
-        "No VMM on this host boots a guest: {verdicts}. Install qemu-system-x86, or mend what is said."
-    )]
+    #[error("No VMM on this host boots a guest: {verdicts}. Install qemu-system-x86, or mend what is said.")]
     NoneBoots {
         /// What each one did.
         verdicts: String,
