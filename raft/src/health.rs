@@ -42,6 +42,14 @@ pub enum Fault {
         "this member was removed from the cluster; its folder is of no use any more: delete it, or keep it as a record, and let a new member join in an empty folder"
     )]
     Removed,
+    /// The cluster goes on in a newer incarnation.
+    #[error(
+        "the cluster goes on in incarnation {incarnation}, which began without this member; its folder belongs to an older one: keep it as a record, and let a new member join in an empty folder"
+    )]
+    Superseded {
+        /// The newer incarnation.
+        incarnation: u64,
+    },
 }
 
 impl Fault {

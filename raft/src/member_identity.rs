@@ -38,6 +38,16 @@ impl MemberIdentity {
     }
 }
 
+/// The incarnation of `realm`, if it is one of the same cluster as `own` and a later one.
+pub(crate) fn later_incarnation(own: &str, realm: &str) -> Option<u64> {
+    let parts = |text: &str| match text.split_once('/') {
+        Some((cluster, incarnation)) => Some((cluster.to_owned(), incarnation.parse::<u64>().ok()?)),
+        None => Some((text.to_owned(), 1)),
+    };
+    let ((own_cluster, own), (cluster, incarnation)) = (parts(own)?, parts(realm)?);
+    (own_cluster == cluster && incarnation > own).then_some(incarnation)
+}
+
 /// Why the marker could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum MarkerError {
@@ -127,6 +137,17 @@ mod tests {
 
     fn identity() -> MemberIdentity {
         MemberIdentity { cluster: "c1".into(), member: MemberId(7), incarnation: 1 }
+    }
+
+    #[test]
+    fn i06_only_a_later_incarnation_of_the_same_cluster_supersedes() {
+        let realm = |incarnation| MemberIdentity { incarnation, ..identity() }.realm();
+        assert_eq!(later_incarnation(&realm(1), &realm(2)), Some(2));
+        assert_eq!(later_incarnation(&realm(2), &realm(10)), Some(10));
+        assert_eq!(later_incarnation(&realm(2), &realm(2)), None);
+        assert_eq!(later_incarnation(&realm(2), &realm(1)), None);
+        assert_eq!(later_incarnation(&realm(1), "another/7"), None);
+        assert_eq!(later_incarnation(&realm(1), "c1/rubbish"), None);
     }
 
     #[test]

@@ -55,6 +55,12 @@ impl Channels {
         Arc::new(Channels { acknowledged, link, local, open })
     }
 
+    /// The newest incarnation that another member was found to be of, when this one is of an older one.
+    pub(crate) fn newer_incarnation(&self) -> Option<u64> {
+        let newer = self.local.newer_incarnation.load(std::sync::atomic::Ordering::Relaxed);
+        (newer > 0).then_some(newer)
+    }
+
     /// The channel to a member at an address. A member that moved gets a new one.
     pub(crate) fn to(&self, target: u64, address: &str, purpose: Purpose) -> Arc<Channel> {
         let make = || Channel::new(self.link.clone(), self.local.clone(), target, address, purpose);
@@ -449,7 +455,7 @@ mod tests {
     #[tokio::test]
     async fn a_stream_asks_for_a_request_before_it_dials() {
         let link = Arc::new(Nobody::default());
-        let local = LocalPeer { cluster: "c".to_owned(), member: 1 };
+        let local = LocalPeer { cluster: "c".to_owned(), member: 1, newer_incarnation: Arc::default() };
         let mut factory = NetworkFactory { channels: Channels::new(link.clone(), local) };
         let mut network = factory.new_client(2, &MemberNode::default()).await;
         let option = || RPCOption::new(Duration::from_millis(50));

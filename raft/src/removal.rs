@@ -1,8 +1,9 @@
-//! How a removed member learns that it was.
+//! How a removed member learns that it was, and one of an older incarnation that there is a newer.
 //!
 //! The log that says so is no longer sent to it, and it may have been away. The others refuse everything that it asks
 //! with that reason; so every member asks another one something small now and then, and stops for good when that is the
-//! answer. Otherwise agents and people would go on reading from a state that nobody keeps up to date.
+//! answer. A member of a newer incarnation refuses an older one's connections with that reason, which counts alike.
+//! Otherwise agents and people would go on reading from a state that nobody keeps up to date.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +30,10 @@ pub(crate) async fn notice(inner: Arc<Inner>) {
             () = sleep(pause) => {}
             () = inner.health.failed() => return,
             () = inner.stop.cancelled() => return,
+        }
+        if let Some(incarnation) = inner.channels.newer_incarnation() {
+            inner.health.fail(Fault::Superseded { incarnation });
+            return;
         }
         let membership = membership::current(&inner.raft);
         let others: Vec<_> = membership.nodes().filter(|(id, _)| **id != inner.id).collect();

@@ -179,7 +179,7 @@ async fn run(
     };
     let machine = StateMachine::open(store.clone(), log.clone(), folder.clone(), progress)?;
 
-    let local = LocalPeer { cluster: identity.realm(), member: id };
+    let local = LocalPeer { cluster: identity.realm(), member: id, newer_incarnation: Arc::default() };
     let channels = Channels::new(link.clone(), local.clone());
     let (vote, last) = log.ends().map_err(|error| StartError::Core(error.to_string()))?;
     let next = last.map_or(0, |last| last.index() + 1).max(machine.meta().next_index());

@@ -66,6 +66,8 @@ pub(crate) enum CallError {
 pub(crate) struct LocalPeer {
     pub(crate) cluster: String,
     pub(crate) member: u64,
+    /// The newest incarnation that another member was found to be of, while this one is of an older one; or 0.
+    pub(crate) newer_incarnation: Arc<AtomicU64>,
 }
 
 /// A way to one member for one purpose.
@@ -223,6 +225,11 @@ impl Channel {
                 });
             }
             Ok(HelloAnswer::Refused { reason }) => return Err(CallError::Greeting { target, reason }),
+            Ok(HelloAnswer::Superseded { incarnation }) => {
+                self.local.newer_incarnation.fetch_max(incarnation, Ordering::Relaxed);
+                let reason = format!("it is of incarnation {incarnation}");
+                return Err(CallError::Greeting { target, reason });
+            }
             Err(_) => return Err(CallError::Broken { target }),
         }
         Ok(Connection::start(target, incoming, write))

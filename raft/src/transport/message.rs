@@ -39,6 +39,8 @@ pub(crate) enum HelloAnswer {
     Welcome { version: u8 },
     /// No, and why. The connection is closed after it.
     Refused { reason: String },
+    /// No: this cluster goes on in a newer incarnation, and the one who dialled is of an older one.
+    Superseded { incarnation: u64 },
 }
 
 /// What a connection carries. Each purpose has its own, so that none waits behind another.

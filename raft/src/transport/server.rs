@@ -21,6 +21,7 @@ use super::channel::{LocalPeer, write_frames};
 use super::link::{Handshake, Link, PeerStream};
 use super::message::{Frame, HELLO_MAGIC, Hello, HelloAnswer, Refusal, Request, Response};
 use super::{Incoming as FrameReader, Outgoing, PROTOCOL_VERSION, encode_frame, open};
+use crate::member_identity::later_incarnation;
 use crate::types::TypeConfig;
 
 /// Connections at once: four purposes from each of a few dozen members.
@@ -112,13 +113,16 @@ impl Incoming {
         let Some(Ok(bytes)) = incoming.next().await else {
             return Err("it closed before a greeting".to_owned());
         };
-        let verdict = match postcard::from_bytes::<Hello>(&bytes) {
-            Ok(hello) => self.judge(&hello, peer),
+        let hello = postcard::from_bytes::<Hello>(&bytes);
+        let verdict = match &hello {
+            Ok(hello) => self.judge(hello, peer),
             Err(_) => Err("the greeting cannot be read".to_owned()),
         };
-        let answer = match &verdict {
-            Ok(()) => HelloAnswer::Welcome { version: PROTOCOL_VERSION },
-            Err(reason) => HelloAnswer::Refused { reason: reason.clone() },
+        let theirs = hello.as_ref().map_or("", |hello| &hello.cluster);
+        let answer = match (&verdict, later_incarnation(theirs, &self.local.cluster)) {
+            (Ok(()), _) => HelloAnswer::Welcome { version: PROTOCOL_VERSION },
+            (Err(_), Some(incarnation)) => HelloAnswer::Superseded { incarnation },
+            (Err(reason), None) => HelloAnswer::Refused { reason: reason.clone() },
         };
         let frame = encode_frame(&answer).map_err(|error| error.to_string())?;
         let sent = async {

@@ -1,7 +1,7 @@
 //! Going on with one survivor when the majority is lost for good.
 
 use holdfast_model::{Actor, Command, Context, Incarnation, MemberId, Proposal, RequestId, Timestamp};
-use holdfast_raft::{Consensus, MemberIdentity, StartError};
+use holdfast_raft::{Consensus, Fault, MemberIdentity, StartError};
 use holdfast_store::Views;
 
 use crate::group::{CLUSTER, Group, PATIENCE};
@@ -54,22 +54,22 @@ async fn i06_one_survivor_goes_on_in_a_new_incarnation_and_the_old_one_is_shut_o
     drop(view);
     group.members[&survivor].store().verify().unwrap();
 
-    // The others were not lost after all. They may go on as what they were, and nobody of the new incarnation hears them.
+    // The others were not lost after all. Nobody of the new incarnation hears them, and once they hear of it they stop.
     let others: Vec<u64> = (1..=3).filter(|id| *id != survivor).collect();
     for id in &others {
         group.start(*id).await;
     }
-    let old = group.write("old-incarnation");
-    let done = tokio::time::timeout(PATIENCE, group.members[&others[0]].propose(old)).await.unwrap();
-    done.unwrap().unwrap();
     let status = group.members[&survivor].status();
     assert_eq!(status.leader, Some(MemberId(survivor)));
     assert_eq!(status.voters.len(), 1);
     let before = group.propose(survivor, group.write("new-incarnation")).await;
-    assert_eq!(group.members[&others[0]].status().voters.len(), 3);
     for id in others {
         assert!(group.members[&survivor].app_to(MemberId(id), Vec::new()).await.is_err());
+        let fault = tokio::time::timeout(PATIENCE, group.members[&id].failed()).await.unwrap();
+        assert_eq!(fault, Fault::Superseded { incarnation: 2 });
         group.stop(id).await;
+        let again = Consensus::start(group.config(id)).await.map(drop);
+        assert!(matches!(again, Err(StartError::OutOfService { .. })), "{again:?}");
     }
 
     // A new member joins the new incarnation, under an id that nobody had.
