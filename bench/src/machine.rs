@@ -66,8 +66,3 @@ pub fn etcd_version(program: &Path) -> String {
     let text = printed(&program.to_string_lossy(), &["--version"]);
     text.lines().next().unwrap_or("etcd").to_owned()
 }
-
-/// The commit that the working tree is at.
-pub fn revision(repository: &Path) -> String {
-    printed("git", &["-C", &repository.to_string_lossy(), "describe", "--always", "--dirty"])
-}

@@ -58,6 +58,9 @@ struct Arguments {
     /// Measure only one of the two, `holdfast` or `etcd`.
     #[arg(long, value_parser = ["holdfast", "etcd"])]
     system: Option<String>,
+    /// What `--holdfast` was built from, if whoever starts this built it; a record says so, and says when it is unknown.
+    #[arg(long, value_name = "REVISION")]
+    revision: Option<String>,
     /// Append the table to this file.
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
@@ -105,14 +108,13 @@ fn scenarios(arguments: &Arguments) -> Vec<Scenario> {
 async fn run(arguments: &Arguments) -> Result<(), BenchError> {
     std::fs::create_dir_all(&arguments.folder).map_err(BenchError::file(&arguments.folder))?;
     let sync = machine::disk_sync(&arguments.folder)?;
-    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
     let head = format!(
         "{}, {}; 4 KiB append + fdatasync {:.2} ms; {}; holdfast {}; load average at the start {}",
         machine::date(),
         machine::facts(),
         sync.as_secs_f64() * 1e3,
         machine::etcd_version(&arguments.etcd),
-        machine::revision(repository),
+        arguments.revision.as_deref().unwrap_or("of a binary whose revision was not given"),
         machine::load(),
     );
     println!("{head}");
@@ -192,14 +194,58 @@ fn remove(folder: &Path) -> Result<(), BenchError> {
     }
 }
 
+/// The command as it was run, without this machine's paths. Every flag that changes what is measured is in it.
+fn command(arguments: &Arguments) -> String {
+    let list = |all: &[String]| all.join(",");
+    let clients: Vec<_> = arguments.clients.iter().map(usize::to_string).collect();
+    let rates: Vec<_> = arguments.rates.iter().map(u64::to_string).collect();
+    let program = match arguments.revision {
+        Some(_) => "cargo xtask bench raft",
+        None => "bench-raft --holdfast BINARY --folder FOLDER",
+    };
+    let mut text = format!(
+        "{program} --rounds {} --seconds {} --clients {} --rates {} --kills {}",
+        arguments.rounds,
+        arguments.seconds,
+        list(&clients),
+        list(&rates),
+        arguments.kills
+    );
+    if !arguments.only.is_empty() {
+        text.push_str(&format!(" --only \"{}\"", arguments.only));
+    }
+    if let Some(system) = &arguments.system {
+        text.push_str(&format!(" --system {system}"));
+    }
+    text
+}
+
 fn append(record: &Path, arguments: &Arguments, head: &str, table: &str) -> Result<(), BenchError> {
     use std::io::Write;
-    let command = format!(
-        "cargo xtask bench raft --rounds {} --seconds {} --kills {}",
-        arguments.rounds, arguments.seconds, arguments.kills
-    );
+    let command = command(arguments);
     let section =
         format!("\n## {head}\n\n`{command}`, load average at the end {}.\n\n{table}", machine::load());
     let file = std::fs::File::options().append(true).create(true).open(record);
     file.and_then(|mut f| f.write_all(section.as_bytes())).map_err(BenchError::file(record))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_names_the_command_that_ran_and_no_revision_that_is_not_known() {
+        let parse = |more: &[&str]| {
+            let given =
+                ["bench-raft", "--holdfast", "/x/h", "--folder", "/x/f", "--clients", "1,64", "--rates", "5"];
+            command(&Arguments::parse_from(given.iter().chain(more)))
+        };
+        let direct = parse(&["--only", "write"]);
+        assert!(direct.starts_with("bench-raft --holdfast BINARY") && !direct.contains("/x"), "{direct}");
+        assert!(
+            direct.contains("--clients 1,64 --rates 5") && direct.contains("--only \"write\""),
+            "{direct}"
+        );
+        assert!(parse(&["--revision", "abc"]).starts_with("cargo xtask bench raft --rounds 3"));
+    }
 }

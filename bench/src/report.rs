@@ -64,6 +64,8 @@ fn ratio(ours: impl Iterator<Item = f64>, theirs: impl Iterator<Item = f64>) -> 
     }
 }
 
+/// Of a round's memory and disk, which, under which name.
+type End = (&'static str, fn(&(u64, u64)) -> u64);
 type Figure = (&'static str, f64, fn(&Measured) -> Option<f64>);
 
 /// What each scenario is judged by; a figure's scale makes its unit.
@@ -111,7 +113,7 @@ pub fn table(ours: &Results, theirs: &Results) -> String {
     let ends = |results: &Results, pick: fn(&(u64, u64)) -> u64| -> Vec<f64> {
         results.ends.iter().map(|end| pick(end) as f64 / f64::from(1 << 20)).collect()
     };
-    let picks: [(&str, fn(&(u64, u64)) -> u64); 2] =
+    let picks: [End; 2] =
         [("memory at the end, three members", |e| e.0), ("disk at the end, three members", |e| e.1)];
     for (name, pick) in picks {
         let (a, b) = (ends(ours, pick).into_iter(), ends(theirs, pick).into_iter());

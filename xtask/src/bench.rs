@@ -39,6 +39,7 @@ fn raft(arguments: &[String]) -> Result<(), Failure> {
     })?;
     let mut command = Command::new(built.join("release/bench-raft"));
     command.arg("--holdfast").arg(target().join("release/holdfast")).arg("--etcd").arg(etcd);
+    command.arg("--revision").arg(revision()?);
     // Beside the build: the disk that the repository lies on is the one that is measured.
     command.arg("--folder").arg(built.join("data")).args(arguments);
     run_command(command.current_dir(root()))
@@ -63,4 +64,11 @@ fn etcd() -> Result<PathBuf, Failure> {
         run_command(Command::new("dpkg").arg("-x").arg(archive).arg(&folder))
     })?;
     Ok(program)
+}
+
+/// What was just built.
+fn revision() -> Result<String, Failure> {
+    let output = Command::new("git").args(["describe", "--always", "--dirty"]).current_dir(root()).output();
+    let output = output.map_err(|e| Failure(format!("cannot start git: {e}")))?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
