@@ -222,12 +222,24 @@ async fn i06_one_survivor_of_a_lost_majority_goes_on_and_the_edge_follows_it() {
     });
     adopted.await.unwrap();
 
-    // The others were not lost after all: what they say is not heard.
+    // The others were not lost after all: what they say is not heard, and they stop once they hear of the incarnation.
     cluster.restart(&servers[1]).unwrap();
     cluster.restart(&servers[2]).unwrap();
     org(&survivor, "while-the-old-ones-run").await;
     assert_eq!(survivor.cluster().await.unwrap().item.incarnation, Incarnation(2));
+    for name in &servers[1..] {
+        let folder = cluster.process(name).unwrap().data_dir.clone();
+        let stopped = wait_until("an old member to stop for good", PATIENCE, async || {
+            folder.join("verdict.postcard").exists().then_some(())
+        });
+        stopped.await.unwrap();
+    }
     cluster.kill(&servers[1..]).unwrap();
+    for name in &servers[1..] {
+        let folder = cluster.process(name).unwrap().data_dir.clone();
+        let again = cluster.holdfast(&["server", "run", "--data-dir", folder.to_str().unwrap()]).unwrap();
+        assert!(String::from_utf8_lossy(&again.stderr).contains("goes on in incarnation 2"));
+    }
     let (_server, _) = join_at(&cluster, &survivor_url);
     has_role(&survivor, "joined", MemberRole::Voter).await;
 }
