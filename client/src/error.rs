@@ -164,9 +164,7 @@ pub enum ClientError {
     #[error(transparent)]
     Api(Box<ApiError>),
     /// No endpoint answered.
-    #[error(
-        "No member answered after {attempts} attempts; check the endpoints and the network. `holdfast status` through another member tells more."
-    )]
+    #[error("No member answered after {attempts} attempts; check the endpoints and the network.")]
     Unreachable {
         /// How often it was tried.
         attempts: u32,
