@@ -34,6 +34,7 @@ mod raft_meta;
 mod reads;
 mod recovery;
 mod removal;
+mod sealed_file;
 mod service;
 pub mod snapshot_file;
 mod start;

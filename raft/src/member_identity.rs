@@ -4,12 +4,14 @@
 //! its whole disk, would otherwise vote a second time in a term in which it voted already, and two quorums could form.
 //! So a folder whose two copies do not agree is refused, and an empty folder is never taken for a known member (I2).
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use holdfast_model::MemberId;
 use serde::{Deserialize, Serialize};
+
+use crate::sealed_file;
 
 /// Name of the marker in the data folder.
 const MARKER_FILE: &str = "member.postcard";
@@ -103,32 +105,12 @@ pub(crate) fn write(data_dir: &Path, identity: &MemberIdentity) -> Result<(), Ma
 /// Replaces the marker of a data folder, durably and at once.
 pub(crate) fn replace(data_dir: &Path, identity: &MemberIdentity) -> Result<(), MarkerError> {
     let path = data_dir.join(MARKER_FILE);
-    let Ok(body) = postcard::to_stdvec(identity) else { return Err(MarkerError::Damaged { path }) };
-    let staged = data_dir.join(format!("{MARKER_FILE}.new"));
-    let result = (|| {
-        let mut file = File::create(&staged)?;
-        file.write_all(MARKER_MAGIC)?;
-        file.write_all(blake3::hash(&body).as_bytes())?;
-        file.write_all(&body)?;
-        file.sync_all()?;
-        fs::rename(&staged, &path)?;
-        sync_folder(data_dir)
-    })();
-    result.map_err(|source| MarkerError::Io { path, source })
-}
-
-/// Makes renames and creations in a folder durable.
-pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
+    sealed_file::replace(data_dir, MARKER_FILE, MARKER_MAGIC, identity)
+        .map_err(|source| MarkerError::Io { path, source })
 }
 
 fn parse(bytes: &[u8]) -> Option<MemberIdentity> {
-    let rest = bytes.strip_prefix(MARKER_MAGIC)?;
-    let (digest, body) = rest.split_at_checked(blake3::OUT_LEN)?;
-    if blake3::hash(body).as_bytes() != digest {
-        return None;
-    }
-    postcard::from_bytes(body).ok()
+    sealed_file::parse(MARKER_MAGIC, bytes)
 }
 
 #[cfg(test)]

@@ -4,13 +4,13 @@
 //! back by a restart (I1, I2). So the verdict is made durable before the member stops, and a folder that has one is
 //! refused. A verdict that cannot be read counts as one. Nothing here removes a verdict: the way back is a new member.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::error::StartError;
 use crate::health::Fault;
-use crate::member_identity::sync_folder;
+use crate::sealed_file;
 
 /// Name of the verdict in the data folder.
 const VERDICT_FILE: &str = "verdict.postcard";
@@ -44,24 +44,11 @@ pub(crate) fn write(data_dir: &Path, fault: &Fault) -> io::Result<()> {
     if path.exists() {
         return Ok(());
     }
-    let body = postcard::to_stdvec(fault).map_err(io::Error::other)?;
-    let staged = data_dir.join(format!("{VERDICT_FILE}.new"));
-    let mut file = File::create(&staged)?;
-    file.write_all(VERDICT_MAGIC)?;
-    file.write_all(blake3::hash(&body).as_bytes())?;
-    file.write_all(&body)?;
-    file.sync_all()?;
-    fs::rename(&staged, &path)?;
-    sync_folder(data_dir)
+    sealed_file::replace(data_dir, VERDICT_FILE, VERDICT_MAGIC, fault)
 }
 
 fn parse(bytes: &[u8]) -> Option<Fault> {
-    let rest = bytes.strip_prefix(VERDICT_MAGIC)?;
-    let (digest, body) = rest.split_at_checked(blake3::OUT_LEN)?;
-    if blake3::hash(body).as_bytes() != digest {
-        return None;
-    }
-    postcard::from_bytes(body).ok()
+    sealed_file::parse(VERDICT_MAGIC, bytes)
 }
 
 #[cfg(test)]

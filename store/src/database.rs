@@ -4,11 +4,10 @@
 
 use crate::error::StoreError;
 use crate::head::Head;
-use crate::rows::{RowList, Rows, prefix_end};
+use crate::rows::{RowList, Rows, prefix_end, range};
 use crate::tables::{Value, is_view};
 use holdfast_model::{Digest, LogIndex, Revision};
 use redb::{ReadableTable, TableDefinition};
-use std::ops::Bound;
 
 type Bytes = &'static [u8];
 
@@ -57,17 +56,8 @@ fn scan(
     after: Option<&[u8]>,
     limit: usize,
 ) -> Result<RowList, StoreError> {
-    let from = match after {
-        Some(after) if after >= prefix => Bound::Excluded(after),
-        _ => Bound::Included(prefix),
-    };
     let end = prefix_end(prefix);
-    let to = end.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
-    if let (Bound::Excluded(from), Bound::Excluded(to)) = (from, to)
-        && from >= to
-    {
-        return Ok(Vec::new());
-    }
+    let Some((from, to)) = range(prefix, after, end.as_deref()) else { return Ok(Vec::new()) };
     let mut rows = Vec::new();
     for row in table.range::<&[u8]>((from, to)).doing(READING)?.take(limit) {
         let (key, value) = row.doing(READING)?;

@@ -8,13 +8,12 @@ use crate::error::StoreError;
 use crate::event_bytes;
 use crate::evolve::evolve;
 use crate::head::Head;
-use crate::rows::{RowList, Rows, RowsMut, prefix_end};
+use crate::rows::{RowList, Rows, RowsMut, prefix_end, range};
 use crate::tables::{Value, is_view};
 use holdfast_model::event::EVENT_VERSION;
 use holdfast_model::{Aggregate, Context, DeploymentId, Event, EventPayload, OrgId, Revision, Timestamp};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
-use std::ops::Bound;
 
 type Changes = BTreeMap<Vec<u8>, Option<Value>>;
 
@@ -27,17 +26,8 @@ fn merged(
     after: Option<&[u8]>,
     limit: usize,
 ) -> Result<RowList, StoreError> {
-    let from = match after {
-        Some(after) if after >= prefix => Bound::Excluded(after),
-        _ => Bound::Included(prefix),
-    };
     let end = prefix_end(prefix);
-    let to = end.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
-    if let (Bound::Excluded(from), Bound::Excluded(to)) = (from, to)
-        && from >= to
-    {
-        return Ok(Vec::new());
-    }
+    let Some((from, to)) = range(prefix, after, end.as_deref()) else { return Ok(Vec::new()) };
     let mut over = changes.range::<[u8], _>((from, to)).peekable();
     if over.peek().is_none() {
         return base.scan(prefix, after, limit);

@@ -2,6 +2,7 @@
 
 use crate::error::StoreError;
 use crate::tables::{Row, Table, Value, decode, encode, key};
+use std::ops::Bound;
 
 /// Rows of one prefix: keys and values in key order.
 pub type RowList = Vec<(Vec<u8>, Value)>;
@@ -38,6 +39,27 @@ impl Rows for NoRows {
 
     fn scan(&self, _: &[u8], _: Option<&[u8]>, _: usize) -> Result<RowList, StoreError> {
         Ok(Vec::new())
+    }
+}
+
+/// Where a range of keys begins and ends.
+pub(crate) type KeyRange<'k> = (Bound<&'k [u8]>, Bound<&'k [u8]>);
+
+/// From where to where a page lies: keys that begin with `prefix`, after `after`, and before `end`, which is the prefix's
+/// [`prefix_end`]. `None` when nothing can lie there.
+pub(crate) fn range<'k>(
+    prefix: &'k [u8],
+    after: Option<&'k [u8]>,
+    end: Option<&'k [u8]>,
+) -> Option<KeyRange<'k>> {
+    let from = match after {
+        Some(after) if after >= prefix => Bound::Excluded(after),
+        _ => Bound::Included(prefix),
+    };
+    let to = end.map_or(Bound::Unbounded, Bound::Excluded);
+    match (from, to) {
+        (Bound::Excluded(from), Bound::Excluded(to)) if from >= to => None,
+        bounds => Some(bounds),
     }
 }
 
