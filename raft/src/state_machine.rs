@@ -178,7 +178,7 @@ impl StateMachine {
         self.publish();
         for (responder, outcome) in batch.responders.into_iter().zip(done.outcomes) {
             if let Some(responder) = responder {
-                responder.send(Reply(outcome));
+                responder.send(Reply(outcome.into_iter().next()));
             }
         }
         Ok(())
@@ -245,18 +245,19 @@ struct Work {
 /// What came of it.
 #[derive(Default)]
 struct Done {
-    outcomes: Vec<Option<Outcome>>,
+    /// Of each entry's proposals.
+    outcomes: Vec<Vec<Outcome>>,
     /// Digests in the batch that are not this member's.
     mismatches: Vec<Mismatch>,
 }
 
 impl Work {
     fn run(self) -> Result<Done, StateMachineError> {
-        let mut proposals: Vec<Option<Proposal>> = Vec::with_capacity(self.entries.len());
+        let mut proposals: Vec<Vec<Proposal>> = Vec::with_capacity(self.entries.len());
         let mut proposed_digests = Vec::new();
         for (log_id, payload) in &self.entries {
             let EntryPayload::Normal(command) = payload else {
-                proposals.push(None);
+                proposals.push(Vec::new());
                 continue;
             };
             let index = log_id.index();
@@ -265,14 +266,14 @@ impl Work {
             // right: see `divergence`.
             if let Command::VerifyDigest { at, digest } = proposal.command {
                 proposed_digests.push((at, digest));
-                proposals.push(None);
+                proposals.push(Vec::new());
             } else {
-                proposals.push(Some(proposal));
+                proposals.push(vec![proposal]);
             }
         }
         #[cfg(feature = "planted-bugs")]
-        let reversed =
-            crate::planted::is(crate::planted::Bug::ApplyOutOfOrder) && proposals.iter().all(Option::is_some);
+        let reversed = crate::planted::is(crate::planted::Bug::ApplyOutOfOrder)
+            && proposals.iter().all(|entry| !entry.is_empty());
         #[cfg(feature = "planted-bugs")]
         if reversed {
             proposals.reverse();

@@ -17,20 +17,19 @@ pub(crate) fn apply_entries(
     tables: &WriteTables<'_>,
     batch: &mut Batch<'_>,
     first: LogIndex,
-    entries: &[Option<Proposal>],
-) -> Result<(Vec<Option<Outcome>>, Records), StoreError> {
+    entries: &[Vec<Proposal>],
+) -> Result<(Vec<Vec<Outcome>>, Records), StoreError> {
     let mut outcomes = Vec::with_capacity(entries.len());
     let mut records = Records::new();
     let mut at = first;
-    for entry in entries {
+    for proposals in entries {
         check_order(batch, at)?;
-        outcomes.push(match entry {
-            Some(proposal) => {
-                verify(tables, &records, proposal)?;
-                Some(apply_one(batch, proposal)?)
-            }
-            None => None,
-        });
+        let mut answers = Vec::with_capacity(proposals.len());
+        for proposal in proposals {
+            verify(tables, &records, proposal)?;
+            answers.push(apply_one(batch, proposal)?);
+        }
+        outcomes.push(answers);
         batch.head_mut().applied = Some(at);
         if at.0.is_multiple_of(DIGEST_EVERY) {
             records.insert(at, batch.head().state_digest());

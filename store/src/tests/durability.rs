@@ -70,7 +70,7 @@ fn i02_a_failed_sync_is_never_retried_as_if_it_had_worked() {
     disk.set_faults(Faults::default());
     world.store.checkpoint().unwrap_err();
     let index = LogIndex(world.log.len() as u64);
-    world.store.apply(index, &[None], b"").unwrap_err();
+    world.store.apply(index, &[vec![]], b"").unwrap_err();
     let mut rng = StdRng::seed_from_u64(1);
     let back = Store::open_with_backend(disk.after_power_loss(&mut rng)).unwrap();
     assert_eq!(back.digest(), digest);

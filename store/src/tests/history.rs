@@ -252,6 +252,30 @@ fn i01_the_same_log_gives_the_same_state_however_it_is_cut_into_batches() {
     }
 }
 
+#[test]
+fn i01_an_entry_of_several_proposals_does_what_one_entry_each_does() {
+    for seed in 110..113u64 {
+        let world = random_history(seed, 150);
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut proposals = world.log.iter().flatten().cloned().peekable();
+        let (grouped, single) = (memory_store(), memory_store());
+        let mut index = LogIndex(0);
+        let mut next = LogIndex(0);
+        while proposals.peek().is_some() {
+            let count = rng.random_range(0..30);
+            let entry: Vec<_> = proposals.by_ref().take(count).collect();
+            let alone: Vec<_> = entry.iter().map(|p| vec![p.clone()]).collect();
+            let together = grouped.apply(index, std::slice::from_ref(&entry), b"meta").unwrap();
+            let one_each = single.apply(next, &alone, b"meta").unwrap();
+            assert_eq!(together, [one_each.concat()], "seed {seed}");
+            index = index.next();
+            next = LogIndex(next.0 + alone.len() as u64);
+        }
+        assert_eq!(grouped.digest(), world.store.digest(), "seed {seed}");
+        assert_eq!(single.digest(), world.store.digest(), "seed {seed}");
+    }
+}
+
 /// Outcomes end while a batch is under way, and members' clocks differ: what is forgotten follows from the log alone.
 #[test]
 fn i01_outcomes_are_forgotten_alike_however_the_log_is_cut_into_batches() {
@@ -328,20 +352,20 @@ fn i01_a_digest_that_differs_stops_the_member() {
     assert_eq!(code(world.operator(lie.clone())), Code::Unauthenticated);
     let revision = world.store.revision();
     let context = world.context(Actor::System(MemberId(1)), None);
-    let entry = Some(Proposal { context, command: lie });
+    let entry = vec![Proposal { context, command: lie }];
     let index = LogIndex(world.log.len() as u64);
     let error = world.store.apply(index, std::slice::from_ref(&entry), b"").unwrap_err();
     assert!(matches!(error, StoreError::Diverged { ours, .. } if ours == digest));
     assert_eq!(world.store.revision(), revision);
-    assert!(matches!(world.store.apply(index, &[None], b""), Err(StoreError::OutOfService)));
+    assert!(matches!(world.store.apply(index, &[vec![]], b""), Err(StoreError::OutOfService)));
 }
 
 #[test]
 fn i01_entries_come_in_order_and_once() {
     let store: Store = memory_store();
-    store.apply(LogIndex(3), &[None, None], b"m").unwrap();
+    store.apply(LogIndex(3), &[vec![], vec![]], b"m").unwrap();
     assert_eq!(store.applied(), Some(LogIndex(4)));
-    let error = store.apply(LogIndex(4), &[None], b"n").unwrap_err();
+    let error = store.apply(LogIndex(4), &[vec![]], b"n").unwrap_err();
     assert!(matches!(error, StoreError::OutOfOrder { applied: LogIndex(4), got: LogIndex(4) }));
     assert_eq!(store.raft_meta().unwrap().as_deref(), Some(&b"m"[..]));
 }

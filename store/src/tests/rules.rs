@@ -21,9 +21,9 @@ fn the_cluster_is_initialised_first_and_once() {
         entropy: 1,
     };
     let early = Proposal { context, command: Command::Tick };
-    let outcome = store.apply(LogIndex(5), &[None, Some(early)], b"").unwrap();
-    assert_eq!(outcome[0], None);
-    assert_eq!(code(outcome[1].clone().unwrap()), Code::FailedPrecondition);
+    let outcome = store.apply(LogIndex(5), &[vec![], vec![early]], b"").unwrap();
+    assert_eq!(outcome[0], []);
+    assert_eq!(code(outcome[1][0].clone()), Code::FailedPrecondition);
 
     let mut world = World::new();
     assert_eq!(code(world.system(init())), Code::AlreadyInitialised);

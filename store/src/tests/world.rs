@@ -16,7 +16,7 @@ pub(super) struct World {
     pub(super) store: Store,
     pub(super) now: Timestamp,
     pub(super) operator: TokenId,
-    pub(super) log: Vec<Option<Proposal>>,
+    pub(super) log: Vec<Vec<Proposal>>,
     drawn: u128,
 }
 
@@ -135,11 +135,11 @@ impl World {
     }
 
     pub(super) fn propose(&mut self, context: Context, command: Command) -> Outcome {
-        let entry = Some(Proposal { context, command });
+        let entry = vec![Proposal { context, command }];
         let index = LogIndex(self.log.len() as u64);
         self.log.push(entry.clone());
         let outcomes = self.store.apply(index, &[entry], &index.0.to_be_bytes()).unwrap();
-        outcomes.into_iter().next().flatten().unwrap()
+        outcomes.into_iter().next().unwrap().remove(0)
     }
 
     pub(super) fn as_actor(&mut self, actor: Actor, org: Option<OrgId>, command: Command) -> Outcome {
