@@ -6,8 +6,9 @@ use crate::agent::{Held, LogLine, ProxyProtocol};
 use crate::command::Joiner;
 use crate::resource::{Edge, Enrolled, EnrolmentKind, Image, Member, Node, RouteTarget, Token, TokenKind};
 use crate::{
-    AgentName, AppName, ClusterId, DeploymentId, Digest, EnrolmentId, EnvName, Incarnation, MemberId, OrgId,
-    OrgName, PortName, ProcessName, ReleaseId, Revision, Role, Scope, Timestamp,
+    AgentName, AppName, ClusterId, ClusterVersion, DeploymentId, Digest, EnrolmentId, EnvName, Incarnation,
+    MemberId, OrgId, OrgName, PortName, ProcessName, ReleaseId, Revision, Role, Scope, SupportedVersions,
+    Timestamp,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -336,8 +337,8 @@ pub struct ClusterStatus {
     pub cluster: ClusterId,
     /// Its incarnation.
     pub incarnation: Incarnation,
-    /// What every member supports.
-    pub version: u32,
+    /// Which rules and stored forms all members use.
+    pub version: ClusterVersion,
     /// The member that answers.
     pub member: MemberId,
     /// The leader that it knows.
@@ -357,6 +358,9 @@ pub struct MemberStatus {
     pub member: Member,
     /// Whether it votes, follows only, or is not yet part of Raft's membership.
     pub role: MemberRole,
+    /// The cluster versions that it supports, by its own word of just now; absent when it does not answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub supported: Option<SupportedVersions>,
 }
 
 /// A member's part in Raft.

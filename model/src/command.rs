@@ -3,9 +3,9 @@
 use crate::agent::{Observation, ProxyProtocol};
 use crate::resource::{Capacity, EnrolmentKind, Image, RouteTarget, TokenKind};
 use crate::{
-    AgentName, AppId, AppName, ClusterId, Digest, EdgeId, EnvId, EnvName, Incarnation, LogIndex, Manifest,
-    MemberId, NodeId, OrgId, OrgName, PortName, ProcessName, ReleaseId, Revision, RouteId, Scope, Timestamp,
-    TokenId,
+    AgentName, AppId, AppName, ClusterId, ClusterVersion, Digest, EdgeId, EnvId, EnvName, Incarnation,
+    LogIndex, Manifest, MemberId, NodeId, OrgId, OrgName, PortName, ProcessName, ReleaseId, Revision,
+    RouteId, Scope, Timestamp, TokenId,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// A command. New ones are added at the end: their number is part of the stored form.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
-    /// Makes the cluster; the first command of its history.
+    /// Makes the cluster at version 1; the first command of its history.
     InitCluster {
         /// Its id.
         cluster: ClusterId,
@@ -192,6 +192,53 @@ pub enum Command {
         /// Who goes on; every other member is removed.
         survivor: MemberId,
     },
+    /// Makes the cluster at a version after the first, which [`Command::InitCluster`] begins with.
+    BeginCluster {
+        /// At which version.
+        version: ClusterVersion,
+        /// Its id.
+        cluster: ClusterId,
+        /// Where it begins.
+        incarnation: Incarnation,
+        /// The first member.
+        member: NewMember,
+        /// The first operator's token.
+        operator: NewToken,
+    },
+    /// Raises the cluster version by one. Every member must support it: one that does not stops here.
+    RaiseClusterVersion {
+        /// The version after the cluster's.
+        to: ClusterVersion,
+    },
+    /// Log time passed, as the leader measured it by its monotonic clock. Makes no event.
+    AdvanceLogTime {
+        /// How much, in milliseconds.
+        by_ms: u64,
+    },
+}
+
+/// What a new cluster begins with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewCluster {
+    /// Its id.
+    pub cluster: ClusterId,
+    /// Where it begins.
+    pub incarnation: Incarnation,
+    /// The first member.
+    pub member: NewMember,
+    /// The first operator's token.
+    pub operator: NewToken,
+}
+
+impl NewCluster {
+    /// The command that makes the cluster at a version, in the form that builds of that version know.
+    pub fn at(self, version: ClusterVersion) -> Command {
+        let Self { cluster, incarnation, member, operator } = self;
+        match version {
+            ClusterVersion::ONE => Command::InitCluster { cluster, incarnation, member, operator },
+            version => Command::BeginCluster { version, cluster, incarnation, member, operator },
+        }
+    }
 }
 
 /// A token to be made.

@@ -8,8 +8,8 @@ use crate::resource::{
     Unschedulable,
 };
 use crate::{
-    Actor, AppId, ClusterId, DeploymentId, Digest, EdgeId, EnrolmentId, EnvId, Incarnation, InstanceId,
-    MemberId, NodeId, OrgId, ReleaseId, RequestId, Revision, RouteId, Timestamp, TokenId,
+    Actor, AppId, ClusterId, ClusterVersion, DeploymentId, Digest, EdgeId, EnrolmentId, EnvId, Incarnation,
+    InstanceId, MemberId, NodeId, OrgId, ReleaseId, RequestId, Revision, RouteId, Timestamp, TokenId,
 };
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
@@ -214,6 +214,11 @@ pub enum EventPayload {
         /// The last revision of the incarnation before, as the survivor had it.
         last: Revision,
     },
+    /// The cluster uses the rules and stored forms of another version from here on.
+    ClusterVersionRaised {
+        /// The new version.
+        to: ClusterVersion,
+    },
 }
 
 impl EventPayload {
@@ -246,6 +251,7 @@ impl EventPayload {
             Self::MemberRemoved { .. } => "member_removed",
             Self::MemberVotesChanged { .. } => "member_votes_changed",
             Self::IncarnationBegan { .. } => "incarnation_began",
+            Self::ClusterVersionRaised { .. } => "cluster_version_raised",
         }
     }
 }

@@ -10,6 +10,7 @@
 
 pub mod agent;
 pub mod api;
+pub mod cluster_version;
 pub mod command;
 pub mod context;
 pub mod event;
@@ -25,6 +26,7 @@ pub mod resource;
 mod schema;
 pub mod scope;
 
+pub use cluster_version::{ClusterVersion, SupportedVersions};
 pub use command::Command;
 pub use context::{Actor, Context, Proposal};
 pub use event::{Aggregate, Event, EventPayload};

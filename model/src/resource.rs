@@ -3,9 +3,9 @@
 use crate::agent::ProxyProtocol;
 use crate::node_prefix::{ClusterPrefix, NodePrefix};
 use crate::{
-    AgentName, AppId, AppName, ClusterId, DeploymentId, Digest, EdgeId, EnrolmentId, EnvId, EnvName,
-    Hostname, Incarnation, InstanceId, Manifest, MemberId, NodeId, OrgId, OrgName, PortName, ProcessName,
-    ReleaseId, Revision, RouteId, Scope, Timestamp, TokenId,
+    AgentName, AppId, AppName, ClusterId, ClusterVersion, DeploymentId, Digest, EdgeId, EnrolmentId, EnvId,
+    EnvName, Hostname, Incarnation, InstanceId, Manifest, MemberId, NodeId, OrgId, OrgName, PortName,
+    ProcessName, ReleaseId, Revision, RouteId, Scope, Timestamp, TokenId,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,8 +26,8 @@ pub struct Cluster {
     pub nodes_enrolled: u16,
     /// The highest member id ever given.
     pub members_enrolled: u64,
-    /// What every member supports: new rules hide behind it.
-    pub version: u32,
+    /// Which rules and stored forms all members use.
+    pub version: ClusterVersion,
     /// When it was made.
     pub created_at: Timestamp,
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_model::MemberId;
+use holdfast_model::{ClusterVersion, MemberId};
 use openraft::SnapshotPolicy;
 
 use crate::error::StartError;
@@ -71,6 +71,8 @@ pub struct ConsensusConfig {
     pub compaction: Compaction,
     /// Between two comparisons of the members' states (I1).
     pub digest_check_every: Duration,
+    /// The newest cluster version that this member supports: lower than the build's to act as an earlier build.
+    pub cluster_version_max: ClusterVersion,
 }
 
 impl ConsensusConfig {
@@ -84,6 +86,7 @@ impl ConsensusConfig {
             timing: Timing::default(),
             compaction: Compaction::default(),
             digest_check_every: Duration::from_secs(30),
+            cluster_version_max: ClusterVersion::NEWEST,
         }
     }
 

@@ -6,9 +6,12 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use holdfast_model::{Digest, MemberId, Outcome, Proposal, Revision};
+use holdfast_model::{
+    Actor, Command, Context, Digest, MemberId, Outcome, Proposal, RequestId, Revision, SupportedVersions,
+    Timestamp,
+};
 use holdfast_store::{Store, StoreError, Verified};
 use openraft::ServerState;
 use openraft::async_runtime::watch::WatchReceiver;
@@ -18,6 +21,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::cluster_version;
 use crate::config::ConsensusConfig;
 use crate::disk_work;
 use crate::divergence;
@@ -246,7 +250,12 @@ impl Consensus {
 
     /// Whether this member believes to lead. For choosing who does background work, never for reads or writes.
     pub fn is_leader(&self) -> bool {
-        self.inner.health.fault().is_none() && self.inner.raft.is_leader()
+        self.inner.leads()
+    }
+
+    /// The cluster versions that a member supports, by its own word of just now; `None` when it does not answer.
+    pub async fn supported_by(&self, member: MemberId) -> Option<SupportedVersions> {
+        cluster_version::supported_by(&self.inner, member).await
     }
 
     /// This member's cluster, id and incarnation.
@@ -414,6 +423,26 @@ impl Consensus {
 }
 
 impl Inner {
+    /// Whether this member believes to lead and may.
+    pub(crate) fn leads(&self) -> bool {
+        self.health.fault().is_none() && self.raft.is_leader()
+    }
+
+    /// A proposal of this member's own clockwork.
+    pub(crate) fn clockwork_proposal(&self, command: Command) -> Proposal {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
+        let context = Context {
+            actor: Actor::System(MemberId(self.id)),
+            actor_org: None,
+            source: None,
+            request_id: RequestId::from_bits(rand::rng().random()),
+            idempotency_key: None,
+            now: Timestamp(since_epoch.map_or(0, |now| now.as_millis() as u64)),
+            entropy: rand::rng().random(),
+        };
+        Proposal { context, command }
+    }
+
     /// An error when this member may not serve.
     pub(crate) fn serving(&self) -> Result<(), ConsensusError> {
         if let Some(fault) = self.health.fault() {
@@ -450,7 +479,7 @@ impl Inner {
         Err(if maybe_stored { ConsensusError::Unknown } else { ConsensusError::NoLeader })
     }
 
-    async fn propose_as_leader(&self, proposal: &Proposal) -> Result<Outcome, ConsensusError> {
+    pub(crate) async fn propose_as_leader(&self, proposal: &Proposal) -> Result<Outcome, ConsensusError> {
         self.serving()?;
         let command = LogCommand::encode(proposal)
             .map_err(|error| ConsensusError::Invalid(crate::network::chain(&error)))?;

@@ -6,9 +6,9 @@
 //! be repaired and a forked one cannot.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use holdfast_model::{Actor, Command, Context, Digest, LogIndex, MemberId, Proposal, RequestId, Timestamp};
+use holdfast_model::{Command, Digest, LogIndex};
 use holdfast_store::Store;
 use rand::RngExt;
 use tokio::sync::mpsc;
@@ -84,20 +84,7 @@ pub(crate) async fn propose_check(inner: &Inner) -> Result<(), String> {
     let recorded = recorded.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
     // A state so young that nothing was recorded has nothing to compare.
     let Some((at, digest)) = recorded else { return Ok(()) };
-    let proposal = Proposal {
-        context: Context {
-            actor: Actor::System(MemberId(inner.id)),
-            actor_org: None,
-            source: None,
-            request_id: RequestId::from_bits(rand::rng().random()),
-            idempotency_key: None,
-            now: Timestamp(
-                SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis() as u64),
-            ),
-            entropy: rand::rng().random(),
-        },
-        command: Command::VerifyDigest { at, digest },
-    };
+    let proposal = inner.clockwork_proposal(Command::VerifyDigest { at, digest });
     let command = LogCommand::encode(&proposal).map_err(|error| error.to_string())?;
     inner.raft.client_write(command).await.map(drop).map_err(|error| error.to_string())
 }

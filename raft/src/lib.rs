@@ -12,6 +12,7 @@
 //! - **I4** A proposal may be sent again, because the state machine knows what it has carried out.
 //! - **I14** No byte from a peer can panic this process ([`transport`]).
 
+mod cluster_version;
 mod config;
 #[cfg(test)]
 mod conformance_tests;

@@ -455,7 +455,12 @@ mod tests {
     #[tokio::test]
     async fn a_stream_asks_for_a_request_before_it_dials() {
         let link = Arc::new(Nobody::default());
-        let local = LocalPeer { cluster: "c".to_owned(), member: 1, newer_incarnation: Arc::default() };
+        let local = LocalPeer {
+            cluster: "c".to_owned(),
+            member: 1,
+            newer_incarnation: Arc::default(),
+            supported: holdfast_model::SupportedVersions::OURS,
+        };
         let mut factory = NetworkFactory { channels: Channels::new(link.clone(), local) };
         let mut network = factory.new_client(2, &MemberNode::default()).await;
         let option = || RPCOption::new(Duration::from_millis(50));

@@ -16,6 +16,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::cluster_version;
 use crate::config::ConsensusConfig;
 use crate::consensus::{Consensus, Inner, PROPOSALS_IN_FLIGHT_MAX, Parts};
 use crate::disk_work;
@@ -160,6 +161,7 @@ async fn run(
     let Parts { link, raft_addr, log, store } = parts;
     let id = config.id.0;
     verdict::check(&config.data_dir)?;
+    store.support_up_to(config.cluster_version_max)?;
     let openraft_config = Arc::new(config.openraft()?);
     let snapshots = config.data_dir.join(SNAPSHOT_FOLDER);
     let folder = disk_work::run(move || SnapshotFolder::open(&snapshots));
@@ -179,7 +181,12 @@ async fn run(
     };
     let machine = StateMachine::open(store.clone(), log.clone(), folder.clone(), progress)?;
 
-    let local = LocalPeer { cluster: identity.realm(), member: id, newer_incarnation: Arc::default() };
+    let local = LocalPeer {
+        cluster: identity.realm(),
+        member: id,
+        newer_incarnation: Arc::default(),
+        supported: store.supported_versions(),
+    };
     let channels = Channels::new(link.clone(), local.clone());
     let (vote, last) = log.ends().map_err(|error| StartError::Core(error.to_string()))?;
     let next = last.map_or(0, |last| last.index() + 1).max(machine.meta().next_index());
@@ -226,6 +233,7 @@ async fn run(
     inner.tasks.spawn(removal::notice(inner.clone()));
     inner.tasks.spawn(divergence::settle(inner.clone(), found, accused));
     inner.tasks.spawn(divergence::propose_checks(inner.clone(), config.digest_check_every));
+    inner.tasks.spawn(cluster_version::keep_raising(inner.clone()));
     raft.run();
     Ok(Consensus { inner })
 }

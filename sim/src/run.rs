@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use holdfast_model::command::{NewMember, NewToken};
+use holdfast_model::command::{NewCluster, NewMember, NewToken};
 use holdfast_model::resource::TokenKind;
 use holdfast_model::{
-    Actor, ClusterId, Command, Context, Digest, Incarnation, MemberId, Output, Proposal, RequestId, Scope,
-    Timestamp, TokenId,
+    Actor, ClusterId, ClusterVersion, Command, Context, Digest, Incarnation, MemberId, Output, Proposal,
+    RequestId, Scope, Timestamp, TokenId,
 };
 use holdfast_raft::{Consensus, MemberNode, RaftTls};
 use holdfast_store::Views;
@@ -158,13 +158,8 @@ async fn make_cluster(first: Consensus, nodes: Vec<(u64, MemberNode)>) -> Result
         raft_addr: node.raft_addr,
         api_addr: node.api_addr,
     };
-    let init = Command::InitCluster {
-        cluster: ClusterId::from_bits(1),
-        incarnation: Incarnation(1),
-        member,
-        operator,
-    };
-    propose(&first, init, 1, TokenId::from_bits(0)).await?;
+    let new = NewCluster { cluster: ClusterId::from_bits(1), incarnation: Incarnation(1), member, operator };
+    propose(&first, new.at(ClusterVersion::NEWEST), 1, TokenId::from_bits(0)).await?;
     let view = first.store().view().map_err(|e| failed(&e))?;
     let token =
         view.token_by_digest(&digest).map_err(|e| failed(&e))?.ok_or("the operator's token is missing")?;

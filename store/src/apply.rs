@@ -6,7 +6,9 @@ use crate::decide::{Refusal, decide};
 use crate::error::StoreError;
 use crate::outcomes::{self, Repeat};
 use crate::overlay::{Batch, Draft};
-use holdfast_model::{Accepted, Actor, Command, Digest, LogIndex, Outcome, Proposal};
+use holdfast_model::{
+    Accepted, Actor, ClusterVersion, Command, Digest, LogIndex, Outcome, Proposal, SupportedVersions,
+};
 use std::collections::BTreeMap;
 
 /// Digests that the batch itself comes to, before they are in the database.
@@ -18,6 +20,7 @@ pub(crate) fn apply_entries(
     batch: &mut Batch<'_>,
     first: LogIndex,
     entries: &[Vec<Proposal>],
+    supported: SupportedVersions,
 ) -> Result<(Vec<Vec<Outcome>>, Records), StoreError> {
     let mut outcomes = Vec::with_capacity(entries.len());
     let mut records = Records::new();
@@ -28,6 +31,7 @@ pub(crate) fn apply_entries(
         for proposal in proposals {
             verify(tables, &records, proposal)?;
             answers.push(apply_one(batch, proposal)?);
+            check_version(batch.cluster_version(), supported)?;
         }
         outcomes.push(answers);
         batch.head_mut().applied = Some(at);
@@ -43,6 +47,14 @@ fn check_order(batch: &Batch<'_>, at: LogIndex) -> Result<(), StoreError> {
     match batch.head().applied {
         Some(applied) if applied.next() != at => Err(StoreError::OutOfOrder { applied, got: at }),
         _ => Ok(()),
+    }
+}
+
+/// Refuses rules that this build does not know: the member stops before it goes another way than the others (I1).
+pub(crate) fn check_version(version: ClusterVersion, supported: SupportedVersions) -> Result<(), StoreError> {
+    match supported.includes(version) {
+        true => Ok(()),
+        false => Err(StoreError::UnsupportedVersion { version, supported }),
     }
 }
 

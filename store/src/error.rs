@@ -1,6 +1,6 @@
 //! What can go wrong with the state itself. A rejected command is not an error: it is an outcome.
 
-use holdfast_model::{Digest, LogIndex, Revision};
+use holdfast_model::{ClusterVersion, Digest, LogIndex, Revision, SupportedVersions};
 use std::path::PathBuf;
 
 /// The state could not be read, written or trusted. Fatal for the member (fail-stop): nothing of the call took effect.
@@ -98,6 +98,16 @@ pub enum StoreError {
         asked: Revision,
         /// The last one.
         head: Revision,
+    },
+    /// The cluster uses rules that this build does not know, or knows no more.
+    #[error(
+        "The cluster is at version {version} and this build supports {supported}: run a build that supports version {version} on this member."
+    )]
+    UnsupportedVersion {
+        /// The cluster's.
+        version: ClusterVersion,
+        /// This build's.
+        supported: SupportedVersions,
     },
     /// An earlier failure makes this store unusable.
     #[error("The state is out of service because of an earlier failure: restart the member.")]

@@ -146,6 +146,10 @@ pub(crate) fn evolve(rows: &mut impl RowsMut, event: &Event) -> Result<(), Store
             rows.put(began, Some(encode(Table::Incarnation, last)?))?;
             write(rows, &Cluster { incarnation: *incarnation, ..cluster })
         }
+        EventPayload::ClusterVersionRaised { to } => {
+            let cluster = rows.cluster()?.ok_or_else(|| missing("a cluster"))?;
+            write(rows, &Cluster { version: *to, ..cluster })
+        }
     }
 }
 

@@ -9,9 +9,12 @@ use crate::event_bytes;
 use crate::evolve::evolve;
 use crate::head::Head;
 use crate::rows::{RowList, Rows, RowsMut, prefix_end, range};
-use crate::tables::{Value, is_view};
+use crate::tables::{Table, Value, is_view};
+use crate::views::Views;
 use holdfast_model::event::EVENT_VERSION;
-use holdfast_model::{Aggregate, Context, DeploymentId, Event, EventPayload, OrgId, Revision, Timestamp};
+use holdfast_model::{
+    Aggregate, ClusterVersion, Context, DeploymentId, Event, EventPayload, OrgId, Revision, Timestamp,
+};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 
@@ -67,14 +70,21 @@ pub(crate) struct Batch<'a> {
     /// Encoded events by revision.
     events: Vec<(Revision, Vec<u8>)>,
     head: Head,
+    /// The cluster version after the last command.
+    version: ClusterVersion,
     /// No kept outcome ends before this; `None` while nobody looked.
     outcomes_end: Option<Timestamp>,
 }
 
 impl<'a> Batch<'a> {
-    pub(crate) fn new(base: &'a dyn Rows, head: Head) -> Self {
+    pub(crate) fn new(base: &'a dyn Rows, head: Head, version: ClusterVersion) -> Self {
         let (seen, changes, events) = (RefCell::default(), Changes::new(), Vec::new());
-        Self { base, seen, changes, events, head, outcomes_end: None }
+        Self { base, seen, changes, events, head, version, outcomes_end: None }
+    }
+
+    /// The cluster version, with what the batch changed.
+    pub(crate) fn cluster_version(&self) -> ClusterVersion {
+        self.version
     }
 
     /// A time before which no kept outcome ends, if it is known.
@@ -98,7 +108,11 @@ impl<'a> Batch<'a> {
     /// Takes over an accepted command's changes and events.
     pub(crate) fn merge(&mut self, parts: DraftParts) -> Result<(), StoreError> {
         for (key, value) in parts.changes {
+            let is_cluster = key.first() == Some(&(Table::Cluster as u8));
             self.put(key, value)?;
+            if is_cluster {
+                self.version = Views::cluster_version(self)?;
+            }
         }
         for event in parts.events {
             self.head.revision = event.revision;

@@ -7,7 +7,8 @@ use crate::head::Head;
 use crate::overlay::Batch;
 use crate::rows::NoRows;
 use crate::tables::{RowSum, Table, is_view};
-use holdfast_model::{Digest, Revision};
+use crate::views::Views;
+use holdfast_model::{ClusterVersion, Digest, Revision};
 use std::collections::BTreeMap;
 
 /// Events that a rebuild applies between two writes: its memory is bounded by what they change.
@@ -63,7 +64,7 @@ fn replay(
     to: Revision,
     mut seen: impl FnMut(&Head),
 ) -> Result<Batch<'static>, StoreError> {
-    let mut batch = Batch::new(&NoRows, Head::default());
+    let mut batch = Batch::new(&NoRows, Head::default(), ClusterVersion::ONE);
     seen(batch.head());
     for row in tables.events_after(Revision(0))? {
         let (revision, bytes) = row?;
@@ -134,7 +135,7 @@ pub(crate) fn rebuild(txn: &redb::WriteTransaction, was: Head) -> Result<Rebuilt
     let mut tables = WriteTables::open(txn)?;
     let mut head = Head { log: was.log, applied: was.applied, ..Head::default() };
     while head.revision < was.revision {
-        let mut batch = Batch::new(&tables, head);
+        let mut batch = Batch::new(&tables, head, Views::cluster_version(&tables)?);
         for n in 1..=REBUILD_EVENTS {
             let revision = Revision(head.revision.0 + n);
             if revision > was.revision {

@@ -3,13 +3,15 @@
 //! A snapshot is installed in one transaction that commits only when the last byte was read and every digest agrees:
 //! those of the format, the sums of the rows, and the chain of the events.
 
+use crate::apply::check_version;
 use crate::database::{Doing, EVENTS, LOG_STATE, VIEWS};
 use crate::database::{HEAD, RAFT_META, ReadTables, WriteTables};
 use crate::error::StoreError;
 use crate::event_bytes;
 use crate::head::Head;
 use crate::tables::{RowSum, is_view};
-use holdfast_model::{Digest, LogIndex, Revision};
+use crate::views::Views;
+use holdfast_model::{ClusterVersion, Digest, LogIndex, Revision, SupportedVersions};
 use holdfast_snapshots::{SnapshotReader, SnapshotWriter};
 use std::io;
 
@@ -119,7 +121,8 @@ struct Tally {
 pub(crate) fn install(
     txn: &redb::WriteTransaction,
     from: &mut dyn io::Read,
-) -> Result<(Head, SnapshotSummary), StoreError> {
+    supported: SupportedVersions,
+) -> Result<(Head, ClusterVersion, SnapshotSummary), StoreError> {
     let mut reader = SnapshotReader::new(from)?;
     const CLEARING: &str = "making room for a snapshot";
     for table in [VIEWS, LOG_STATE] {
@@ -137,8 +140,10 @@ pub(crate) fn install(
     }
     let head = tally.check()?;
     tables.put_head(&head)?;
+    let version = tables.cluster_version()?;
+    check_version(version, supported)?;
     let written = reader.summary().ok_or_else(|| StoreError::corrupt("a snapshot did not end"))?;
-    Ok((head, summary(&head, written)))
+    Ok((head, version, summary(&head, written)))
 }
 
 fn install_row(

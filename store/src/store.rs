@@ -1,6 +1,6 @@
 //! The store: one redb file, one writer at a time, any number of readers.
 
-use crate::apply::apply_entries;
+use crate::apply::{apply_entries, check_version};
 use crate::database::{Doing, RAFT_META, ReadTables, WriteTables, begin_synced, begin_unsynced};
 use crate::error::StoreError;
 use crate::head::Head;
@@ -8,9 +8,11 @@ use crate::overlay::Batch;
 use crate::replay::{self, Rebuilt, Replayed, Verified};
 use crate::snapshot::{self, SnapshotSource, SnapshotSummary};
 use crate::view::View;
-use holdfast_model::{Digest, LogIndex, Outcome, Proposal, Revision};
+use crate::views::Views;
+use holdfast_model::{ClusterVersion, Digest, LogIndex, Outcome, Proposal, Revision, SupportedVersions};
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 /// Memory for pages of the database, in bytes.
@@ -25,6 +27,10 @@ pub struct Store {
     writer: Mutex<bool>,
     /// Where the last committed change left the state.
     head: RwLock<Head>,
+    /// The cluster version there.
+    version: AtomicU32,
+    /// The newest cluster version that is followed.
+    version_max: AtomicU32,
 }
 
 impl Store {
@@ -50,8 +56,37 @@ impl Store {
         let txn = begin_synced(&db)?;
         drop(WriteTables::open(&txn)?);
         txn.commit().doing("making the tables")?;
-        let head = ReadTables::open(&db)?.head()?;
-        Ok(Self { moment: Mutex::default(), db, writer: Mutex::new(true), head: RwLock::new(head) })
+        let tables = ReadTables::open(&db)?;
+        let (head, version) = (tables.head()?, tables.cluster_version()?);
+        drop(tables);
+        check_version(version, SupportedVersions::OURS)?;
+        Ok(Self {
+            moment: Mutex::default(),
+            db,
+            writer: Mutex::new(true),
+            head: RwLock::new(head),
+            version: AtomicU32::new(version.0),
+            version_max: AtomicU32::new(ClusterVersion::NEWEST.0),
+        })
+    }
+
+    /// The cluster version: which rules and stored forms the next command meets. Costs no read.
+    pub fn cluster_version(&self) -> ClusterVersion {
+        ClusterVersion(self.version.load(Ordering::Acquire))
+    }
+
+    /// The cluster versions that this store follows.
+    pub fn supported_versions(&self) -> SupportedVersions {
+        SupportedVersions::OURS.up_to(ClusterVersion(self.version_max.load(Ordering::Acquire)))
+    }
+
+    /// Follows no cluster version after `newest`, as an earlier build would not. For tests.
+    ///
+    /// # Errors
+    /// When the state is at a later version already.
+    pub fn support_up_to(&self, newest: ClusterVersion) -> Result<(), StoreError> {
+        self.version_max.store(newest.0, Ordering::Release);
+        check_version(self.cluster_version(), self.supported_versions())
     }
 
     /// Applies log entries in one transaction that is not synced; the log replays it after a crash. Entry `i` has the
@@ -70,8 +105,10 @@ impl Store {
         self.change(|| {
             let txn = begin_unsynced(&self.db)?;
             let mut tables = WriteTables::open(&txn)?;
-            let mut batch = Batch::new(&tables, self.head());
-            let (outcomes, records) = apply_entries(&tables, &mut batch, first_index, entries)?;
+            let mut batch = Batch::new(&tables, self.head(), self.cluster_version());
+            let supported = self.supported_versions();
+            let (outcomes, records) = apply_entries(&tables, &mut batch, first_index, entries, supported)?;
+            let version = batch.cluster_version();
             let parts = batch.into_parts();
             let head = tables.write(parts)?;
             for (at, digest) in records {
@@ -80,6 +117,7 @@ impl Store {
             tables.put_meta(RAFT_META, meta)?;
             drop(tables);
             txn.commit().doing("committing a batch")?;
+            self.version.store(version.0, Ordering::Release);
             Ok((outcomes, head))
         })
     }
@@ -140,9 +178,10 @@ impl Store {
         let mut writer = self.writer()?;
         let txn = begin_synced(&self.db)?;
         // Dropped without a commit when the snapshot is refused: nothing of it remains.
-        let (head, summary) = snapshot::install(&txn, from)?;
+        let (head, version, summary) = snapshot::install(&txn, from, self.supported_versions())?;
         *writer = false;
         txn.commit().doing("installing a snapshot")?;
+        self.version.store(version.0, Ordering::Release);
         self.publish(head);
         *writer = true;
         Ok(summary)

@@ -11,9 +11,9 @@ use holdfast_model::resource::{
     App, Cluster, Deployment, Edge, Enrolment, Env, Instance, Member, Node, Org, Release, Route, Token,
 };
 use holdfast_model::{
-    AgentName, Aggregate, AppId, AppName, DeploymentId, Digest, EdgeId, EnrolmentId, EnvId, EnvName,
-    Hostname, Incarnation, InstanceId, MemberId, NodeId, OrgId, OrgName, ReleaseId, Revision, RouteId,
-    TokenId,
+    AgentName, Aggregate, AppId, AppName, ClusterVersion, DeploymentId, Digest, EdgeId, EnrolmentId, EnvId,
+    EnvName, Hostname, Incarnation, InstanceId, MemberId, NodeId, OrgId, OrgName, ReleaseId, Revision,
+    RouteId, TokenId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -123,6 +123,14 @@ pub trait Views: Rows {
     /// When the database fails.
     fn cluster(&self) -> Result<Option<Cluster>, StoreError> {
         read(self, &[])
+    }
+
+    /// The version of the rules and stored forms in use; before the cluster is initialised, the first.
+    ///
+    /// # Errors
+    /// When the database fails.
+    fn cluster_version(&self) -> Result<ClusterVersion, StoreError> {
+        Ok(self.cluster()?.map_or(ClusterVersion::ONE, |cluster| cluster.version))
     }
 
     getters! {

@@ -74,8 +74,18 @@ async fn cluster(call: Call) -> Result<Response, Refusal> {
             () if learns => MemberRole::Learner,
             () => MemberRole::Joining,
         };
-        members.push(MemberStatus { member, role });
+        members.push((member, role));
     }
+    let supported = members.iter().map(|(member, role)| async {
+        match role {
+            MemberRole::Removed => None,
+            _ if member.id == call.service.member => Some(call.service.store().supported_versions()),
+            _ => call.service.consensus.supported_by(member.id).await,
+        }
+    });
+    let supported = futures::future::join_all(supported).await;
+    let members = members.into_iter().zip(supported);
+    let members = members.map(|((member, role), supported)| MemberStatus { member, role, supported });
     let status = ClusterStatus {
         cluster: cluster.id,
         incarnation: cluster.incarnation,
@@ -84,7 +94,7 @@ async fn cluster(call: Call) -> Result<Response, Refusal> {
         leader: raft.leader,
         term: raft.term,
         applied: raft.last_applied.unwrap_or(0),
-        members,
+        members: members.collect(),
     };
     Ok(found(view.revision(), status))
 }

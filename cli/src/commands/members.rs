@@ -37,9 +37,11 @@ fn members(cluster: &ClusterStatus) -> String {
             if leads { "leader".into() } else { "-".into() },
             status.member.api_addr.clone(),
             status.member.raft_addr.clone(),
+            or_dash(status.supported),
         ]
     });
-    table(["ID", "MEMBER", "ROLE", "LEADER", "API", "RAFT"], rows)
+    let members = table(["ID", "MEMBER", "ROLE", "LEADER", "API", "RAFT", "SUPPORTS"], rows);
+    format!("Cluster version {}\n\n{members}", cluster.version)
 }
 
 /// The member with this id, or the present one with this name.

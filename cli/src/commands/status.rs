@@ -29,7 +29,7 @@ fn text(status: &Status) -> String {
         cluster.cluster, cluster.incarnation, cluster.version, cluster.term, cluster.applied, cluster.member
     )];
     let members = cluster.members.iter().map(|m| member(m, cluster));
-    parts.push(table(["MEMBER", "ID", "ROLE", "LEADER", "API", "RAFT"], members));
+    parts.push(table(["MEMBER", "ID", "ROLE", "LEADER", "API", "RAFT", "SUPPORTS"], members));
     parts.push(nodes(&status.nodes));
     parts.push(edges(&status.edges));
     let held = held(status);
@@ -39,7 +39,7 @@ fn text(status: &Status) -> String {
     parts.join("\n\n")
 }
 
-fn member(status: &MemberStatus, cluster: &ClusterStatus) -> [String; 6] {
+fn member(status: &MemberStatus, cluster: &ClusterStatus) -> [String; 7] {
     let leads = cluster.leader == Some(status.member.id);
     [
         status.member.name.to_string(),
@@ -48,6 +48,7 @@ fn member(status: &MemberStatus, cluster: &ClusterStatus) -> [String; 6] {
         if leads { "leader".into() } else { "-".into() },
         status.member.api_addr.clone(),
         status.member.raft_addr.clone(),
+        or_dash(status.supported),
     ]
 }
 
@@ -117,7 +118,10 @@ mod tests {
     use holdfast_model::agent::Held;
     use holdfast_model::api::MemberRole;
     use holdfast_model::resource::{Capacity, Edge, Member, Node, NodeState};
-    use holdfast_model::{ClusterId, EdgeId, Incarnation, MemberId, NodeId, Revision, Timestamp};
+    use holdfast_model::{
+        ClusterId, ClusterVersion, EdgeId, Incarnation, MemberId, NodeId, Revision, SupportedVersions,
+        Timestamp,
+    };
 
     fn status() -> Status {
         let contact = Contact {
@@ -159,12 +163,19 @@ mod tests {
             cluster: ClusterStatus {
                 cluster: ClusterId::from_bits(1),
                 incarnation: Incarnation(1),
-                version: 1,
+                version: ClusterVersion(2),
                 member: MemberId(1),
                 leader: Some(MemberId(1)),
                 term: 2,
                 applied: 99,
-                members: vec![MemberStatus { member, role: MemberRole::Voter }],
+                members: vec![MemberStatus {
+                    member,
+                    role: MemberRole::Voter,
+                    supported: Some(SupportedVersions {
+                        oldest: ClusterVersion(1),
+                        newest: ClusterVersion(2),
+                    }),
+                }],
             },
             nodes: vec![NodeStatus {
                 node,
@@ -180,10 +191,10 @@ mod tests {
     #[test]
     fn golden_text() {
         let expected = "\
-Cluster cluster_00000000000000000000000001 · incarnation 1 · version 1 · term 2 · applied 99 · answered by member 1
+Cluster cluster_00000000000000000000000001 · incarnation 1 · version 2 · term 2 · applied 99 · answered by member 1
 
-MEMBER  ID  ROLE   LEADER  API            RAFT
-alpha   1   voter  leader  10.0.0.1:7443  10.0.0.1:7444
+MEMBER  ID  ROLE   LEADER  API            RAFT           SUPPORTS
+alpha   1   voter  leader  10.0.0.1:7443  10.0.0.1:7444  1-2
 
 NODE  STATE   INSTANCES  MEMORY        CPU          HEARD   REVISION  VMM
 n1    active  2          256/4096 MiB  2000/2000 m  0s ago  40        qemu-tcg

@@ -1,7 +1,7 @@
 //! `holdfast server init`: a new cluster with its CA, its first member and its first operator.
 
 use super::folder::{Folder, MemberFile, check_address};
-use super::run::{start_consensus, wait_for_leader};
+use super::run::{cluster_version_max, start_consensus, wait_for_leader};
 use crate::args::operator::ServerInit;
 use crate::commands::secret_text;
 use crate::failure::{Failure, with_sources};
@@ -10,7 +10,7 @@ use holdfast_api::service::{RequestInfo, entropy, now};
 use holdfast_identity::{
     Authority, CERTIFICATE_VALIDITY, Credential, PrivateKey, Token, TokenKind as SecretKind,
 };
-use holdfast_model::command::{NewMember, NewToken};
+use holdfast_model::command::{NewCluster, NewMember, NewToken};
 use holdfast_model::limits::TOKEN_MS_MAX;
 use holdfast_model::resource::{Member, TokenKind};
 use holdfast_model::{ClusterId, Command, Context, Digest, Incarnation, MemberId, Proposal, Scope};
@@ -53,7 +53,7 @@ pub(crate) async fn init(output: &Output, arguments: ServerInit) -> Result<(), F
     Consensus::prepare(folder.path(), &identity).map_err(|e| host(&e))?;
 
     let token = Token::generate(SecretKind::Operator).map_err(|e| host(&e))?;
-    let command = Command::InitCluster {
+    let new = NewCluster {
         cluster,
         incarnation: Incarnation(1),
         member: NewMember {
@@ -69,6 +69,7 @@ pub(crate) async fn init(output: &Output, arguments: ServerInit) -> Result<(), F
             ttl_ms: TOKEN_MS_MAX,
         },
     };
+    let command = new.at(cluster_version_max()?);
     let consensus = start_consensus(&folder, &member).await?;
     let node = MemberNode { raft_addr: member.raft_addr.clone(), api_addr: member.api_addr.clone() };
     consensus.bootstrap(node).await.map_err(|e| host(&e))?;

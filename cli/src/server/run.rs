@@ -14,6 +14,7 @@ use holdfast_identity::{
     Authority, Credential, client_config, mutual_client_config, mutual_server_config, server_config,
     server_name,
 };
+use holdfast_model::{ClusterVersion, SupportedVersions};
 use holdfast_raft::transport::RaftTls;
 use holdfast_raft::{Consensus, ConsensusConfig};
 use std::convert::Infallible;
@@ -25,6 +26,8 @@ use tokio::sync::watch;
 
 /// For the first leader of a new cluster, in milliseconds.
 const FIRST_LEADER_MS_MAX: u64 = 30_000;
+/// Names the environment variable by which a build acts as an earlier one.
+const CLUSTER_VERSION_MAX: &str = "HOLDFAST_CLUSTER_VERSION_MAX";
 /// Between two looks at the certificate's age.
 const RENEW_EVERY: Duration = Duration::from_secs(3600);
 
@@ -90,8 +93,21 @@ pub(super) async fn start_consensus(folder: &Folder, member: &MemberFile) -> Res
 
 async fn start_with(folder: &Folder, member: &MemberFile, tls: Arc<RaftTls>) -> Result<Consensus, Failure> {
     let listen = bind_address(&member.raft_addr).await?;
-    let config = ConsensusConfig::new(member.member, folder.path().to_owned(), listen, tls);
+    let mut config = ConsensusConfig::new(member.member, folder.path().to_owned(), listen, tls);
+    config.cluster_version_max = cluster_version_max()?;
     Consensus::start(config).await.map_err(|e| Failure::Host(with_sources(&e)))
+}
+
+/// The newest cluster version that this process supports: the build's, or less to act as an earlier build in tests.
+pub(super) fn cluster_version_max() -> Result<ClusterVersion, Failure> {
+    let Some(text) = std::env::var_os(CLUSTER_VERSION_MAX) else { return Ok(ClusterVersion::NEWEST) };
+    let asked = text.to_str().and_then(|text| text.parse().ok()).map(ClusterVersion);
+    asked.filter(|asked| SupportedVersions::OURS.includes(*asked)).ok_or_else(|| {
+        Failure::Usage(format!(
+            "{CLUSTER_VERSION_MAX} must be a cluster version that this build supports ({}).",
+            SupportedVersions::OURS
+        ))
+    })
 }
 
 /// Waits until the group has a leader.

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
+use holdfast_model::SupportedVersions;
 use openraft::raft::{AppendEntriesRequest, StreamAppendResult};
 use rand::RngExt;
 use tokio::io::AsyncWriteExt;
@@ -17,7 +18,9 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::link::{Link, LinkError};
-use super::message::{Frame, HELLO_MAGIC, Hello, HelloAnswer, Purpose, Refusal, Request, Response};
+use super::message::{
+    Frame, HELLO_MAGIC, Hello, HelloAnswer, Purpose, Refusal, Request, Response, read_answer,
+};
 use super::{FrameError, Incoming, Outgoing, PROTOCOL_VERSION, encode_frame, open};
 use crate::types::TypeConfig;
 
@@ -68,6 +71,8 @@ pub(crate) struct LocalPeer {
     pub(crate) member: u64,
     /// The newest incarnation that another member was found to be of, while this one is of an older one; or 0.
     pub(crate) newer_incarnation: Arc<AtomicU64>,
+    /// The cluster versions that it supports.
+    pub(crate) supported: SupportedVersions,
 }
 
 /// A way to one member for one purpose.
@@ -123,6 +128,25 @@ impl Channel {
         let answer = timeout_at(until, connection.call(request)).await;
         match answer {
             Ok(answer) => answer,
+            Err(_elapsed) => {
+                connection.give_up_if_silent();
+                Err(CallError::Timeout { target })
+            }
+        }
+    }
+
+    /// What the member supports, as the process says that answers now.
+    pub(crate) async fn supported_versions(
+        self: &Arc<Self>,
+        deadline: Duration,
+    ) -> Result<SupportedVersions, CallError> {
+        let target = self.target;
+        let until = Instant::now() + deadline;
+        let connection =
+            timeout_at(until, self.connection()).await.map_err(|_| CallError::Timeout { target })??;
+        // Any question does; this one every build answers from what it has at hand.
+        match timeout_at(until, connection.call(Request::Remembered)).await {
+            Ok(answer) => answer.map(|_| connection.supported),
             Err(_elapsed) => {
                 connection.give_up_if_silent();
                 Err(CallError::Timeout { target })
@@ -216,23 +240,23 @@ impl Channel {
         };
         sent.await.map_err(|_| CallError::Broken { target })?;
         let Some(Ok(answer)) = incoming.next().await else { return Err(CallError::Broken { target }) };
-        match postcard::from_bytes(&answer) {
-            Ok(HelloAnswer::Welcome { version: PROTOCOL_VERSION }) => {}
-            Ok(HelloAnswer::Welcome { version }) => {
+        let (answer, supported) = read_answer(&answer).map_err(|_| CallError::Broken { target })?;
+        match answer {
+            HelloAnswer::Welcome { version: PROTOCOL_VERSION } => {}
+            HelloAnswer::Welcome { version } => {
                 return Err(CallError::Greeting {
                     target,
                     reason: format!("it answered with protocol {version}"),
                 });
             }
-            Ok(HelloAnswer::Refused { reason }) => return Err(CallError::Greeting { target, reason }),
-            Ok(HelloAnswer::Superseded { incarnation }) => {
+            HelloAnswer::Refused { reason } => return Err(CallError::Greeting { target, reason }),
+            HelloAnswer::Superseded { incarnation } => {
                 self.local.newer_incarnation.fetch_max(incarnation, Ordering::Relaxed);
                 let reason = format!("it is of incarnation {incarnation}");
                 return Err(CallError::Greeting { target, reason });
             }
-            Err(_) => return Err(CallError::Broken { target }),
         }
-        Ok(Connection::start(target, incoming, write))
+        Ok(Connection::start(target, supported, incoming, write))
     }
 }
 
@@ -253,6 +277,8 @@ struct Waiting {
 /// One established connection.
 struct Connection {
     target: u64,
+    /// The cluster versions that the process at the other end supports.
+    supported: SupportedVersions,
     next_id: AtomicU64,
     outgoing: mpsc::Sender<Vec<u8>>,
     waiting: Mutex<Waiting>,
@@ -264,10 +290,11 @@ struct Connection {
 }
 
 impl Connection {
-    fn start(target: u64, incoming: Incoming, write: Outgoing) -> Arc<Self> {
+    fn start(target: u64, supported: SupportedVersions, incoming: Incoming, write: Outgoing) -> Arc<Self> {
         let (outgoing, frames) = mpsc::channel(OUTGOING_FRAMES_MAX);
         let connection = Arc::new(Connection {
             target,
+            supported,
             next_id: AtomicU64::new(0),
             outgoing,
             waiting: Mutex::new(Waiting::default()),

@@ -2,7 +2,7 @@
 //! not, because it is what tells versions apart.
 
 use bytes::Bytes;
-use holdfast_model::Outcome;
+use holdfast_model::{Outcome, SupportedVersions};
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
     TransferLeaderResponse, VoteRequest, VoteResponse,
@@ -41,6 +41,22 @@ pub(crate) enum HelloAnswer {
     Refused { reason: String },
     /// No: this cluster goes on in a newer incarnation, and the one who dialled is of an older one.
     Superseded { incarnation: u64 },
+}
+
+/// What the side that answers supports, behind the [`HelloAnswer`]. Builds before cluster version 2 say nothing there, and
+/// do not look there.
+pub(crate) fn with_versions(
+    answer: &HelloAnswer,
+    supported: SupportedVersions,
+) -> (&HelloAnswer, SupportedVersions) {
+    (answer, supported)
+}
+
+/// The answer to a greeting, and what is said behind it.
+pub(crate) fn read_answer(bytes: &[u8]) -> Result<(HelloAnswer, SupportedVersions), postcard::Error> {
+    let (answer, rest) = postcard::take_from_bytes(bytes)?;
+    let supported = if rest.is_empty() { SupportedVersions::UNTOLD } else { postcard::from_bytes(rest)? };
+    Ok((answer, supported))
 }
 
 /// What a connection carries. Each purpose has its own, so that none waits behind another.

@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use super::channel::{LocalPeer, write_frames};
 use super::link::{Handshake, Link, PeerStream};
-use super::message::{Frame, HELLO_MAGIC, Hello, HelloAnswer, Refusal, Request, Response};
+use super::message::{Frame, HELLO_MAGIC, Hello, HelloAnswer, Refusal, Request, Response, with_versions};
 use super::{Incoming as FrameReader, Outgoing, PROTOCOL_VERSION, encode_frame, open};
 use crate::member_identity::later_incarnation;
 use crate::types::TypeConfig;
@@ -124,6 +124,7 @@ impl Incoming {
             (Err(_), Some(incarnation)) => HelloAnswer::Superseded { incarnation },
             (Err(reason), None) => HelloAnswer::Refused { reason: reason.clone() },
         };
+        let answer = with_versions(&answer, self.local.supported);
         let frame = encode_frame(&answer).map_err(|error| error.to_string())?;
         let sent = async {
             write.write_all(&frame).await?;

@@ -8,11 +8,11 @@ use std::time::{Duration, SystemTime};
 use holdfast_identity::{
     Authority, Credential, PrivateKey, Subject, mutual_client_config, mutual_server_config,
 };
-use holdfast_model::command::{NewMember, NewToken};
+use holdfast_model::command::{NewCluster, NewMember, NewToken};
 use holdfast_model::resource::TokenKind;
 use holdfast_model::{
-    Actor, Command, Context, Digest, Incarnation, MemberId, Proposal, RequestId, Revision, Scope, Timestamp,
-    TokenId,
+    Actor, ClusterVersion, Command, Context, Digest, Incarnation, MemberId, Proposal, RequestId, Revision,
+    Scope, Timestamp, TokenId,
 };
 use holdfast_raft::{Compaction, Consensus, ConsensusConfig, MemberIdentity, MemberNode, RaftTls};
 use holdfast_store::Views;
@@ -28,6 +28,8 @@ pub(crate) struct Group {
     pub(crate) members: BTreeMap<u64, Consensus>,
     addresses: BTreeMap<u64, SocketAddr>,
     pub(crate) compaction: Compaction,
+    /// The newest cluster version that members started from now on support.
+    pub(crate) version_max: ClusterVersion,
     requests: std::sync::atomic::AtomicU64,
     operator: TokenId,
 }
@@ -45,6 +47,7 @@ impl Group {
             members: BTreeMap::new(),
             addresses: BTreeMap::new(),
             compaction: Compaction::default(),
+            version_max: ClusterVersion::NEWEST,
             requests: std::sync::atomic::AtomicU64::new(1),
             operator: TokenId::from_bits(0),
         }
@@ -106,6 +109,7 @@ impl Group {
         let listen = self.addresses.get(&id).copied().unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0)));
         let mut config = ConsensusConfig::new(MemberId(id), self.path(id), listen, self.tls(id));
         config.compaction = self.compaction.clone();
+        config.cluster_version_max = self.version_max;
         config
     }
 
@@ -182,7 +186,7 @@ impl Group {
             scopes: Scope::ALL.iter().copied().collect(),
             ttl_ms: 3_600_000,
         };
-        self.proposal(Command::InitCluster {
+        let new = NewCluster {
             cluster: holdfast_model::ClusterId::from_bits(1),
             incarnation: Incarnation(1),
             member: NewMember {
@@ -191,7 +195,8 @@ impl Group {
                 api_addr: self.node(1).api_addr,
             },
             operator,
-        })
+        };
+        self.proposal(new.at(self.version_max))
     }
 
     /// A write that is accepted the first time and any time it is repeated.
@@ -206,4 +211,10 @@ impl Group {
     pub(crate) fn revision(&self, id: u64) -> Revision {
         self.members[&id].store().revision()
     }
+}
+
+/// An error with everything behind it.
+pub(crate) fn sentence(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

@@ -11,3 +11,4 @@ mod membership;
 mod out_of_service;
 mod recovery;
 mod requests;
+mod upgrade;

@@ -10,7 +10,7 @@ use holdfast_model::{Actor, AppId, Code, Command, EnvId, OrgId, TokenId};
 
 /// Refuses callers that the state does not know, or no longer trusts.
 pub(super) fn admit(draft: &Draft<'_>, command: &Command) -> Result<(), Refusal> {
-    if matches!(command, Command::InitCluster { .. }) {
+    if matches!(command, Command::InitCluster { .. } | Command::BeginCluster { .. }) {
         return Ok(());
     }
     if draft.cluster()?.is_none() {
@@ -25,6 +25,7 @@ pub(super) fn admit(draft: &Draft<'_>, command: &Command) -> Result<(), Refusal>
             | Command::ReportSilence { .. }
             | Command::VerifyDigest { .. }
             | Command::BeginIncarnation { .. }
+            | Command::AdvanceLogTime { .. }
     );
     match draft.context().actor {
         Actor::System(_) => Ok(()),

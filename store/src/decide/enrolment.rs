@@ -11,17 +11,16 @@ use holdfast_model::resource::{
     Capacity, Cluster, Edge, Enrolled, Enrolment, EnrolmentKind, Member, Node, NodeState, TokenKind,
 };
 use holdfast_model::{
-    AgentName, Aggregate, ClusterId, Code, Digest, EdgeId, EnrolmentId, EventPayload, Incarnation, MemberId,
-    NodeId, Output, Revision,
+    AgentName, Aggregate, ClusterId, ClusterVersion, Code, Digest, EdgeId, EnrolmentId, EventPayload,
+    Incarnation, MemberId, NodeId, Output, Revision,
 };
 
 /// The longest address of a member, in bytes.
 const ADDRESS_BYTES_MAX: usize = 300;
-/// The rules that a new cluster begins with.
-const CLUSTER_VERSION: u32 = 1;
 
 pub(super) fn init_cluster(
     draft: &mut Draft<'_>,
+    version: ClusterVersion,
     id: ClusterId,
     incarnation: Incarnation,
     member: &NewMember,
@@ -42,7 +41,7 @@ pub(super) fn init_cluster(
         prefix: ClusterPrefix::from_entropy(draft.fresh_id() << 48),
         nodes_enrolled: 0,
         members_enrolled: 0,
-        version: CLUSTER_VERSION,
+        version,
         created_at: draft.context().now,
     };
     let filing = Filing::cluster(Aggregate::Cluster(id));

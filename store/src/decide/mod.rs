@@ -13,10 +13,11 @@ mod release;
 mod route;
 mod tick;
 mod token;
+mod version;
 
 use crate::error::StoreError;
 use crate::overlay::Draft;
-use holdfast_model::{Code, Command, Output, Rejection};
+use holdfast_model::{ClusterVersion, Code, Command, Output, Rejection};
 
 /// Why a command was not carried out.
 pub(crate) enum Refusal {
@@ -56,8 +57,13 @@ pub(crate) fn decide(draft: &mut Draft<'_>, command: &Command) -> Decision {
     admission::admit(draft, command)?;
     match command {
         Command::InitCluster { cluster, incarnation, member, operator } => {
-            enrolment::init_cluster(draft, *cluster, *incarnation, member, operator)
+            enrolment::init_cluster(draft, ClusterVersion::ONE, *cluster, *incarnation, member, operator)
         }
+        Command::BeginCluster { version, cluster, incarnation, member, operator } => {
+            enrolment::init_cluster(draft, *version, *cluster, *incarnation, member, operator)
+        }
+        Command::RaiseClusterVersion { to } => version::raise(draft, *to),
+        Command::AdvanceLogTime { .. } => Ok(Output::None),
         Command::CreateOrg { name } => org::create_org(draft, name),
         Command::CreateApp { org, name } => org::create_app(draft, *org, name),
         Command::CreateEnv { app, name } => org::create_env(draft, *app, name),

@@ -7,4 +7,5 @@ mod members;
 mod rollout;
 mod rules;
 mod snapshots;
+mod versions;
 mod world;

@@ -2,7 +2,7 @@
 
 use crate::{Store, View, Views};
 use holdfast_model::agent::{Observation, ProxyProtocol};
-use holdfast_model::command::{Joiner, NewMember, NewToken};
+use holdfast_model::command::{Joiner, NewCluster, NewMember, NewToken};
 use holdfast_model::resource::{
     Capacity, Enrolled, EnrolmentKind, Image, ImageDigest, Instance, InstanceReason, InstanceState,
     RouteTarget, TokenKind,
@@ -72,6 +72,12 @@ pub(super) fn init() -> Command {
     }
 }
 
+/// `init`, for a cluster that begins at this version.
+pub(super) fn begin(version: ClusterVersion) -> Command {
+    let Command::InitCluster { cluster, incarnation, member, operator } = init() else { unreachable!() };
+    NewCluster { cluster, incarnation, member, operator }.at(version)
+}
+
 pub(super) fn route(env: EnvId, name: &str) -> Command {
     Command::CreateRoute {
         env,
@@ -109,9 +115,17 @@ impl World {
     }
 
     pub(super) fn with(store: Store) -> Self {
+        Self::beginning(store, ClusterVersion::NEWEST)
+    }
+
+    pub(super) fn at(version: ClusterVersion) -> Self {
+        Self::beginning(memory_store(), version)
+    }
+
+    fn beginning(store: Store, version: ClusterVersion) -> Self {
         let operator = TokenId::from_bits(0);
         let mut world = Self { store, now: START, operator, log: Vec::new(), drawn: 0 };
-        world.system(init()).unwrap();
+        world.system(begin(version)).unwrap();
         let view = world.view();
         world.operator = view.token_by_digest(&Digest([1; 32])).unwrap().unwrap().id;
         world

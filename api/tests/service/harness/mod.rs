@@ -15,9 +15,9 @@ use holdfast_identity::{
     Authority, CERTIFICATE_VALIDITY, Credential, PeerIdentity, PrivateKey, Token, TokenKind as SecretKind,
     client_config, mutual_client_config, mutual_server_config, server_config, server_name,
 };
-use holdfast_model::command::{NewMember, NewToken};
+use holdfast_model::command::{NewCluster, NewMember, NewToken};
 use holdfast_model::resource::{Member, TokenKind};
-use holdfast_model::{ClusterId, Command, Digest, Incarnation, MemberId, Scope, Timestamp};
+use holdfast_model::{ClusterId, ClusterVersion, Digest, Incarnation, MemberId, Scope, Timestamp};
 use holdfast_raft::transport::RaftTls;
 use holdfast_raft::{Consensus, ConsensusConfig, MemberIdentity, MemberNode};
 use http_body_util::BodyExt;
@@ -100,7 +100,7 @@ impl Rig {
             stopping,
         });
         let operator = Token::generate(SecretKind::Operator).unwrap();
-        let init = Command::InitCluster {
+        let new = NewCluster {
             cluster,
             incarnation: Incarnation(1),
             member: NewMember { name: member.name, raft_addr: member.raft_addr, api_addr: member.api_addr },
@@ -112,7 +112,7 @@ impl Rig {
                 ttl_ms: 3_600_000,
             },
         };
-        service.propose(&RequestInfo::of_member(MemberId(1)), init).await.unwrap();
+        service.propose(&RequestInfo::of_member(MemberId(1)), new.at(ClusterVersion::NEWEST)).await.unwrap();
         let router = holdfast_api::router(Arc::clone(&service));
         Self {
             service,
