@@ -1,0 +1,3 @@
+//! What the benchmarks share: states with a long history, made by the product's own state machine.
+
+pub mod history;
