@@ -3,12 +3,13 @@
 //! The write is `Put` of 256 bytes under a fresh key, the read a linearizable `Range` of one key. The few messages are
 //! written down here as etcd's public API defines them.
 
-use crate::error::BenchError;
-use crate::holdfast::{mixed, trusting, write_private};
+use crate::holdfast::{trusting, write_private};
 use crate::line::{Ask, Dialler, Told};
-use crate::process::Process;
 use crate::system::{Cluster, Kind, MEMBERS, Protocol, free_addresses};
 use bytes::{BufMut, Bytes, BytesMut};
+use holdfast_bench::error::BenchError;
+use holdfast_bench::history::mixed;
+use holdfast_bench::process::Process;
 use http::header::{CONTENT_TYPE, TE};
 use http::{HeaderValue, Method, Request, StatusCode};
 use prost::Message;

@@ -1,9 +1,9 @@
 //! The leader killed, until another takes a write; and a killed member, until it serves again.
 
-use crate::error::BenchError;
 use crate::system::{Cluster, Kind, MEMBERS};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use holdfast_bench::error::BenchError;
 use std::time::{Duration, Instant};
 
 /// Between two attempts to write while there is no leader. Each is made whatever became of those before.

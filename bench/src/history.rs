@@ -19,6 +19,8 @@ use std::fmt::Display;
 
 /// Commands of one transaction, as a busy cluster has them.
 const BATCH: usize = 512;
+/// Commands of one entry of the log.
+const ENTRY: usize = 16;
 /// Nodes that instances are spread over.
 const NODES: usize = 24;
 /// Apps of one org.
@@ -128,16 +130,24 @@ impl Filler<'_> {
         let mut outputs = Vec::with_capacity(commands.len());
         let mut commands = commands.into_iter().enumerate().peekable();
         while commands.peek().is_some() {
-            let mut entries = Vec::with_capacity(BATCH);
-            for (place, command) in commands.by_ref().take(BATCH) {
+            let mut entries: Vec<Vec<Proposal>> = Vec::with_capacity(BATCH.div_ceil(ENTRY));
+            for (n, (place, command)) in commands.by_ref().take(BATCH).enumerate() {
+                if n % ENTRY == 0 {
+                    entries.push(Vec::with_capacity(ENTRY));
+                }
                 let key = keyed.then(|| format!("{what}-{:026}", self.drawn));
-                entries.push(Some(self.proposal(actor(place), key, command)));
+                let proposal = self.proposal(actor(place), key, command);
+                if let Some(entry) = entries.last_mut() {
+                    entry.push(proposal);
+                }
             }
             let last = LogIndex(self.next.0 + entries.len() as u64 - 1);
-            for outcome in self.store.apply(self.next, &entries, &(self.meta)(last))? {
+            for outcome in self.store.apply(self.next, &entries, &(self.meta)(last))?.into_iter().flatten() {
                 match outcome {
-                    Some(Ok(accepted)) => outputs.push(accepted.output),
-                    other => return Err(FillError::Answer { what, answer: format!("{other:?}") }),
+                    Ok(accepted) => outputs.push(accepted.output),
+                    Err(rejection) => {
+                        return Err(FillError::Answer { what, answer: format!("{rejection:?}") });
+                    }
                 }
             }
             self.next = last.next();
@@ -185,9 +195,11 @@ impl Filler<'_> {
     }
 
     fn apps(&mut self, org: OrgId, first: u64, count: usize) -> Result<Vec<AppId>, FillError> {
-        let name = |n: u64| own("app name", format!("fill-{:026}", crate::history::mixed(n)).parse());
-        let commands: Result<Vec<_>, _> =
-            (first..).take(count).map(|n| Ok::<_, FillError>(Command::CreateApp { org, name: name(n)? })).collect();
+        let name = |n: u64| own("app name", app_name(n).parse());
+        let commands: Result<Vec<_>, _> = (first..)
+            .take(count)
+            .map(|n| Ok::<_, FillError>(Command::CreateApp { org, name: name(n)? }))
+            .collect();
         self.ask("an app", commands?)?
             .into_iter()
             .map(|output| match output {
@@ -198,23 +210,28 @@ impl Filler<'_> {
     }
 
     /// An env of each app, deployed, its instances ready. Answers with how many instances that were.
-    fn deployed(&mut self, apps: &[AppId], manifest: &Manifest, instances: u32) -> Result<u64, FillError> {
+    fn deployed(&mut self, apps: &[AppId], first: u64, instances: u32) -> Result<u64, FillError> {
         let env_name: holdfast_model::EnvName = own("env name", "production".parse())?;
         let create = apps.iter().map(|app| Command::CreateEnv { app: *app, name: env_name.clone() });
         let envs = self.ask("an env", create.collect())?;
-        let envs: Vec<EnvId> =
-            envs.into_iter().filter_map(|o| if let Output::Env(env) = o { Some(env) } else { None }).collect();
+        let envs: Vec<EnvId> = envs
+            .into_iter()
+            .filter_map(|o| if let Output::Env(env) = o { Some(env) } else { None })
+            .collect();
         let image = |n: u64| Image {
             repository: "registry.example/team/service".into(),
             digest: ImageDigest::from_bytes(Digest::of(&n.to_be_bytes()).0),
         };
         let drawn = self.drawn;
-        let release = |(n, env): (u64, &EnvId)| Command::CreateRelease {
-            env: *env,
-            image: image(drawn + n),
-            manifest: manifest.clone(),
+        let release = |(n, env): (u64, &EnvId)| {
+            Ok(Command::CreateRelease {
+                env: *env,
+                image: image(drawn + n),
+                manifest: manifest_of(&app_name(first + n))?,
+            })
         };
-        let releases = self.ask("a release", (0..).zip(&envs).map(release).collect())?;
+        let creates: Result<Vec<_>, FillError> = (0..).zip(&envs).map(release).collect();
+        let releases = self.ask("a release", creates?)?;
         let releases: Vec<ReleaseId> = releases
             .into_iter()
             .filter_map(|o| if let Output::Release(release) = o { Some(release) } else { None })
@@ -269,6 +286,20 @@ impl Filler<'_> {
     }
 }
 
+/// As long as a name may be.
+fn app_name(n: u64) -> String {
+    format!("fill-{:026}", mixed(n))
+}
+
+fn manifest_of(app: &str) -> Result<Manifest, FillError> {
+    let text = format!(
+        "schema_version = \"v1\"\n[app]\nname = \"{app}\"\n[processes.web]\n\
+         resources = {{ memory = \"64Mi\", cpu = 0.1 }}\nscaling = {{ min = 1, max = 100 }}\n\
+         ports = [{{ name = \"https\", internal = 8443, protocol = \"tcp\" }}]\n"
+    );
+    own("manifest", manifest::parse(&text).map_err(|e| format!("{e:?}")))
+}
+
 /// Spreads consecutive numbers over all numbers, the same way in every run: nobody gets sorted keys.
 pub fn mixed(n: u64) -> u64 {
     let mut x = n.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -316,10 +347,6 @@ pub fn fill(
     let first = store.view()?.tokens(None, None, 1)?.first().map(|token| token.id);
     filler.operator =
         first.ok_or_else(|| FillError::Own { what: "state", why: "it has no operator's token".into() })?;
-    let text = "schema_version = \"v1\"\n[app]\nname = \"service\"\n[processes.web]\n\
-                resources = { memory = \"64Mi\", cpu = 0.1 }\nscaling = { min = 1, max = 100 }\n\
-                ports = [{ name = \"https\", internal = 8443, protocol = \"tcp\" }]\n";
-    let manifest = own("manifest", manifest::parse(text).map_err(|e| format!("{e:?}")))?;
     let mut filled = Filled::default();
     let (mut orgs, mut apps) = (0, 0);
     if matches!(shape, Shape::Tenants { .. }) {
@@ -345,7 +372,7 @@ pub fn fill(
         let made = filler.apps(org, drawn + apps, count)?;
         apps += count as u64;
         if let Shape::Tenants { instances } = shape {
-            filled.instances += filler.deployed(&made, &manifest, instances)?;
+            filled.instances += filler.deployed(&made, drawn + apps - count as u64, instances)?;
         }
     }
     store.checkpoint()?;
@@ -366,7 +393,8 @@ mod tests {
                 let path = folder.join("state.redb");
                 let store = Store::open(&path).unwrap();
                 let meta = |_: LogIndex| Vec::new();
-                let made = fill(&store, Shape::Tenants { instances: 3 }, Until::Instances(30), &meta).unwrap();
+                let made =
+                    fill(&store, Shape::Tenants { instances: 3 }, Until::Instances(30), &meta).unwrap();
                 assert_eq!(made.instances, 30);
                 let more = fill(&store, Shape::Apps, Until::Events(made.events + 70), &meta).unwrap();
                 assert!(more.events >= made.events + 70);

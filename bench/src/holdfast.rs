@@ -4,11 +4,12 @@
 //! as every client of ours does, so one write stores the app, its name in an index, an event, and the outcome under its
 //! key. The read is `GET /v1/orgs/{org}`, linearizable, which also checks the caller's token in the view it reads.
 
-use crate::error::BenchError;
 use crate::line::{Ask, Dialler, Told};
-use crate::process::{Process, run};
 use crate::system::{Cluster, Kind, MEMBERS, Protocol, free_addresses};
 use bytes::Bytes;
+use holdfast_bench::error::BenchError;
+use holdfast_bench::history::mixed;
+use holdfast_bench::process::{Process, run};
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderValue, Method, Request, StatusCode};
 use rustls::pki_types::pem::PemObject;
@@ -82,14 +83,6 @@ impl Protocol for Http {
         let id = leader.as_u64().or_else(|| leader.as_str()?.parse().ok())?;
         usize::try_from(id.checked_sub(1)?).ok().filter(|place| *place < MEMBERS)
     }
-}
-
-/// Spreads consecutive numbers over all names, the same way in every run: neither system gets sorted keys.
-pub fn mixed(n: u64) -> u64 {
-    let mut x = n.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }
 
 /// Makes and starts a cluster in `folder`, and waits until all three vote.

@@ -1,3 +1,5 @@
-//! What the benchmarks share: states with a long history, made by the product's own state machine.
+//! What the benchmarks share: processes and what they cost, and states with a long history.
 
+pub mod error;
 pub mod history;
+pub mod process;

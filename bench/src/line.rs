@@ -1,9 +1,9 @@
 //! One HTTP/2 connection over TLS, the same for every system that is measured: gRPC is HTTP/2 too, so the generator's
 //! own cost is equal on both sides.
 
-use crate::error::BenchError;
 use bytes::Bytes;
 use h2::client::SendRequest;
+use holdfast_bench::error::BenchError;
 use http::{HeaderMap, Request, StatusCode};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;

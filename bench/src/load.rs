@@ -4,12 +4,12 @@
 //! requests are due at fixed times whatever the system does, and a latency counts from when its request was due, so
 //! that a stall is seen by everyone who would have met it (no coordinated omission).
 
-use crate::error::BenchError;
 use crate::line::Line;
-use crate::process::{SyncCounter, cpu_of};
 use crate::system::{Cluster, Kind, MEMBERS};
 use futures::future::join_all;
 use hdrhistogram::Histogram;
+use holdfast_bench::error::BenchError;
+use holdfast_bench::process::{SyncCounter, cpu_of};
 use std::cell::{Cell, RefCell};
 use std::path::Path;
 use std::rc::Rc;

@@ -1,6 +1,6 @@
 //! What the figures were measured on.
 
-use crate::error::BenchError;
+use holdfast_bench::error::BenchError;
 use std::io::Write;
 use std::path::Path;
 use std::process::Command;

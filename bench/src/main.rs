@@ -3,19 +3,17 @@
 //! Three members of each on loopback, on the same disk, with TLS, in alternating runs, driven by the same generator.
 //! Bounded in count and time; it ends by itself, and ends every process that it started and no other.
 
-mod error;
 mod etcd;
 mod failover;
 mod holdfast;
 mod line;
 mod load;
 mod machine;
-mod process;
 mod report;
 mod system;
 
 use clap::Parser;
-use error::BenchError;
+use holdfast_bench::error::BenchError;
 use load::{Mix, Pace, Scenario};
 use report::Results;
 use std::path::{Path, PathBuf};

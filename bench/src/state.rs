@@ -2,6 +2,7 @@
 
 use clap::{Parser, Subcommand};
 use holdfast_bench::history::{Shape, Until, fill};
+use holdfast_bench::process::cpu_of;
 use holdfast_model::LogIndex;
 use holdfast_store::Store;
 use std::error::Error;
@@ -52,9 +53,13 @@ fn measure(path: &Path) -> Result<(), Box<dyn Error>> {
     let began = Instant::now();
     let store = Store::open(path)?;
     let events = store.revision().0;
-    let told = |what: &str, began: Instant| {
+    let mut cpu = cpu_of(std::process::id()).unwrap_or_default();
+    let mut told = |what: &str, began: Instant| {
         let seconds = began.elapsed().as_secs_f64();
-        println!("{what}: {seconds:.2} s, {:.0} events/s", events as f64 / seconds);
+        let now = cpu_of(std::process::id()).unwrap_or_default();
+        let spent = now.saturating_sub(cpu).as_secs_f64();
+        cpu = now;
+        println!("{what}: {seconds:.2} s, {:.0} events/s, CPU {spent:.2} s", events as f64 / seconds);
     };
     told("open", began);
     let began = Instant::now();

@@ -1,8 +1,8 @@
 //! What a measured system must offer: three members on loopback, one kind of write, one kind of read.
 
-use crate::error::BenchError;
 use crate::line::{Ask, Dialler, Line, Told};
-use crate::process::Process;
+use holdfast_bench::error::BenchError;
+use holdfast_bench::process::Process;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::time::{Duration, Instant};

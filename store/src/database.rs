@@ -114,10 +114,6 @@ impl<'t> WriteTables<'t> {
         Ok(())
     }
 
-    pub(crate) fn event(&self, revision: Revision) -> Result<Option<Vec<u8>>, StoreError> {
-        Ok(self.events.get(revision.0).doing("reading an event")?.map(|guard| guard.value().to_vec()))
-    }
-
     pub(crate) fn put_head(&mut self, head: &Head) -> Result<(), StoreError> {
         let bytes = postcard::to_stdvec(head).map_err(|source| StoreError::Encode { table: HEAD, source })?;
         self.put_meta(HEAD, &bytes)

@@ -25,6 +25,8 @@ mod placement;
 #[cfg(feature = "planted-bugs")]
 pub mod planted;
 mod replay;
+mod replay_events;
+mod replay_rows;
 mod rollout;
 mod rows;
 mod settled;

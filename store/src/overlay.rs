@@ -122,14 +122,6 @@ impl<'a> Batch<'a> {
         Ok(())
     }
 
-    /// Applies an event that was decided before: a replay (I13). The chain is checked by the caller.
-    pub(crate) fn replay(&mut self, event: &Event) -> Result<(), StoreError> {
-        evolve(self, event)?;
-        self.head.revision = event.revision;
-        self.head.chain = event.chain;
-        Ok(())
-    }
-
     /// The changed rows in key order, the events, and the head after them.
     pub(crate) fn into_parts(self) -> (Changes, Vec<(Revision, Vec<u8>)>, Head) {
         (self.changes, self.events, self.head)

@@ -2,17 +2,14 @@
 
 use crate::database::{Doing, ReadTables, VIEWS, WriteTables};
 use crate::error::StoreError;
-use crate::event_bytes;
+use crate::evolve::evolve;
 use crate::head::Head;
-use crate::overlay::Batch;
-use crate::rows::NoRows;
-use crate::tables::{RowSum, Table, is_view};
-use crate::views::Views;
-use holdfast_model::{ClusterVersion, Digest, Revision};
+use crate::replay_events::{self, Place, THREADS_FROM_EVENTS};
+use crate::replay_rows::ReplayRows;
+use crate::tables::{RowSum, is_view};
+use holdfast_model::{Digest, Revision};
+use redb::{ReadableTable, ReadableTableMetadata};
 use std::collections::BTreeMap;
-
-/// Events that a rebuild applies between two writes: its memory is bounded by what they change.
-const REBUILD_EVENTS: u64 = 10_000;
 
 /// What a replay came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,36 +42,43 @@ pub struct Replayed {
     pub rows: BTreeMap<&'static str, u64>,
 }
 
-/// Applies one stored event, after checking that it is the chain's next.
-fn step(batch: &mut Batch<'_>, revision: Revision, bytes: &[u8]) -> Result<(), StoreError> {
-    let head = batch.head();
-    if revision != head.revision.next() || !event_bytes::continues(head.chain, bytes) {
-        return Err(StoreError::corrupt(format!("event {revision} does not continue the history")));
-    }
-    let event = event_bytes::open(bytes)?;
-    if event.revision != revision {
-        return Err(StoreError::corrupt(format!("event {} is filed as {revision}", event.revision)));
-    }
-    batch.replay(&event)
+/// A replay in memory: the rows that the events so far lead to.
+struct Replay {
+    rows: ReplayRows,
+    at: Place,
 }
 
-/// Replays events up to a revision in memory. `seen` is shown the head after each.
-fn replay(
-    tables: &ReadTables,
-    to: Revision,
-    mut seen: impl FnMut(&Head),
-) -> Result<Batch<'static>, StoreError> {
-    let mut batch = Batch::new(&NoRows, Head::default(), ClusterVersion::ONE);
-    seen(batch.head());
-    for row in tables.events_after(Revision(0))? {
-        let (revision, bytes) = row?;
-        if revision > to {
-            break;
-        }
-        step(&mut batch, revision, &bytes)?;
-        seen(batch.head());
+impl Replay {
+    fn new() -> Self {
+        Self { rows: ReplayRows::new(), at: Place::default() }
     }
-    Ok(batch)
+
+    /// Goes on up to a revision.
+    fn go_on(&mut self, tables: &ReadTables, to: Revision) -> Result<(), StoreError> {
+        let (from, rows) = (self.at, &mut self.rows);
+        let threads = to.0.saturating_sub(from.revision.0) >= THREADS_FROM_EVENTS;
+        let stored = || tables.events_after(from.revision);
+        self.at = replay_events::each(from, to, threads, stored, |event| evolve(rows, event))?;
+        if self.at.revision < to {
+            return Err(StoreError::corrupt(format!("event {} is missing", self.at.revision.next())));
+        }
+        Ok(())
+    }
+
+    /// Whether threads are worth it.
+    fn is_long(&self) -> bool {
+        self.at.revision.0 >= THREADS_FROM_EVENTS
+    }
+
+    /// The head of a state with these views.
+    fn head(&self) -> Head {
+        let views = if self.is_long() { self.rows.sum_by_threads() } else { self.rows.sum() };
+        self.head_with(views)
+    }
+
+    fn head_with(&self, views: RowSum) -> Head {
+        Head { revision: self.at.revision, chain: self.at.chain, views, ..Head::default() }
+    }
 }
 
 fn check_held(tables: &ReadTables, asked: Revision) -> Result<Head, StoreError> {
@@ -87,69 +91,97 @@ fn check_held(tables: &ReadTables, asked: Revision) -> Result<Head, StoreError> 
 
 pub(crate) fn replay_to(tables: &ReadTables, to: Revision) -> Result<Replayed, StoreError> {
     check_held(tables, to)?;
-    let batch = replay(tables, to, |_| {})?;
-    let head = *batch.head();
-    let mut rows: BTreeMap<&'static str, u64> = BTreeMap::new();
-    let (changes, ..) = batch.into_parts();
-    for (key, _) in changes.iter().filter(|(_, value)| value.is_some()) {
-        let table = key.first().copied().and_then(Table::from_tag).map_or("unknown", Table::name);
-        *rows.entry(table).or_default() += 1;
-    }
-    Ok(Replayed { rebuilt: Rebuilt { revision: head.revision, views: head.views_digest() }, rows })
+    let mut replay = Replay::new();
+    replay.go_on(tables, to)?;
+    let rebuilt = Rebuilt { revision: to, views: replay.head().views_digest() };
+    Ok(Replayed { rebuilt, rows: replay.rows.counts() })
 }
 
 /// Verifies all, and tells the digest of the views at `at` beside it: both come out of one replay.
 pub(crate) fn verify(tables: &ReadTables, at: Revision) -> Result<(Verified, Digest), StoreError> {
     let head = check_held(tables, at)?;
     let (mut views, mut log, mut rows) = (RowSum::default(), RowSum::default(), 0);
+    let mut room = Vec::new();
     for row in tables.all_rows()? {
         let (key, value) = row?;
-        if is_view(&key) {
-            views.add(&key, &value)
-        } else {
-            log.add(&key, &value)
-        }
+        let sum = if is_view(&key) { &mut views } else { &mut log };
+        sum.add_with(&key, &value, &mut room);
         rows += 1;
     }
     if views != head.views || log != head.log {
         return Err(StoreError::corrupt("the rows are not those that the digest was made of"));
     }
-    let mut views_at = None;
-    let replayed = replay(tables, head.revision, |passed| {
-        if passed.revision == at {
-            views_at = Some(passed.views_digest());
-        }
-    })?;
-    if replayed.head().views_digest() != head.views_digest() {
+    let mut replay = Replay::new();
+    replay.go_on(tables, at)?;
+    let views_at = replay.head().views_digest();
+    if at < head.revision {
+        replay.go_on(tables, head.revision)?;
+    }
+    if replay.head().views_digest() != head.views_digest() {
         return Err(StoreError::corrupt("the events do not lead to the views"));
     }
-    let views_at = views_at.ok_or_else(|| StoreError::corrupt("the history skips a revision"))?;
     let verified =
         Verified { revision: head.revision, rows, events: head.revision.0, state: head.state_digest() };
     Ok((verified, views_at))
 }
 
-/// Makes the views anew in a transaction. The caller commits, or drops the transaction on an error.
-pub(crate) fn rebuild(txn: &redb::WriteTransaction, was: Head) -> Result<Rebuilt, StoreError> {
-    txn.delete_table(VIEWS).doing("dropping the views")?;
-    let mut tables = WriteTables::open(txn)?;
-    let mut head = Head { log: was.log, applied: was.applied, ..Head::default() };
-    while head.revision < was.revision {
-        let mut batch = Batch::new(&tables, head, Views::cluster_version(&tables)?);
-        for n in 1..=REBUILD_EVENTS {
-            let revision = Revision(head.revision.0 + n);
-            if revision > was.revision {
-                break;
+/// Makes the views anew from the committed events of `tables`, and replaces those in the file if they differ at all.
+/// The caller commits, or drops the transaction on an error. Needs memory for one copy of the views.
+///
+/// Views that are right already are left where they are: writing millions of rows again costs more than all the rest.
+/// Once one row is wrong nothing in the table is trusted, and all of it is dropped and written in key order.
+pub(crate) fn rebuild(
+    tables: &ReadTables,
+    txn: &redb::WriteTransaction,
+    was: Head,
+) -> Result<Rebuilt, StoreError> {
+    let mut replay = Replay::new();
+    replay.go_on(tables, was.revision)?;
+    let (views, is_right) = if replay.is_long() {
+        std::thread::scope(|scope| {
+            let sum = scope.spawn(|| replay.rows.sum());
+            let is_right = is_written(txn, &replay.rows);
+            match sum.join() {
+                Ok(sum) => (sum, is_right),
+                Err(panic) => std::panic::resume_unwind(panic),
             }
-            let bytes = tables.event(revision)?;
-            let bytes = bytes.ok_or_else(|| StoreError::corrupt(format!("event {revision} is missing")))?;
-            step(&mut batch, revision, &bytes)?;
-        }
-        let parts = batch.into_parts();
-        head = tables.write(parts)?;
-    }
+        })
+    } else {
+        (replay.rows.sum(), is_written(txn, &replay.rows))
+    };
+    let head = Head { log: was.log, applied: was.applied, ..replay.head_with(views) };
     if head != was {
         return Err(StoreError::corrupt("the events do not lead to the views"));
     }
+    if !is_right {
+        txn.delete_table(VIEWS).doing("dropping the views")?;
+        let mut tables = WriteTables::open(txn)?;
+        replay.rows.for_each_in_order(|key, value| tables.put(key, Some(value)))?;
+    }
     Ok(Rebuilt { revision: head.revision, views: head.views_digest() })
+}
+
+/// Whether the file has exactly these views. What cannot be read is wrong, too.
+fn is_written(txn: &redb::WriteTransaction, rows: &ReplayRows) -> bool {
+    let compare = || -> Result<bool, redb::Error> {
+        let table = txn.open_table(VIEWS)?;
+        if table.len()? != rows.len() as u64 {
+            return Ok(false);
+        }
+        let mut before: Vec<u8> = Vec::new();
+        let mut same = 0;
+        for row in table.iter()? {
+            let (key, value) = row?;
+            let key = key.value();
+            // In order and each once: as many as there are, each right, are all of them.
+            if key <= before.as_slice() || rows.row(key).is_none_or(|row| **row != *value.value()) {
+                return Ok(false);
+            }
+            before.clear();
+            before.extend_from_slice(key);
+            same += 1;
+        }
+        Ok(same == rows.len())
+    };
+    compare().unwrap_or(false)
 }

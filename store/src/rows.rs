@@ -28,20 +28,6 @@ pub(crate) trait RowsMut: Rows {
     fn put(&mut self, key: Vec<u8>, value: Option<Value>) -> Result<(), StoreError>;
 }
 
-/// No rows.
-#[derive(Debug)]
-pub(crate) struct NoRows;
-
-impl Rows for NoRows {
-    fn get(&self, _: &[u8]) -> Result<Option<Value>, StoreError> {
-        Ok(None)
-    }
-
-    fn scan(&self, _: &[u8], _: Option<&[u8]>, _: usize) -> Result<RowList, StoreError> {
-        Ok(Vec::new())
-    }
-}
-
 /// Where a range of keys begins and ends.
 pub(crate) type KeyRange<'k> = (Bound<&'k [u8]>, Bound<&'k [u8]>);
 

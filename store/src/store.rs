@@ -252,15 +252,15 @@ impl Store {
         replay::verify(&ReadTables::open(&self.db)?, at)
     }
 
-    /// Drops every view and makes them anew from the events (I13). Commits, durably, only when the result has the
-    /// digest that the state had.
+    /// Makes every view anew from the events (I13), and replaces those of the file unless all of them are right. Commits,
+    /// durably, only when the result has the digest that the state had. Needs memory for one copy of the views.
     ///
     /// # Errors
     /// When the database fails, and when the events lead elsewhere: the state is then as it was.
     pub fn rebuild(&self) -> Result<Rebuilt, StoreError> {
         let mut writer = self.writer()?;
         let txn = begin_synced(&self.db)?;
-        let rebuilt = replay::rebuild(&txn, self.head())?;
+        let rebuilt = replay::rebuild(&ReadTables::open(&self.db)?, &txn, self.head())?;
         *writer = false;
         txn.commit().doing("committing rebuilt views")?;
         self.publish(self.head());

@@ -11,6 +11,7 @@ use holdfast_model::resource::{
 use holdfast_model::{Aggregate, Digest, EnvId, Hostname, OrgId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::cell::Cell;
 use std::sync::Arc;
 
 /// The bytes of a row's value.
@@ -141,8 +142,11 @@ pub(crate) fn is_view(key: &[u8]) -> bool {
 /// The form that this build writes.
 pub(crate) const FORM: u8 = 1;
 
-/// Room for what is encoded, so that most rows and events never have to grow into a larger piece of memory.
+/// Room for what is encoded, so that most events never have to grow into a larger piece of memory.
 const ROOM_BYTES: usize = 512;
+
+/// Memory that a thread keeps for encoding rows, at most.
+const ENCODED_KEPT_BYTES: usize = 16 << 10;
 
 /// The form byte, with room for what follows it.
 pub(crate) fn form() -> Vec<u8> {
@@ -151,11 +155,23 @@ pub(crate) fn form() -> Vec<u8> {
     bytes
 }
 
+thread_local! {
+    /// Where rows are encoded before they get memory of their own size: one allocation for each, not two.
+    static ENCODED: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
 /// The bytes of a row.
 pub(crate) fn encode<T: Serialize>(table: Table, row: &T) -> Result<Value, StoreError> {
-    let bytes = postcard::to_extend(row, form())
+    let mut room = ENCODED.take();
+    room.clear();
+    room.push(FORM);
+    let bytes = postcard::to_extend(row, room)
         .map_err(|source| StoreError::Encode { table: table.name(), source })?;
-    Ok(bytes.into())
+    let value = Value::from(bytes.as_slice());
+    if bytes.capacity() <= ENCODED_KEPT_BYTES {
+        ENCODED.set(bytes);
+    }
+    Ok(value)
 }
 
 /// The row of these bytes.
@@ -254,12 +270,13 @@ pub(crate) struct RowSum([u64; 4]);
 /// The key of the rows' hash: digests for this purpose are unrelated to any other.
 const ROW_HASH_KEY: &[u8; 32] = b"holdfast 2026 state row digest 1";
 
-fn row_lanes(key: &[u8], value: &[u8]) -> [u64; 4] {
-    let mut hasher = blake3::Hasher::new_keyed(ROW_HASH_KEY);
-    hasher.update(&(key.len() as u64).to_le_bytes());
-    hasher.update(key);
-    hasher.update(value);
-    let hash = hasher.finalize();
+fn row_lanes(key: &[u8], value: &[u8], room: &mut Vec<u8>) -> [u64; 4] {
+    room.clear();
+    room.extend_from_slice(&(key.len() as u64).to_le_bytes());
+    room.extend_from_slice(key);
+    room.extend_from_slice(value);
+    // In one piece: for rows as short as most are, setting up a hasher would cost as much as the hash.
+    let hash = blake3::keyed_hash(ROW_HASH_KEY, room);
     let mut lanes = [0u64; 4];
     for (lane, bytes) in lanes.iter_mut().zip(hash.as_bytes().chunks_exact(8)) {
         *lane = bytes.iter().rev().fold(0, |sum, byte| (sum << 8) | u64::from(*byte));
@@ -270,14 +287,24 @@ fn row_lanes(key: &[u8], value: &[u8]) -> [u64; 4] {
 impl RowSum {
     /// Adds a row.
     pub(crate) fn add(&mut self, key: &[u8], value: &[u8]) {
-        for (lane, row) in self.0.iter_mut().zip(row_lanes(key, value)) {
-            *lane = lane.wrapping_add(row);
+        self.add_with(key, value, &mut Vec::new());
+    }
+
+    /// Adds a row; what was in `room` is overwritten, so that many rows share one piece of memory.
+    pub(crate) fn add_with(&mut self, key: &[u8], value: &[u8], room: &mut Vec<u8>) {
+        self.join(Self(row_lanes(key, value, room)));
+    }
+
+    /// Adds the rows of another sum.
+    pub(crate) fn join(&mut self, other: Self) {
+        for (lane, more) in self.0.iter_mut().zip(other.0) {
+            *lane = lane.wrapping_add(more);
         }
     }
 
     /// Takes a row away.
     pub(crate) fn remove(&mut self, key: &[u8], value: &[u8]) {
-        for (lane, row) in self.0.iter_mut().zip(row_lanes(key, value)) {
+        for (lane, row) in self.0.iter_mut().zip(row_lanes(key, value, &mut Vec::new())) {
             *lane = lane.wrapping_sub(row);
         }
     }

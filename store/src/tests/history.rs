@@ -444,22 +444,43 @@ fn i12_nobody_edits_or_removes_an_event_unnoticed() {
 
 #[test]
 fn i13_a_view_that_does_not_follow_from_the_events_is_noticed_and_made_anew() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("state.redb");
-    let mut world = World::with(Store::open(&path).unwrap());
-    let org = world.tenant("acme", 10).org;
-    world.store.checkpoint().unwrap();
-    drop(world);
-    let db = redb::Database::open(&path).unwrap();
-    let txn = db.begin_write().unwrap();
-    let row = crate::tables::key(crate::Table::Org, &[&org.to_key()]);
-    assert!(txn.open_table(VIEWS).unwrap().remove(row.as_slice()).unwrap().is_some());
-    txn.commit().unwrap();
-    drop(db);
-    let store = Store::open(&path).unwrap();
-    assert_eq!(store.view().unwrap().org(org).unwrap(), None);
-    assert!(matches!(store.verify(), Err(StoreError::Corrupt { .. })));
-    store.rebuild().unwrap();
-    assert!(store.view().unwrap().org(org).unwrap().is_some());
-    store.verify().unwrap();
+    // A short history, and one that is long enough for threads.
+    for orgs in [0, 40] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.redb");
+        let mut world = World::with(Store::open(&path).unwrap());
+        let org = world.tenant("acme", 10).org;
+        for n in 0..orgs {
+            world.operator(Command::CreateOrg { name: format!("org-{n}").parse().unwrap() }).unwrap();
+        }
+        world.store.checkpoint().unwrap();
+        let rows = |store: &Store| -> Vec<_> {
+            let view = store.view().unwrap();
+            let of = |table: &crate::Table| view.scan(&[*table as u8], None, usize::MAX).unwrap();
+            crate::Table::ALL.iter().flat_map(of).collect()
+        };
+        let right = rows(&world.store);
+        drop(world);
+        let row = crate::tables::key(crate::Table::Org, &[&org.to_key()]);
+        let unknown = crate::tables::key(crate::Table::Org, &[&[9; 16]]);
+        for (wrong, value) in [(&row, None), (&row, Some([1, 2])), (&unknown, Some([1, 2]))] {
+            let db = redb::Database::open(&path).unwrap();
+            let txn = db.begin_write().unwrap();
+            {
+                let mut views = txn.open_table(VIEWS).unwrap();
+                match value {
+                    Some(value) => drop(views.insert(wrong.as_slice(), value.as_slice()).unwrap()),
+                    None => drop(views.remove(wrong.as_slice()).unwrap()),
+                }
+            }
+            txn.commit().unwrap();
+            drop(db);
+            let store = Store::open(&path).unwrap();
+            assert_ne!(rows(&store), right);
+            assert!(matches!(store.verify(), Err(StoreError::Corrupt { .. })));
+            store.rebuild().unwrap();
+            assert_eq!(rows(&store), right, "{orgs} orgs, {value:?}");
+            store.verify().unwrap();
+        }
+    }
 }

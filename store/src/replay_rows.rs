@@ -1,0 +1,343 @@
+//! The rows of a replay, in memory and nowhere else: where events from the first on are evolved over (I13).
+//!
+//! A replay writes each row often and reads it in order at most once, so rows lie by table in whatever finds them
+//! fastest, and their sum is made once at the end instead of at each change. Nothing here depends on the order of a
+//! hash map: sums commute, scans and [`ReplayRows::for_each_in_order`] sort.
+
+use crate::error::StoreError;
+use crate::rows::{RowList, Rows, RowsMut, prefix_end, range};
+use crate::tables::{LOG_TAG_FIRST, RowSum, Table, Value};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Bytes of a key that is a tag or a kind, and an id.
+const ID_KEY_BYTES: usize = 17;
+/// Threads that sum the rows of a long replay.
+const SUM_THREADS: usize = 2;
+
+/// A key of an [`Rank::Ids`] table: its last bytes.
+type IdKey = [u8; ID_KEY_BYTES];
+
+/// The rows of one table.
+enum TableRows {
+    /// Keys of one length that end in an id. Ids begin with their time, so a history adds near the end of the tree, whose keys lie in its nodes.
+    Ids(BTreeMap<IdKey, Value>),
+    /// Keys that hold names or digests: they come in no order.
+    Names(HashMap<Vec<u8>, Value>),
+    /// Keys that `evolve` scans, and tables of few rows.
+    Ranges(BTreeMap<Vec<u8>, Value>),
+}
+
+impl TableRows {
+    fn of(tag: u8) -> Self {
+        match Table::from_tag(tag) {
+            Some(
+                Table::Org
+                | Table::App
+                | Table::Env
+                | Table::Release
+                | Table::Deployment
+                | Table::Instance
+                | Table::Route
+                | Table::Node
+                | Table::NodeLoad
+                | Table::Edge
+                | Table::Token
+                | Table::Enrolment
+                | Table::AggregateSeq,
+            ) => Self::Ids(BTreeMap::new()),
+            Some(
+                Table::OrgByName
+                | Table::AppByName
+                | Table::NodeByName
+                | Table::EdgeByName
+                | Table::HostnameOwner
+                | Table::PortClaim
+                | Table::TokenByDigest
+                | Table::EnrolmentByDigest
+                | Table::Unsettled,
+            ) => Self::Names(HashMap::new()),
+            _ => Self::Ranges(BTreeMap::new()),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Ids(rows) => rows.len(),
+            Self::Names(rows) => rows.len(),
+            Self::Ranges(rows) => rows.len(),
+        }
+    }
+
+    fn get(&self, key: &[u8]) -> Option<&Value> {
+        match self {
+            Self::Ids(rows) => rows.get(&id_key(key)?),
+            Self::Names(rows) => rows.get(key),
+            Self::Ranges(rows) => rows.get(key),
+        }
+    }
+
+    /// Shows every row, in no order that means anything. `key` is made in place.
+    fn each<E>(&self, tag: u8, mut show: impl FnMut(&[u8], &Value) -> Result<(), E>) -> Result<(), E> {
+        match self {
+            Self::Ids(rows) => {
+                let mut key = Vec::with_capacity(1 + ID_KEY_BYTES);
+                for (id, value) in rows {
+                    full_key(tag, id, &mut key);
+                    show(&key, value)?;
+                }
+                Ok(())
+            }
+            Self::Names(rows) => rows.iter().try_for_each(|(key, value)| show(key, value)),
+            Self::Ranges(rows) => rows.iter().try_for_each(|(key, value)| show(key, value)),
+        }
+    }
+}
+
+/// The key of a table of ids; `None` for a key of another length, which no such table has.
+fn id_key(key: &[u8]) -> Option<IdKey> {
+    // A tag and an id, or a tag, a kind and an id.
+    if key.len() != ID_KEY_BYTES && !(key.len() == ID_KEY_BYTES + 1 && key[0] == Table::AggregateSeq as u8) {
+        return None;
+    }
+    key.last_chunk().copied()
+}
+
+/// The whole key that [`id_key`] was made of.
+fn full_key(tag: u8, id: &IdKey, key: &mut Vec<u8>) {
+    key.clear();
+    if tag == Table::AggregateSeq as u8 {
+        key.push(tag);
+    }
+    key.extend_from_slice(id);
+}
+
+/// Every row of the views at some revision.
+pub(crate) struct ReplayRows {
+    /// By tag.
+    tables: Vec<TableRows>,
+}
+
+impl ReplayRows {
+    pub(crate) fn new() -> Self {
+        Self { tables: (0..LOG_TAG_FIRST).map(TableRows::of).collect() }
+    }
+
+    fn table(&self, key: &[u8]) -> Option<&TableRows> {
+        self.tables.get(usize::from(*key.first()?))
+    }
+
+    /// The row at a key.
+    pub(crate) fn row(&self, key: &[u8]) -> Option<&Value> {
+        self.table(key)?.get(key)
+    }
+
+    /// How many rows there are.
+    pub(crate) fn len(&self) -> usize {
+        self.tables.iter().map(TableRows::len).sum()
+    }
+
+    /// How many rows each table has that has any.
+    pub(crate) fn counts(&self) -> BTreeMap<&'static str, u64> {
+        let named = (0_u8..).zip(&self.tables).filter(|(_, rows)| rows.len() > 0);
+        named
+            .map(|(tag, rows)| (Table::from_tag(tag).map_or("unknown", Table::name), rows.len() as u64))
+            .collect()
+    }
+
+    /// The sum of all rows: what [`RowSum`] would be had it followed each change.
+    pub(crate) fn sum(&self) -> RowSum {
+        self.sum_of(&AtomicUsize::new(0))
+    }
+
+    /// As [`sum`](Self::sum), by several threads. Sums commute: the result is the same however they share the work.
+    pub(crate) fn sum_by_threads(&self) -> RowSum {
+        let next = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (1..SUM_THREADS).map(|_| scope.spawn(|| self.sum_of(&next))).collect();
+            let mut sum = self.sum_of(&next);
+            for other in others {
+                match other.join() {
+                    Ok(part) => sum.join(part),
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+            }
+            sum
+        })
+    }
+
+    /// The sum of the tables that nobody else took.
+    fn sum_of(&self, next: &AtomicUsize) -> RowSum {
+        // The largest first, so that no thread is left with one at the end.
+        let mut order: Vec<usize> = (0..self.tables.len()).collect();
+        order.sort_by_key(|tag| std::cmp::Reverse(self.tables[*tag].len()));
+        let mut sum = RowSum::default();
+        while let Some(tag) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let mut room = Vec::new();
+            let shown = self.tables[*tag].each(*tag as u8, |key, value| {
+                sum.add_with(key, value, &mut room);
+                Ok::<(), std::convert::Infallible>(())
+            });
+            match shown {
+                Ok(()) => {}
+            }
+        }
+        sum
+    }
+
+    /// Shows every row in key order.
+    pub(crate) fn for_each_in_order(
+        &self,
+        mut show: impl FnMut(&[u8], &Value) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        for (tag, table) in (0_u8..).zip(&self.tables) {
+            match table {
+                TableRows::Names(rows) => {
+                    let mut sorted: Vec<_> = rows.iter().collect();
+                    sorted.sort_unstable_by_key(|(key, _)| *key);
+                    sorted.into_iter().try_for_each(|(key, value)| show(key, value))?;
+                }
+                in_order => in_order.each(tag, &mut show)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Rows for ReplayRows {
+    fn get(&self, key: &[u8]) -> Result<Option<Value>, StoreError> {
+        Ok(self.row(key).cloned())
+    }
+
+    /// Fast for tables that `evolve` scans; right for all.
+    fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<RowList, StoreError> {
+        let end = prefix_end(prefix);
+        let Some((from, to)) = range(prefix, after, end.as_deref()) else { return Ok(RowList::new()) };
+        let mut found = RowList::new();
+        let first = prefix.first().copied().unwrap_or(0);
+        let last = prefix.first().copied().unwrap_or(u8::MAX);
+        for (tag, table) in (0_u8..).zip(&self.tables).filter(|(tag, _)| (first..=last).contains(tag)) {
+            let wanted = limit - found.len();
+            if let TableRows::Ranges(rows) = table {
+                let rows = rows.range::<[u8], _>((from, to)).take(wanted);
+                found.extend(rows.map(|(key, value)| (key.clone(), value.clone())));
+                continue;
+            }
+            let mut rows = RowList::new();
+            table.each(tag, |key, value| {
+                if std::ops::RangeBounds::<[u8]>::contains(&(from, to), key) {
+                    rows.push((key.to_vec(), value.clone()));
+                }
+                Ok::<(), StoreError>(())
+            })?;
+            rows.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+            rows.truncate(wanted);
+            found.append(&mut rows);
+        }
+        Ok(found)
+    }
+}
+
+impl RowsMut for ReplayRows {
+    fn put(&mut self, key: Vec<u8>, value: Option<Value>) -> Result<(), StoreError> {
+        let tag = key.first().copied().map(usize::from);
+        let Some(table) = tag.and_then(|tag| self.tables.get_mut(tag)) else {
+            return Err(StoreError::corrupt("an event changes a row that is no view's"));
+        };
+        match (table, value) {
+            (TableRows::Ids(rows), value) => {
+                let id = id_key(&key)
+                    .ok_or_else(|| StoreError::corrupt("an event changes a row whose key is no id's"))?;
+                match value {
+                    Some(value) => drop(rows.insert(id, value)),
+                    None => drop(rows.remove(&id)),
+                }
+            }
+            (TableRows::Names(rows), Some(value)) => drop(rows.insert(key, value)),
+            (TableRows::Names(rows), None) => drop(rows.remove(&key)),
+            (TableRows::Ranges(rows), Some(value)) => drop(rows.insert(key, value)),
+            (TableRows::Ranges(rows), None) => drop(rows.remove(&key)),
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::rngs::StdRng;
+    use rand::{RngExt, SeedableRng};
+
+    /// Keys of three tables, one of each kind.
+    fn random_key(rng: &mut StdRng) -> Vec<u8> {
+        let table = [Table::App, Table::AppByName, Table::EnvByName, Table::AggregateSeq]
+            [rng.random_range(0..4usize)];
+        let length = match table {
+            Table::App => 16,
+            Table::AggregateSeq => 17,
+            _ => rng.random_range(1..20usize),
+        };
+        let mut key = vec![table as u8];
+        key.extend((0..length).map(|place| if place < length - 1 { 1 } else { rng.random_range(0..9u8) }));
+        key
+    }
+
+    #[test]
+    fn rows_are_found_scanned_summed_and_shown_as_in_one_ordered_map() {
+        for seed in 0..200u64 {
+            let mut rng = StdRng::seed_from_u64(seed);
+            let (mut rows, mut model) = (ReplayRows::new(), BTreeMap::new());
+            for n in 0..rng.random_range(1..80u8) {
+                let key = random_key(&mut rng);
+                let value = (n % 4 != 0).then(|| Value::from([n].as_slice()));
+                match &value {
+                    Some(value) => drop(model.insert(key.clone(), value.clone())),
+                    None => drop(model.remove(&key)),
+                }
+                rows.put(key, value).unwrap();
+            }
+            let mut sum = RowSum::default();
+            model.iter().for_each(|(key, value)| sum.add(key, value));
+            assert_eq!(
+                (rows.sum(), rows.sum_by_threads(), rows.len()),
+                (sum, sum, model.len()),
+                "seed {seed}"
+            );
+            let mut shown = RowList::new();
+            rows.for_each_in_order(|key, value| {
+                shown.push((key.to_vec(), value.clone()));
+                Ok(())
+            })
+            .unwrap();
+            assert_eq!(shown, model.clone().into_iter().collect::<RowList>(), "seed {seed}");
+            for _ in 0..20 {
+                let mut prefix = random_key(&mut rng);
+                prefix.truncate(rng.random_range(0..4));
+                let after = rng.random_bool(0.5).then(|| random_key(&mut rng));
+                let limit = rng.random_range(0..6usize);
+                let expected = model
+                    .iter()
+                    .filter(|(k, _)| k.starts_with(&prefix) && after.as_ref().is_none_or(|a| *k > a))
+                    .take(limit)
+                    .map(|(k, v)| (k.clone(), v.clone()));
+                let found = rows.scan(&prefix, after.as_deref(), limit).unwrap();
+                assert_eq!(
+                    found,
+                    expected.collect::<RowList>(),
+                    "seed {seed}, {prefix:?}, {after:?}, {limit}"
+                );
+            }
+            let key = random_key(&mut rng);
+            assert_eq!(rows.get(&key).unwrap(), model.get(&key).cloned(), "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn i13_a_row_of_the_log_state_is_no_view() {
+        let mut rows = ReplayRows::new();
+        let value = Some(Value::from([1].as_slice()));
+        assert!(rows.put(vec![Table::Outcome as u8, 1], value.clone()).is_err());
+        assert!(rows.put(Vec::new(), value.clone()).is_err());
+        assert!(rows.put(vec![Table::App as u8, 1], value).is_err());
+    }
+}
