@@ -247,7 +247,7 @@ fn check_scope(need: Need, token: &Token) -> Result<(), Refusal> {
         Need::Operator(scope) => return Err(forbidden(scope.as_str())),
         _ => return Ok(()),
     };
-    if token.scopes.contains(&scope) { Ok(()) } else { Err(forbidden(scope.as_str())) }
+    if token.scopes.contains(scope) { Ok(()) } else { Err(forbidden(scope.as_str())) }
 }
 
 fn forbidden(scope: &str) -> Refusal {

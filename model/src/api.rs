@@ -7,11 +7,11 @@ use crate::command::Joiner;
 use crate::resource::{Edge, Enrolled, EnrolmentKind, Image, Member, Node, RouteTarget, Token, TokenKind};
 use crate::{
     AgentName, AppName, ClusterId, ClusterVersion, DeploymentId, Digest, EnrolmentId, EnvName, Incarnation,
-    MemberId, OrgId, OrgName, PortName, ProcessName, ReleaseId, Revision, Role, Scope, SupportedVersions,
-    Timestamp,
+    MemberId, OrgId, OrgName, PortName, ProcessName, ReleaseId, Revision, Role, Scope, ScopeSet,
+    SupportedVersions, Timestamp,
 };
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
 /// The media type of a problem (RFC 9457).
@@ -157,7 +157,8 @@ pub struct CreateToken {
     pub role: Option<Role>,
     /// Scopes beside the role's.
     #[serde(default)]
-    pub scopes: BTreeSet<Scope>,
+    #[schema(value_type = BTreeSet<Scope>)]
+    pub scopes: ScopeSet,
     /// How long it is valid, in seconds.
     pub ttl_s: u64,
 }
@@ -187,7 +188,8 @@ pub struct TokenView {
     /// Whom it stands for.
     pub kind: TokenKind,
     /// What it may do.
-    pub scopes: BTreeSet<Scope>,
+    #[schema(value_type = BTreeSet<Scope>)]
+    pub scopes: ScopeSet,
     /// When it ends.
     pub expires_at: Timestamp,
     /// When it was revoked.

@@ -5,7 +5,7 @@ use crate::resource::{Capacity, EnrolmentKind, Image, RouteTarget, TokenKind};
 use crate::{
     AgentName, AppId, AppName, ClusterId, ClusterVersion, Digest, EdgeId, EnvId, EnvName, Incarnation,
     LogIndex, Manifest, MemberId, NodeId, OrgId, OrgName, PortName, ProcessName, ReleaseId, Revision,
-    RouteId, Scope, Timestamp, TokenId,
+    RouteId, ScopeSet, Timestamp, TokenId,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -251,7 +251,7 @@ pub struct NewToken {
     /// Whom it stands for.
     pub kind: TokenKind,
     /// What it may do.
-    pub scopes: BTreeSet<Scope>,
+    pub scopes: ScopeSet,
     /// How long it is valid, in milliseconds. Not an end time: a retry must be the same command (I4).
     pub ttl_ms: u64,
 }

@@ -39,4 +39,4 @@ pub use manifest::Manifest;
 pub use name::{AgentName, AppName, EnvName, OrgName, PortName, ProcessName, VolumeName};
 pub use number::{Digest, Incarnation, LogIndex, MemberId, Revision, Timestamp};
 pub use rejection::{Accepted, Code, Outcome, Output, Rejection};
-pub use scope::{Role, Scope};
+pub use scope::{Role, Scope, ScopeSet};

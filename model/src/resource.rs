@@ -5,10 +5,10 @@ use crate::node_prefix::{ClusterPrefix, NodePrefix};
 use crate::{
     AgentName, AppId, AppName, ClusterId, ClusterVersion, DeploymentId, Digest, EdgeId, EnrolmentId, EnvId,
     EnvName, Hostname, Incarnation, InstanceId, Manifest, MemberId, NodeId, OrgId, OrgName, PortName,
-    ProcessName, ReleaseId, Revision, RouteId, Scope, Timestamp, TokenId,
+    ProcessName, ReleaseId, Revision, RouteId, Scope, ScopeSet, Timestamp, TokenId,
 };
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::Ipv6Addr;
 use std::str::FromStr;
@@ -521,7 +521,8 @@ pub struct Token {
     /// Whom it stands for.
     pub kind: TokenKind,
     /// What it may do.
-    pub scopes: BTreeSet<Scope>,
+    #[schema(value_type = BTreeSet<Scope>)]
+    pub scopes: ScopeSet,
     /// When it ends.
     pub expires_at: Timestamp,
     /// When it was revoked.

@@ -11,9 +11,8 @@ use holdfast_model::api::{Answer, CreateToken, CreatedToken, Done, Page, TokenVi
 use holdfast_model::command::NewToken;
 use holdfast_model::limits::TOKEN_MS_MAX;
 use holdfast_model::resource::TokenKind;
-use holdfast_model::{Code, Command, Digest, OrgId, Output, Role, Scope, TokenId};
+use holdfast_model::{Code, Command, Digest, OrgId, Output, Role, Scope, ScopeSet, TokenId};
 use holdfast_store::Views;
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 pub(super) fn add(table: &mut Table<Arc<Service>>) {
@@ -46,8 +45,8 @@ const TOKEN_PAGE: [(&str, &str); 3] =
 
 async fn create(call: Call, Body(body): Body<CreateToken>) -> Result<Response, Refusal> {
     let own = call.caller.token()?;
-    let mut scopes: BTreeSet<Scope> = body.role.map(Role::scopes).unwrap_or_default();
-    scopes.extend(body.scopes);
+    let mut scopes: ScopeSet = body.role.map(Role::scopes).unwrap_or_default();
+    scopes.extend(body.scopes.iter());
     if scopes.is_empty() {
         return Err(Refusal::invalid("A token needs a role or at least one scope."));
     }
@@ -59,7 +58,7 @@ async fn create(call: Call, Body(body): Body<CreateToken>) -> Result<Response, R
         None if own.kind == TokenKind::Operator => (TokenKind::Operator, SecretKind::Operator),
         None => return Err(Refusal::invalid("Name the org that the token is for.")),
     };
-    let beyond: Vec<_> = scopes.difference(&own.scopes).map(|s| s.as_str()).collect();
+    let beyond: Vec<_> = scopes.without(own.scopes).iter().map(Scope::as_str).collect();
     if !beyond.is_empty() {
         let detail = format!("Nobody gives what they do not have: your token lacks {}.", beyond.join(", "));
         return Err(Refusal::new(Code::Forbidden, detail));

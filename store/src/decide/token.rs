@@ -32,7 +32,7 @@ pub(super) fn create(draft: &mut Draft<'_>, new: &NewToken) -> Decision {
     // A tenant's token makes none that may do more than itself.
     if draft.context().actor_org.is_some() {
         let own = asking_token(draft)?.map(|t| t.scopes).unwrap_or_default();
-        if let Some(beyond) = new.scopes.difference(&own).next() {
+        if let Some(beyond) = new.scopes.without(own).iter().next() {
             return Err(refuse(
                 Code::Forbidden,
                 format!(
@@ -62,7 +62,7 @@ pub(super) fn issue(draft: &mut Draft<'_>, new: &NewToken) -> Result<TokenId, su
         name: new.name.clone(),
         digest: new.digest,
         kind: new.kind,
-        scopes: new.scopes.clone(),
+        scopes: new.scopes,
         expires_at: now.plus_ms(new.ttl_ms),
         revoked_at: None,
         created_at: now,

@@ -339,7 +339,7 @@ fn i04_a_retry_returns_the_first_outcome_and_changes_nothing() {
 fn i04_i09_a_key_is_its_holders_own() {
     let mut world = World::new();
     let (a, b) = (world.tenant("acme", 10), world.tenant("other", 11));
-    let scopes: Vec<_> = Role::Owner.scopes().into_iter().collect();
+    let scopes: Vec<_> = Role::Owner.scopes().iter().collect();
     let more = Command::CreateToken(token(12, TokenKind::Org(a.org), &scopes));
     let Output::Token(colleague) = world.operator(more).unwrap().output else { panic!("no token") };
     let mut ask = |token: TokenId, org: OrgId, name: &str| {

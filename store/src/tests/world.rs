@@ -185,7 +185,7 @@ impl World {
         else {
             panic!("no org")
         };
-        let new = token(digest, TokenKind::Org(org), &Role::Owner.scopes().into_iter().collect::<Vec<_>>());
+        let new = token(digest, TokenKind::Org(org), &Role::Owner.scopes().iter().collect::<Vec<_>>());
         let Output::Token(token) = self.operator(Command::CreateToken(new)).unwrap().output else {
             panic!("no token")
         };
