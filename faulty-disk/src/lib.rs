@@ -167,6 +167,17 @@ impl Disk {
         state.off_at_crash = true;
     }
 
+    /// One bit rots, in what a reader sees and in what survives a crash. Nothing happens beyond the end.
+    pub fn flip_bit(&self, offset: u64, bit: u32) {
+        let mut state = self.state();
+        let State { current, image, .. } = &mut *state;
+        for bytes in [current, &mut image.synced] {
+            if let Some(byte) = bytes.get_mut(offset as usize) {
+                *byte ^= 1 << (bit % 8);
+            }
+        }
+    }
+
     /// Takes nothing any more, from now on.
     pub fn turn_off(&self) {
         self.state().off = true;
