@@ -73,6 +73,8 @@ pub struct ConsensusConfig {
     pub digest_check_every: Duration,
     /// The newest cluster version that this member supports: lower than the build's to act as an earlier build.
     pub cluster_version_max: ClusterVersion,
+    /// In about which time log and state are read from end to end, to find bits that rotted.
+    pub scrub_pass: Duration,
 }
 
 impl ConsensusConfig {
@@ -87,6 +89,7 @@ impl ConsensusConfig {
             compaction: Compaction::default(),
             digest_check_every: Duration::from_secs(30),
             cluster_version_max: ClusterVersion::NEWEST,
+            scrub_pass: Duration::from_secs(24 * 3600),
         }
     }
 

@@ -2,8 +2,8 @@
 //!
 //! Every member's store records the digest of its state at the same log indexes. Now and then the leader proposes its own
 //! last one. A member that has another one asks all voters for theirs. Whoever is not with the majority stops serving
-//! and says so loudly; without a majority the members that cannot be sure stop too, because an unavailable cluster can
-//! be repaired and a forked one cannot.
+//! and is filled anew ([`crate::healing`]); without a majority the members that cannot be sure stop for good, because an
+//! unavailable cluster can be repaired and a forked one cannot.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +16,7 @@ use tokio::time::sleep;
 
 use crate::consensus::Inner;
 use crate::disk_work;
+use crate::healing::WrongDigest;
 use crate::health::Fault;
 use crate::membership;
 use crate::transport::message::{Purpose, Request, Response};
@@ -141,12 +142,17 @@ async fn settle_one(inner: &Inner, index: u64) {
                 }
                 return;
             }
-            Verdict::Wrong => break,
+            Verdict::Wrong => {
+                let wrong = WrongDigest { index, digest: own };
+                inner.health.fail_with(Fault::Diverged { index }, Some(wrong));
+                return;
+            }
             Verdict::Open if attempt < ATTEMPTS_MAX => sleep(ATTEMPT_INTERVAL).await,
             Verdict::Open => {}
         }
     }
-    inner.health.fail(Fault::Diverged { index });
+    // Whose state would fill this member, if nobody knows whose is right?
+    inner.health.fail(Fault::Undecided { index });
 }
 
 /// How many voters there are, and what the other ones have.

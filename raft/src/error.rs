@@ -125,6 +125,17 @@ pub enum StartError {
         /// What the system said.
         source: io::Error,
     },
+    /// No peer could give this member a state.
+    #[error(
+        "the state of {path} had to be given up and no peer could fill it in time; start this member again when another one runs"
+    )]
+    NotFilled {
+        /// The folder.
+        path: PathBuf,
+        /// Why the state was given up.
+        #[source]
+        fault: Fault,
+    },
     /// This member never had a log.
     #[error(
         "the log of {path} is empty, so there is nothing to go on with; choose another survivor, the one with the most entries"

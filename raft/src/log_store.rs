@@ -12,10 +12,11 @@ use std::io;
 use std::ops::{Bound, Range, RangeBounds};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread::JoinHandle;
 
 use futures::Stream;
+use holdfast_checked_file::{Checked, Checks};
 use openraft::OptionalSend;
 use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
@@ -126,6 +127,17 @@ pub enum LogStoreError {
     Durability(#[from] redb::SetDurabilityError),
 }
 
+impl LogStoreError {
+    /// Whether the file holds what was never written to it.
+    pub(crate) fn is_damage(&self) -> bool {
+        match self {
+            LogStoreError::Hole { .. } | LogStoreError::NoIdentity => true,
+            LogStoreError::Record(error) => !matches!(error, RecordError::Version { .. }),
+            other => crate::healing::is_damage(other),
+        }
+    }
+}
+
 impl From<LogStoreError> for io::Error {
     fn from(error: LogStoreError) -> Self {
         io::Error::other(error)
@@ -140,6 +152,10 @@ pub struct LogStore {
 
 struct Inner {
     database: Arc<Database>,
+    /// Of the blocks of the file.
+    checks: Checks,
+    /// The first entry that was read and is not what was written.
+    damage: OnceLock<String>,
     /// Gone only while the log is being closed.
     queue: Option<mpsc::Sender<WriteRequest>>,
     writer: Option<JoinHandle<()>>,
@@ -155,8 +171,7 @@ impl LogStore {
         if path.exists() {
             return Err(LogStoreError::Exists { path: path.into() });
         }
-        let database = Database::builder().set_cache_size(CACHE_BYTES).create(path)?;
-        Self::start(database, Some(identity))
+        Self::start(Checked::open(path)?, Some(identity))
     }
 
     /// Opens the log of a known member. Fails when there is none.
@@ -164,7 +179,7 @@ impl LogStore {
         if !path.exists() {
             return Err(LogStoreError::Missing { path: path.into() });
         }
-        let store = Self::start(Database::builder().set_cache_size(CACHE_BYTES).open(path)?, None)?;
+        let store = Self::start(Checked::open(path)?, None)?;
         if store.inner.identity.is_none() {
             return Err(LogStoreError::NoIdentity);
         }
@@ -176,10 +191,12 @@ impl LogStore {
         backend: impl StorageBackend,
         identity: Option<&MemberIdentity>,
     ) -> Result<Self, LogStoreError> {
-        Self::start(Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(backend)?, identity)
+        Self::start(Checked::over(backend), identity)
     }
 
-    fn start(database: Database, new_identity: Option<&MemberIdentity>) -> Result<Self, LogStoreError> {
+    fn start(file: Checked, new_identity: Option<&MemberIdentity>) -> Result<Self, LogStoreError> {
+        let checks = file.checks();
+        let database = Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(file)?;
         let transaction = database.begin_write()?;
         {
             transaction.open_table(ENTRIES)?;
@@ -202,6 +219,8 @@ impl LogStore {
         Ok(LogStore {
             inner: Arc::new(Inner {
                 database,
+                checks,
+                damage: OnceLock::new(),
                 queue: Some(queue),
                 writer,
                 state,
@@ -220,6 +239,43 @@ impl LogStore {
     pub(crate) fn ends(&self) -> io::Result<(Option<Vote>, Option<LogId>)> {
         let view = self.view()?;
         Ok((view.vote, view.last))
+    }
+
+    /// The first index that was not purged.
+    pub(crate) fn first_index(&self) -> io::Result<u64> {
+        Ok(self.view()?.first_index())
+    }
+
+    /// The checksums of the file's blocks.
+    pub fn checks(&self) -> &Checks {
+        &self.inner.checks
+    }
+
+    /// What was read of this log and cannot be what was written, once there was something.
+    pub(crate) fn damage(&self) -> Option<&str> {
+        self.inner.damage.get().map(String::as_str)
+    }
+
+    /// Makes the log go on from an entry that is known to be committed: keeps what follows it when the entry is here, and
+    /// lets everything go otherwise, because entries that contradict a committed one were never committed themselves.
+    pub(crate) async fn continue_from(&mut self, at: LogId) -> io::Result<()> {
+        let (purged, last) = {
+            let view = self.view()?;
+            (view.purged, view.last)
+        };
+        let next_of = |id: &Option<LogId>| id.as_ref().map_or(0, |id| id.index() + 1);
+        if next_of(&purged) > at.index() {
+            return Ok(());
+        }
+        if next_of(&last) > at.index() {
+            let found = self.read(at.index(), at.index() + 1).await?;
+            if found.first().is_some_and(|entry| entry.log_id() == at) {
+                return Ok(());
+            }
+            self.truncate_after(purged).await?;
+        }
+        self.purge(at).await?;
+        self.flush().await
     }
 
     /// Whether nothing was ever voted or stored here.
@@ -291,11 +347,17 @@ impl LogStore {
             let chunk = next..(next + DISK_READ_ENTRIES).min(located.on_disk.end);
             next = chunk.end;
             let store = self.clone();
-            let read = disk_work::run(move || store.read_disk(chunk));
-            entries.extend(read.await??);
+            let read = disk_work::run(move || store.read_disk(chunk)).await?;
+            entries.extend(read.inspect_err(|error| self.note_damage(error))?);
         }
         entries.extend(located.in_memory);
         Ok(entries)
+    }
+
+    fn note_damage(&self, error: &LogStoreError) {
+        if error.is_damage() {
+            self.inner.damage.get_or_init(|| crate::network::chain(error));
+        }
     }
 
     fn read_disk(&self, range: Range<u64>) -> Result<Vec<Entry>, LogStoreError> {

@@ -17,8 +17,8 @@ use openraft::async_runtime::watch::WatchReceiver;
 use serde::{Deserialize, Serialize};
 
 use crate::health::Fault;
+use crate::known_peers::KnownPeers;
 use crate::network::Channels;
-use crate::raft_meta::RaftMeta;
 use crate::service::MemberRaft;
 use crate::transport::message::{Purpose, Request, Response};
 use crate::types::{LogId, Vote};
@@ -61,17 +61,15 @@ pub(crate) fn of(raft: &MemberRaft, follower: u64) -> Option<Remembered> {
     Some(Remembered { leader: leader_of(&metrics.vote), next: matched.index() + 1 })
 }
 
-/// Asks every member that this one knew what it remembers of it.
+/// Asks every peer that this member knew what it remembers of it.
 pub(crate) async fn ask(
     channels: &Channels,
-    meta: &RaftMeta,
-    id: u64,
+    peers: &KnownPeers,
     vote: Option<Vote>,
     next: u64,
 ) -> Option<Fault> {
-    let others = meta.membership.nodes().filter(|(other, _)| **other != id);
-    let asked = others.map(|(other, node)| {
-        let channel = channels.to(*other, &node.raft_addr, Purpose::Control);
+    let asked = peers.iter().map(|(other, address)| {
+        let channel = channels.to(*other, address, Purpose::Control);
         async move {
             match channel.call(Request::Remembered, ASK_DEADLINE).await {
                 Ok(Response::Remembered(remembered)) => remembered,

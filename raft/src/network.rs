@@ -225,7 +225,7 @@ impl SendError {
 
 /// Opens a snapshot once for all its chunks: a newer one may take its name away while it is being sent, which is no
 /// failure of the disk. `None` when that happened already.
-async fn open_snapshot(file: &SnapshotFile) -> io::Result<Option<Arc<File>>> {
+pub(crate) async fn open_snapshot(file: &SnapshotFile) -> io::Result<Option<Arc<File>>> {
     let path = file.path.clone();
     match disk_work::run(move || File::open(path)).await? {
         Ok(source) => Ok(Some(Arc::new(source))),
@@ -235,7 +235,7 @@ async fn open_snapshot(file: &SnapshotFile) -> io::Result<Option<Arc<File>>> {
 }
 
 /// Reads one chunk off the runtime's threads.
-async fn read_chunk(source: Arc<File>, offset: u64, bytes: u64) -> io::Result<Bytes> {
+pub(crate) async fn read_chunk(source: Arc<File>, offset: u64, bytes: u64) -> io::Result<Bytes> {
     let read = disk_work::run(move || {
         let length = (bytes - offset).min(SNAPSHOT_CHUNK_BYTES as u64) as usize;
         let mut chunk = vec![0_u8; length];

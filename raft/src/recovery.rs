@@ -11,6 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use holdfast_checked_file::Checked;
 use holdfast_model::Proposal;
 use openraft::EntryPayload;
 use openraft::entry::RaftEntry;
@@ -93,7 +94,7 @@ fn write(
         Entry::new(at(last.index() + 1), EntryPayload::Membership(membership)),
         Entry::new(at(last.index() + 2), EntryPayload::Normal(command)),
     ];
-    let database = Database::builder().open(log_path)?;
+    let database = Database::builder().create_with_backend(Checked::open(log_path)?)?;
     let mut transaction = database.begin_write()?;
     transaction.set_durability(Durability::Immediate)?;
     {

@@ -27,6 +27,7 @@ use crate::lost_memory::{self, Remembered};
 use crate::membership;
 use crate::network::chain;
 use crate::snapshot_file::{Receiving, SnapshotFile, SnapshotFolder};
+use crate::snapshot_source::SnapshotGiver;
 use crate::state_machine::StateMachine;
 use crate::transport::message::{Refusal, Request, Response, SnapshotOffer};
 use crate::transport::server::Service;
@@ -55,6 +56,7 @@ pub(crate) struct MemberService {
     log: LogStore,
     store: Arc<Store>,
     folder: SnapshotFolder,
+    giver: SnapshotGiver,
     receiving: Mutex<Option<Incoming>>,
     former_members: watch::Receiver<BTreeSet<u64>>,
     app: RwLock<Option<AppHandler>>,
@@ -83,6 +85,7 @@ impl MemberService {
             health,
             log,
             store,
+            giver: SnapshotGiver::new(folder.clone()),
             folder,
             receiving: Mutex::new(None),
             former_members,
@@ -158,6 +161,16 @@ impl MemberService {
             Request::WentBack(remembered) => {
                 self.check_memory(remembered)?;
                 Ok(Response::Done)
+            }
+            Request::SnapshotWanted { at_least } => match self.giver.offer(at_least).await? {
+                Some(offer) => Ok(Response::SnapshotOffered(offer)),
+                None => {
+                    raft.trigger().snapshot().await.map_err(unavailable)?;
+                    Err(Refusal::Unavailable("a new snapshot is being made".to_owned()))
+                }
+            },
+            Request::SnapshotPart { digest, offset } => {
+                Ok(Response::SnapshotData(self.giver.part(digest, offset).await?))
             }
             Request::DigestAt { .. } => Err(Refusal::Invalid("answered above".to_owned())),
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use holdfast_model::{MemberId, Revision};
 use holdfast_store::Store;
 use openraft::Raft;
 use openraft::async_runtime::watch::WatchReceiver;
+use rand::RngExt;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -21,29 +22,35 @@ use crate::config::ConsensusConfig;
 use crate::consensus::{Consensus, Inner, PROPOSALS_IN_FLIGHT_MAX, Parts};
 use crate::disk_work;
 use crate::divergence;
-use crate::error::StartError;
-use crate::health::{Fault, Health};
+use crate::error::{ConsensusError, StartError};
+use crate::filling::Filling;
+use crate::healing;
+use crate::health::{self, Fault, Health};
+use crate::known_peers::{self, KnownPeers};
 use crate::log_store::LogStore;
 use crate::lost_memory;
 use crate::member_identity::{self, MemberIdentity};
 use crate::network::{Channels, NetworkFactory};
 use crate::reads::ReadRounds;
 use crate::removal;
+use crate::scrub;
 use crate::service::MemberService;
 use crate::snapshot_file::SnapshotFolder;
-use crate::state_machine::{Progress, StateMachine};
+use crate::state_machine::{Progress, StateMachine, read_meta};
 use crate::transport::channel::LocalPeer;
 use crate::transport::link::{Link, TlsLink};
 use crate::transport::server;
+use crate::types::Membership;
 use crate::verdict;
 
 pub(crate) const LOG_FILE: &str = "log.redb";
-const STATE_FILE: &str = "state.redb";
 const SNAPSHOT_FOLDER: &str = "snapshots";
 /// Findings of differing states that may wait to be looked into; one is enough to stop a member.
 const FINDINGS_MAX: usize = 16;
 /// How long to wait for a file that another member of this host is closing.
 const CLOSING_FILE_PATIENCE: Duration = Duration::from_secs(5);
+/// About how long between two attempts of a filled member to catch up.
+const CATCH_UP_PAUSE: Duration = Duration::from_millis(250);
 /// Between two looks at such a file.
 const CLOSING_FILE_POLL: Duration = Duration::from_millis(20);
 
@@ -114,6 +121,58 @@ fn is_open_elsewhere(error: &(dyn std::error::Error + 'static)) -> bool {
     })
 }
 
+/// A log that is damaged takes its member out of service for good.
+fn judge_log(data_dir: &Path, error: StartError) -> StartError {
+    match &error {
+        StartError::Log(log) if log.is_damage() => {
+            let fault = Fault::LogRotten(crate::network::chain(log));
+            match health::write_down(data_dir, &fault, None) {
+                Ok(()) => StartError::OutOfService { path: data_dir.to_owned(), fault },
+                Err(_) => error,
+            }
+        }
+        _ => error,
+    }
+}
+
+/// Opens the state, or, when it is of no use any more, an empty one in its place that is to be filled.
+fn open_state(data_dir: &Path, log: &LogStore) -> Result<Store, StartError> {
+    let path = data_dir.join(healing::STATE_FILE);
+    healing::set_state_aside(data_dir)?;
+    let useless = match once_closed(|| Store::open(&path)) {
+        Ok(store) => match useless(&store, log, data_dir)? {
+            None => return Ok(store),
+            Some(reason) => reason,
+        },
+        Err(error) if healing::is_damage(&error) => crate::network::chain(&error),
+        Err(error) => return Err(error.into()),
+    };
+    let fault = Fault::StateRotten(useless);
+    tracing::error!(%fault, "the state is given up");
+    let written = health::write_down(data_dir, &fault, None);
+    written.map_err(|source| StartError::Folder { path: data_dir.to_owned(), source })?;
+    verdict::check(data_dir)?;
+    healing::set_state_aside(data_dir)?;
+    Ok(Store::open(&path)?)
+}
+
+/// Why a state that could be opened is of no use, if it is of none.
+fn useless(store: &Store, log: &LogStore, data_dir: &Path) -> Result<Option<String>, StartError> {
+    let meta = match read_meta(store) {
+        Ok(meta) => meta,
+        Err(error) if healing::is_damage(&error) => return Ok(Some(crate::network::chain(&error))),
+        Err(error) => return Err(error.into()),
+    };
+    let first = log.first_index().map_err(|error| StartError::Core(error.to_string()))?;
+    if meta.next_index() >= first || healing::pending(data_dir)?.is_some() {
+        return Ok(None);
+    }
+    let newest = SnapshotFolder::open(&data_dir.join(SNAPSHOT_FOLDER))?.newest();
+    let reached = newest.ok().flatten().map_or(0, |newest| newest.meta.next_index());
+    Ok((reached < first)
+        .then(|| format!("it ends before log index {} and the log begins at {first}", meta.next_index())))
+}
+
 /// Starts a member over TLS.
 pub(crate) async fn start(config: ConsensusConfig) -> Result<Consensus, StartError> {
     let address = config.listen;
@@ -132,9 +191,10 @@ async fn start_on(
 ) -> Result<Consensus, StartError> {
     let disk = config.clone();
     let opened = disk_work::run(move || {
-        let (log, identity) = open_log(&disk)?;
-        let store = Arc::new(once_closed(|| Store::open(&disk.data_dir.join(STATE_FILE)))?);
-        Ok::<_, StartError>((log, identity, store))
+        verdict::check(&disk.data_dir)?;
+        let (log, identity) = open_log(&disk).map_err(|error| judge_log(&disk.data_dir, error))?;
+        let store = open_state(&disk.data_dir, &log)?;
+        Ok::<_, StartError>((log, identity, Arc::new(store)))
     });
     let (log, identity, store) = opened.await.map_err(|error| StartError::Core(error.to_string()))??;
     run(config, identity, Parts { link, raft_addr, log, store }).await
@@ -179,8 +239,6 @@ async fn run(
         revision: revision_sender,
         mismatches,
     };
-    let machine = StateMachine::open(store.clone(), log.clone(), folder.clone(), progress)?;
-
     let local = LocalPeer {
         cluster: identity.realm(),
         member: id,
@@ -188,9 +246,21 @@ async fn run(
         supported: store.supported_versions(),
     };
     let channels = Channels::new(link.clone(), local.clone());
+    watch_for_rot(&health, &log, &store);
+    let mut peers = known_peers::read(&config.data_dir);
+    peers.remove(&id);
+    let to_be_filled = healing::pending(&config.data_dir)?;
+    let filled = to_be_filled.is_some();
+    if let Some(pending) = to_be_filled {
+        let (data_dir, log) = (config.data_dir.as_path(), log.clone());
+        let (store, folder, channels, peers) = (&store, &folder, &channels, &peers);
+        Filling { data_dir, pending, store, log, folder, channels, peers }.fill().await?;
+    }
+    let machine = StateMachine::open(store.clone(), log.clone(), folder.clone(), progress)?;
+    peers.extend(peers_in(machine.meta().membership.membership(), id));
     let (vote, last) = log.ends().map_err(|error| StartError::Core(error.to_string()))?;
     let next = last.map_or(0, |last| last.index() + 1).max(machine.meta().next_index());
-    if let Some(fault) = lost_memory::ask(&channels, machine.meta(), id, vote, next).await {
+    if let Some(fault) = lost_memory::ask(&channels, &peers, vote, next).await {
         health.fail(fault.clone());
         return Err(StartError::OutOfService { path: config.data_dir, fault });
     }
@@ -229,17 +299,56 @@ async fn run(
         raft_addr,
     });
     inner.tasks.spawn(server::serve(link, local, service, inner.stop.clone()));
-    inner.tasks.spawn(follow_metrics(inner.clone(), leader_sender));
+    inner.tasks.spawn(follow_metrics(inner.clone(), leader_sender, config.data_dir.clone()));
+    inner.tasks.spawn(scrub::run(inner.clone(), inner.log.checks().clone(), config.scrub_pass));
+    inner.tasks.spawn(scrub::run(inner.clone(), inner.store.checks().clone(), config.scrub_pass));
     inner.tasks.spawn(removal::notice(inner.clone()));
     inner.tasks.spawn(divergence::settle(inner.clone(), found, accused));
     inner.tasks.spawn(divergence::propose_checks(inner.clone(), config.digest_check_every));
     inner.tasks.spawn(cluster_version::keep_raising(inner.clone()));
     raft.run();
-    Ok(Consensus { inner })
+    let member = Consensus { inner };
+    if filled {
+        catch_up(&member).await?;
+    }
+    Ok(member)
+}
+
+/// Says to the health what is found rotten, whoever reads it.
+fn watch_for_rot(health: &Arc<Health>, log: &LogStore, store: &Store) {
+    let of_log = health.clone();
+    log.checks().on_rot(move |rot| of_log.fail(Fault::LogRotten(rot.to_string())));
+    let of_state = health.clone();
+    store.checks().on_rot(move |rot| of_state.fail(Fault::StateRotten(rot.to_string())));
+}
+
+/// A member that was filled takes part, and serves nobody before it has what was acknowledged meanwhile.
+async fn catch_up(member: &Consensus) -> Result<(), StartError> {
+    loop {
+        match member.linearize().await {
+            Ok(()) => return Ok(()),
+            Err(ConsensusError::Stopped(fault)) => {
+                member.shutdown().await;
+                return Err(StartError::Core(fault.to_string()));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "this member was filled and has not caught up yet");
+                let pause = CATCH_UP_PAUSE.mul_f64(rand::rng().random_range(0.5..1.5));
+                tokio::time::sleep(pause).await;
+            }
+        }
+    }
+}
+
+/// The other members of a membership, and where they are.
+fn peers_in(membership: &Membership, id: u64) -> KnownPeers {
+    let others = membership.nodes().filter(|(other, _)| **other != id);
+    others.map(|(other, node)| (*other, node.raft_addr.clone())).collect()
 }
 
 /// Tells who leads, forgets members that left, and notices when the core stops.
-async fn follow_metrics(inner: Arc<Inner>, leader: watch::Sender<Option<MemberId>>) {
+async fn follow_metrics(inner: Arc<Inner>, leader: watch::Sender<Option<MemberId>>, data_dir: PathBuf) {
+    let mut written = KnownPeers::new();
     // These change with votes and memberships, not with every entry.
     let mut metrics = inner.raft.server_metrics();
     loop {
@@ -253,6 +362,15 @@ async fn follow_metrics(inner: Arc<Inner>, leader: watch::Sender<Option<MemberId
             changed
         });
         inner.channels.retain(|member| membership.membership().get_node(&member).is_some());
+        let peers = peers_in(membership.membership(), inner.id);
+        if peers != written && !peers.is_empty() {
+            written.clone_from(&peers);
+            let folder = data_dir.clone();
+            let kept = disk_work::run(move || known_peers::write(&folder, &peers)).await;
+            if let Ok(Err(error)) | Err(error) = kept {
+                tracing::warn!(%error, "where the other members are could not be written down");
+            }
+        }
         tokio::select! {
             changed = metrics.changed() => if changed.is_err() {
                 core_ended(&inner);
@@ -276,6 +394,9 @@ async fn follow_metrics(inner: Arc<Inner>, leader: watch::Sender<Option<MemberId
 fn core_ended(inner: &Inner) {
     if inner.stop.is_cancelled() {
         return;
+    }
+    if let Some(damage) = inner.log.damage() {
+        inner.health.fail(Fault::LogRotten(damage.to_owned()));
     }
     let reason = match &inner.raft.metrics().borrow_watched().running_state {
         Ok(()) => "it ended".to_owned(),

@@ -191,7 +191,7 @@ impl StateMachine {
     }
 }
 
-fn read_meta(store: &Store) -> Result<RaftMeta, StateMachineError> {
+pub(crate) fn read_meta(store: &Store) -> Result<RaftMeta, StateMachineError> {
     match store.raft_meta()? {
         Some(bytes) => Ok(RaftMeta::decode(&bytes)?),
         None => Ok(RaftMeta::default()),

@@ -9,6 +9,7 @@ use crate::replay::{self, Rebuilt, Replayed, Verified};
 use crate::snapshot::{self, SnapshotSource, SnapshotSummary};
 use crate::view::View;
 use crate::views::Views;
+use holdfast_checked_file::{Checked, Checks};
 use holdfast_model::{ClusterVersion, Digest, LogIndex, Outcome, Proposal, Revision, SupportedVersions};
 use std::io;
 use std::path::Path;
@@ -23,6 +24,8 @@ pub struct Store {
     /// The last committed moment, opened once for everyone who reads it. Before `db`: dropped first.
     moment: Mutex<Option<View>>,
     db: redb::Database,
+    /// Of the blocks of the file.
+    checks: Checks,
     /// Held by whoever changes the state. False after a failed change: the state in the file is then unknown to us.
     writer: Mutex<bool>,
     /// Where the last committed change left the state.
@@ -39,8 +42,12 @@ impl Store {
     /// # Errors
     /// When the file cannot be opened or holds something else.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let db = redb::Builder::new().set_cache_size(CACHE_BYTES).create(path);
-        Self::begin(db.map_err(|e| StoreError::Open { path: path.into(), source: Box::new(e.into()) })?)
+        let open =
+            |e: redb::DatabaseError| StoreError::Open { path: path.into(), source: Box::new(e.into()) };
+        let checked = Checked::open(path).map_err(open)?;
+        let checks = checked.checks();
+        let db = redb::Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(checked);
+        Self::begin(db.map_err(open)?, checks)
     }
 
     /// Opens the state in a storage of the caller's.
@@ -48,11 +55,13 @@ impl Store {
     /// # Errors
     /// When the storage fails or holds something else.
     pub fn open_with_backend(backend: impl redb::StorageBackend) -> Result<Self, StoreError> {
-        let db = redb::Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(backend);
-        Self::begin(db.doing("opening the state")?)
+        let checked = Checked::over(backend);
+        let checks = checked.checks();
+        let db = redb::Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(checked);
+        Self::begin(db.doing("opening the state")?, checks)
     }
 
-    fn begin(db: redb::Database) -> Result<Self, StoreError> {
+    fn begin(db: redb::Database, checks: Checks) -> Result<Self, StoreError> {
         let txn = begin_synced(&db)?;
         drop(WriteTables::open(&txn)?);
         txn.commit().doing("making the tables")?;
@@ -61,6 +70,7 @@ impl Store {
         drop(tables);
         check_version(version, SupportedVersions::OURS)?;
         Ok(Self {
+            checks,
             moment: Mutex::default(),
             db,
             writer: Mutex::new(true),
@@ -120,6 +130,11 @@ impl Store {
             self.version.store(version.0, Ordering::Release);
             Ok((outcomes, head))
         })
+    }
+
+    /// The checksums of the file's blocks: who is told of a rotten one, and how to look for some (I1).
+    pub fn checks(&self) -> &Checks {
+        &self.checks
     }
 
     /// The last applied entry.

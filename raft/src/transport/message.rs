@@ -120,6 +120,10 @@ pub(crate) enum Request {
     Remembered,
     /// You acknowledged this to me, and now say that you do not have it: check, and stop if it is so.
     WentBack(Remembered),
+    /// I have a log and no state: offer me a snapshot of at least so many entries.
+    SnapshotWanted { at_least: u64 },
+    /// Give me the part of the snapshot that you offered that begins here.
+    SnapshotPart { digest: [u8; 32], offset: u64 },
 }
 
 /// What a snapshot is, before it comes.
@@ -175,6 +179,10 @@ pub(crate) enum Response {
     Refused(Refusal),
     /// To [`Request::Remembered`].
     Remembered(Option<Remembered>),
+    /// To [`Request::SnapshotWanted`].
+    SnapshotOffered(SnapshotOffer),
+    /// To [`Request::SnapshotPart`].
+    SnapshotData(Bytes),
 }
 
 /// Why a question was not answered as asked.

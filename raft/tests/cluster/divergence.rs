@@ -1,7 +1,7 @@
 //! States that differ (I1). The difference is made by flipping a bit of the digest chain in a stopped member's file.
 
 use holdfast_model::MemberId;
-use holdfast_raft::{Consensus, Fault, StartError};
+use holdfast_raft::Fault;
 use redb::{ReadableTable, TableDefinition};
 
 use crate::group::Group;
@@ -23,7 +23,19 @@ async fn corrupt(group: &mut Group, id: u64) {
     }
     transaction.commit().unwrap();
     drop(database);
+    // The checksums of the blocks are those of before; the difference is not in the disk.
+    drop(std::fs::remove_file(holdfast_checked_file::sidecar_of(&path)));
     group.start(id).await;
+}
+
+/// The member that stopped is started again: it heals by itself, and has what the others have.
+async fn heals(group: &mut Group, victim: u64) {
+    group.stop(victim).await;
+    let written = group.propose(group.someone(), group.write("while-it-was-away")).await;
+    group.start(victim).await;
+    assert!(group.revision(victim) >= written, "it served before it had caught up");
+    assert!(group.path(victim).join("state.redb.bad").exists(), "nothing was kept for the report");
+    group.same_everywhere().await;
 }
 
 async fn write_past_a_recorded_digest(group: &Group, at: u64) {
@@ -47,16 +59,11 @@ async fn i01_a_follower_with_another_state_stops_and_the_others_go_on() {
     assert!(matches!(fault, Fault::Diverged { .. }), "{fault:?}");
     assert!(group.members[&victim].linearize().await.is_err(), "a diverged member answered a read");
     assert!(!group.members[&victim].status().healthy);
-    group.stop(victim).await;
-    let again = Consensus::start(group.config(victim)).await.map(drop);
-    assert!(
-        matches!(again, Err(StartError::OutOfService { fault: Fault::Diverged { .. }, .. })),
-        "a restart brought it back: {again:?}"
-    );
     group.propose(leader, group.write("after")).await;
     for (id, member) in group.members.iter().filter(|(id, _)| **id != victim) {
         assert!(member.status().healthy, "member {id} stopped although it is right");
     }
+    heals(&mut group, victim).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -77,4 +84,26 @@ async fn i01_a_leader_with_another_state_stops_and_is_replaced() {
     for (id, member) in group.members.iter().filter(|(id, _)| **id != victim) {
         assert!(member.status().healthy, "member {id} stopped although it is right");
     }
+    heals(&mut group, victim).await;
+}
+
+/// With one against one, nobody knows whose state is right, so nobody is filled by the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn i01_without_a_majority_for_one_state_nobody_is_filled() {
+    let mut group = Group::new();
+    group.grow(2).await;
+    group.propose(1, group.write("shared")).await;
+    let victim = group.follower().await;
+    corrupt(&mut group, victim).await;
+    let leader = group.leader().await;
+    write_past_a_recorded_digest(&group, leader).await;
+    group.members[&leader].compare_states().await.unwrap();
+    let fault = tokio::time::timeout(crate::group::PATIENCE, group.members[&victim].failed()).await.unwrap();
+    assert!(matches!(fault, Fault::Undecided { .. }), "{fault:?}");
+    group.stop(victim).await;
+    let again = holdfast_raft::Consensus::start(group.config(victim)).await.map(drop);
+    assert!(
+        matches!(again, Err(holdfast_raft::StartError::OutOfService { fault: Fault::Undecided { .. }, .. })),
+        "a restart brought it back: {again:?}"
+    );
 }

@@ -208,6 +208,28 @@ impl Group {
         self.members[&at].propose(proposal).await.unwrap().unwrap().revision
     }
 
+    /// Any living member.
+    pub(crate) fn someone(&self) -> u64 {
+        *self.members.keys().next().unwrap()
+    }
+
+    /// Waits until all members have applied the same entries, and compares their states.
+    pub(crate) async fn same_everywhere(&self) {
+        self.until("the same state on every member", || {
+            let mut states = self.members.values().map(|member| {
+                let store = member.store();
+                (store.applied(), store.digest())
+            });
+            let first = states.next()?;
+            states.all(|other| other == first).then_some(())
+        })
+        .await;
+        for (id, member) in &self.members {
+            assert!(member.status().healthy, "member {id} does not serve");
+            member.store().verify().unwrap();
+        }
+    }
+
     pub(crate) fn revision(&self, id: u64) -> Revision {
         self.members[&id].store().revision()
     }
