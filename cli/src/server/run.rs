@@ -19,6 +19,7 @@ use holdfast_raft::transport::RaftTls;
 use holdfast_raft::{Consensus, ConsensusConfig};
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
@@ -66,9 +67,13 @@ pub(crate) async fn run(arguments: ServerRun) -> Result<(), Failure> {
     let mut clock = tokio::spawn(clockwork::run(Arc::clone(&service)));
     let mut serving =
         tokio::spawn(server::serve(listener, Arc::clone(&tls.api), router(Arc::clone(&service)), stopping));
+    let mut to_be_filled = false;
     let ended = tokio::select! {
         () = told_to_stop() => Ok(()),
-        fault = consensus.failed() => Err(Failure::Host(with_sources(&fault))),
+        fault = consensus.failed() => {
+            to_be_filled = fault.is_healed_by_a_start();
+            Err(Failure::Host(with_sources(&fault)))
+        }
         // Neither ends by itself. A member without them would look alive and not be.
         _ = &mut clock => Err(Failure::Host("The member's clockwork ended; its log says why. Start it again.".into())),
         _ = &mut serving => Err(Failure::Host("The member's API ended; its log says why. Start it again.".into())),
@@ -82,7 +87,19 @@ pub(crate) async fn run(arguments: ServerRun) -> Result<(), Failure> {
     clock.abort();
     consensus.shutdown().await;
     tracing::info!("the member has stopped");
+    if to_be_filled {
+        start_anew();
+    }
     ended
+}
+
+/// Becomes a fresh process of the same command, whose start fills the member with a new state; a member does this a few
+/// times at most. When it cannot, the process ends as if it had not been tried, and who supervises it starts it again.
+fn start_anew() {
+    let Ok(program) = std::env::current_exe() else { return };
+    tracing::warn!("starting again, to be filled with a new state");
+    let error = std::process::Command::new(program).args(std::env::args_os().skip(1)).exec();
+    tracing::error!(%error, "the process could not start itself again");
 }
 
 /// Starts the consensus of a member alone, without its API.

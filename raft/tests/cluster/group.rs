@@ -30,6 +30,7 @@ pub(crate) struct Group {
     pub(crate) compaction: Compaction,
     /// The newest cluster version that members started from now on support.
     pub(crate) version_max: ClusterVersion,
+    pub(crate) scrub_pass: Duration,
     requests: std::sync::atomic::AtomicU64,
     operator: TokenId,
 }
@@ -48,6 +49,7 @@ impl Group {
             addresses: BTreeMap::new(),
             compaction: Compaction::default(),
             version_max: ClusterVersion::NEWEST,
+            scrub_pass: Duration::from_secs(86_400),
             requests: std::sync::atomic::AtomicU64::new(1),
             operator: TokenId::from_bits(0),
         }
@@ -110,11 +112,17 @@ impl Group {
         let mut config = ConsensusConfig::new(MemberId(id), self.path(id), listen, self.tls(id));
         config.compaction = self.compaction.clone();
         config.cluster_version_max = self.version_max;
+        config.scrub_pass = self.scrub_pass;
         config
     }
 
     pub(crate) async fn start(&mut self, id: u64) {
         let member = Consensus::start(self.config(id)).await.unwrap();
+        self.adopt(id, member);
+    }
+
+    /// Takes in a member that was started elsewhere.
+    pub(crate) fn adopt(&mut self, id: u64, member: Consensus) {
         self.addresses.insert(id, member.raft_addr());
         self.members.insert(id, member);
     }
