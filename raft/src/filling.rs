@@ -127,7 +127,8 @@ impl Filling<'_> {
                     }
                 }
             }
-            sleep(ROUND_PAUSE.mul_f64(rand::rng().random_range(0.5..1.5))).await;
+            let pause = ROUND_PAUSE.mul_f64(rand::rng().random_range(0.5..1.5));
+            sleep(pause).await;
         }
         Err(StartError::NotFilled { path: self.data_dir.to_owned(), fault: self.pending.fault.clone() })
     }
