@@ -26,6 +26,8 @@ pub(crate) struct Group {
     authority: Authority,
     folder: tempfile::TempDir,
     pub(crate) members: BTreeMap<u64, Consensus>,
+    /// Of this group alone: a member that comes back finds its port free, whatever else runs here.
+    host: [u8; 4],
     addresses: BTreeMap<u64, SocketAddr>,
     pub(crate) compaction: Compaction,
     /// The newest cluster version that members started from now on support.
@@ -33,6 +35,14 @@ pub(crate) struct Group {
     pub(crate) scrub_pass: Duration,
     requests: std::sync::atomic::AtomicU64,
     operator: TokenId,
+}
+
+/// An address of this host that no other group has, and from which nobody connects to anything.
+fn own_address() -> [u8; 4] {
+    static GROUPS: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    let number = GROUPS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let process = std::process::id();
+    [127, 1 + (process % 250) as u8, (process / 250 % 250) as u8, 1 + (number % 250) as u8]
 }
 
 impl Group {
@@ -46,6 +56,7 @@ impl Group {
             authority: Authority::create(CLUSTER, SystemTime::now()).unwrap(),
             folder: tempfile::tempdir().unwrap(),
             members: BTreeMap::new(),
+            host: own_address(),
             addresses: BTreeMap::new(),
             compaction: Compaction::default(),
             version_max: ClusterVersion::NEWEST,
@@ -108,7 +119,7 @@ impl Group {
     }
 
     pub(crate) fn config(&self, id: u64) -> ConsensusConfig {
-        let listen = self.addresses.get(&id).copied().unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0)));
+        let listen = self.addresses.get(&id).copied().unwrap_or(SocketAddr::from((self.host, 0)));
         let mut config = ConsensusConfig::new(MemberId(id), self.path(id), listen, self.tls(id));
         config.compaction = self.compaction.clone();
         config.cluster_version_max = self.version_max;
