@@ -4,6 +4,8 @@
 pub const BODY_BYTES_MAX: usize = 1 << 20;
 /// The longest idempotency key, in bytes.
 pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 128;
+/// How much log time one command may add, in milliseconds: what a leader measured and did not report yet.
+pub const LOG_TIME_STEP_MS_MAX: u64 = 60_000;
 /// How long an idempotency key's outcome is kept, in milliseconds (SPEC: at least 24 h).
 pub const IDEMPOTENCY_KEPT_MS: u64 = 48 * 3_600_000;
 /// Items on one page by default.

@@ -71,6 +71,8 @@ pub struct ConsensusConfig {
     pub compaction: Compaction,
     /// Between two comparisons of the members' states (I1).
     pub digest_check_every: Duration,
+    /// Between two reports of log time, while this member leads. Less than a step of log time may hold.
+    pub log_time_every: Duration,
     /// The newest cluster version that this member supports: lower than the build's to act as an earlier build.
     pub cluster_version_max: ClusterVersion,
     /// In about which time log and state are read from end to end, to find bits that rotted.
@@ -88,6 +90,7 @@ impl ConsensusConfig {
             timing: Timing::default(),
             compaction: Compaction::default(),
             digest_check_every: Duration::from_secs(30),
+            log_time_every: Duration::from_secs(15),
             cluster_version_max: ClusterVersion::NEWEST,
             scrub_pass: Duration::from_secs(24 * 3600),
         }

@@ -26,6 +26,7 @@ mod health;
 mod known_peers;
 mod log_record;
 pub mod log_store;
+mod log_time;
 mod log_view;
 mod log_writer;
 mod lost_memory;

@@ -28,6 +28,7 @@ use crate::healing;
 use crate::health::{self, Fault, Health};
 use crate::known_peers::{self, KnownPeers};
 use crate::log_store::LogStore;
+use crate::log_time;
 use crate::lost_memory;
 use crate::member_identity::{self, MemberIdentity};
 use crate::network::{Channels, NetworkFactory};
@@ -306,6 +307,7 @@ async fn run(
     inner.tasks.spawn(divergence::settle(inner.clone(), found, accused));
     inner.tasks.spawn(divergence::propose_checks(inner.clone(), config.digest_check_every));
     inner.tasks.spawn(cluster_version::keep_raising(inner.clone()));
+    inner.tasks.spawn(log_time::keep_reporting(inner.clone(), config.log_time_every));
     raft.run();
     let member = Consensus { inner };
     if filled {

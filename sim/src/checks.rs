@@ -42,6 +42,13 @@ impl Watch {
         if self.applied.insert(host.id, applied.0) == Some(applied.0) {
             return Ok(());
         }
+        if store.log_time_ms() > now_ms {
+            return Err(format!(
+                "I4: host {} has log time {} ms after {now_ms} ms: what is kept by it is forgotten too early",
+                host.id,
+                store.log_time_ms()
+            ));
+        }
         let (digest, revision) = (store.digest(), store.revision());
         trace.line(
             now_ms,

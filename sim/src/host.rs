@@ -127,6 +127,7 @@ impl Host {
         );
         config.compaction = compaction.clone();
         config.digest_check_every = Duration::from_secs(2);
+        config.log_time_every = Duration::from_millis(500);
         let identity = (!self.log_made).then(|| MemberIdentity {
             cluster: CLUSTER.to_owned(),
             member: MemberId(self.id),

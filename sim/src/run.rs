@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use holdfast_model::command::{NewCluster, NewMember, NewToken};
+use holdfast_model::limits::TOKEN_MS_MAX;
 use holdfast_model::resource::TokenKind;
 use holdfast_model::{
     Actor, ClusterId, ClusterVersion, Command, Context, Digest, Incarnation, MemberId, Output, Proposal,
@@ -151,7 +152,8 @@ async fn make_cluster(first: Consensus, nodes: Vec<(u64, MemberNode)>) -> Result
         digest,
         kind: TokenKind::Operator,
         scopes: Scope::ALL.iter().copied().collect(),
-        ttl_ms: 24 * 3_600_000,
+        // Longer than clocks jump.
+        ttl_ms: TOKEN_MS_MAX,
     };
     let member = NewMember {
         name: "member-1".parse().map_err(|_| failed(&"a name"))?,

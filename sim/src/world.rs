@@ -22,9 +22,8 @@ use crate::weather::{self, Blocked, Weather};
 /// Between two looks at who leads, in milliseconds.
 const STATUS_EVERY_MS: u64 = 5;
 
-/// How far a wall clock jumps, either way, in milliseconds. Two clocks then differ by less than the ten minutes for which
-/// the outcome of a request without an idempotency key is kept; beyond that I4 is known not to hold.
-const CLOCK_JUMP_MS_MAX: i64 = 240_000;
+/// How far a wall clock jumps, either way, in milliseconds: a day.
+const CLOCK_JUMP_MS_MAX: i64 = 24 * 3_600_000;
 
 /// Set by the panic hook: a panic anywhere in the product is a failure, also where a task swallows it.
 pub(crate) static PANICKED: AtomicBool = AtomicBool::new(false);

@@ -4,7 +4,7 @@
 use crate::database::{DIGEST_EVERY, WriteTables};
 use crate::decide::{Refusal, decide};
 use crate::error::StoreError;
-use crate::outcomes::{self, Repeat};
+use crate::outcomes::{self, Repeat, RetentionTime};
 use crate::overlay::{Batch, Draft};
 use holdfast_model::{
     Accepted, Actor, ClusterVersion, Command, Digest, LogIndex, Outcome, Proposal, SupportedVersions,
@@ -75,13 +75,15 @@ fn verify(tables: &WriteTables<'_>, records: &Records, proposal: &Proposal) -> R
 }
 
 fn apply_one(batch: &mut Batch<'_>, proposal: &Proposal) -> Result<Outcome, StoreError> {
-    let now = proposal.context.now;
+    let now = RetentionTime::of(batch.cluster_version(), batch.log_time_ms(), &proposal.context);
     outcomes::forget(batch, now)?;
     let Some(identity) = outcomes::identity(proposal)? else { return decide_one(batch, proposal) };
     if let Repeat::Seen(outcome) = outcomes::find(batch, &identity, now)? {
         return Ok(outcome);
     }
     let outcome = decide_one(batch, proposal)?;
+    // The command may have raised the version.
+    let now = RetentionTime::of(batch.cluster_version(), batch.log_time_ms(), &proposal.context);
     outcomes::keep(batch, identity, now, &outcome)?;
     Ok(outcome)
 }

@@ -1,29 +1,66 @@
 //! Exactly once (I4): the first outcome of a command is kept, and answers every repeat.
 //!
 //! With an idempotency key the scope is (org, actor, operation, key), kept for [`IDEMPOTENCY_KEPT_MS`]; without one it
-//! is (request, command), kept for [`REQUEST_KEPT_MS`], which is there for resends within the cluster. Time is what
-//! the commands' contexts say. Rows that are over are removed a bounded number with each command.
+//! is (request, command), kept for [`REQUEST_KEPT_MS`], which is there for resends within the cluster. Rows that are over
+//! are removed a bounded number with each command.
+//!
+//! Time is log time, which wall clocks cannot move. In cluster version 1 it was what the commands' contexts said; what was
+//! kept then stays, from the raise on, for as long in log time as what is kept longest.
 
 use crate::error::StoreError;
 use crate::overlay::Batch;
 use crate::rows::{Rows, RowsMut};
 use crate::tables::{Table, Value, decode, encode, key};
-use holdfast_model::limits::IDEMPOTENCY_KEPT_MS;
-use holdfast_model::{Code, Command, Context, Digest, Outcome, Proposal, Rejection, Timestamp};
+use holdfast_model::limits::{IDEMPOTENCY_KEPT_MS, LOG_TIME_STEP_MS_MAX};
+use holdfast_model::{ClusterVersion, Code, Command, Context, Digest, Outcome, Proposal, Rejection};
 use serde::{Deserialize, Serialize};
 
 /// How long the outcome of a request without an idempotency key is kept, in milliseconds.
 pub const REQUEST_KEPT_MS: u64 = 600_000;
-/// Outcomes that are over and are removed with one command: more than one command adds.
+/// Outcomes that are over and are removed with one command, of either kind of end: more than one command adds.
 const REMOVED_MAX: usize = 4;
+/// The bit of an end that is in log time; in one of a wall clock it is not set.
+const IN_LOG_TIME: u64 = 1 << 63;
+/// Log time that has passed and is not in the log yet: retention is longer by as much, and so never too short.
+const UNREPORTED_MS_MAX: u64 = LOG_TIME_STEP_MS_MAX;
+/// The log time through which everything is kept that was kept before there was log time.
+const WALL_ENDS_KEPT_TO: u64 = IN_LOG_TIME | (IDEMPOTENCY_KEPT_MS + UNREPORTED_MS_MAX);
+
+/// The time by which outcomes are kept, as their ends are written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RetentionTime(u64);
+
+impl RetentionTime {
+    /// The time that a command meets.
+    pub(crate) fn of(version: ClusterVersion, log_time_ms: u64, context: &Context) -> Self {
+        match version.has_log_time() {
+            true => Self(IN_LOG_TIME | log_time_ms),
+            false => Self(context.now.0),
+        }
+    }
+
+    fn is_log_time(self) -> bool {
+        self.0 & IN_LOG_TIME != 0
+    }
+
+    /// Whether what is kept to `end` is over.
+    fn is_after(self, end: u64) -> bool {
+        let is_wall_end = end & IN_LOG_TIME == 0;
+        self.0 >= if self.is_log_time() && is_wall_end { WALL_ENDS_KEPT_TO } else { end }
+    }
+
+    fn plus_kept(self, kept_ms: u64) -> u64 {
+        self.0.saturating_add(kept_ms).saturating_add(if self.is_log_time() { UNREPORTED_MS_MAX } else { 0 })
+    }
+}
 
 /// The first outcome of a command.
 #[derive(Serialize, Deserialize)]
 struct Kept {
     /// Of the command.
     command: Digest,
-    /// When it ends.
-    until: Timestamp,
+    /// When it ends: in log time when the first bit says so, else by wall clocks.
+    until: u64,
     /// What it came to.
     outcome: Outcome,
 }
@@ -50,6 +87,7 @@ pub(crate) fn identity(proposal: &Proposal) -> Result<Option<Identity>, StoreErr
         command,
         Command::Tick
             | Command::VerifyDigest { .. }
+            | Command::AdvanceLogTime { .. }
             | Command::ReportInstances { .. }
             | Command::ReportNode { .. }
             | Command::ReportSilence { .. }
@@ -79,10 +117,10 @@ fn scope(context: &Context, operation: u8, command: Digest) -> Result<(Digest, u
 }
 
 /// Looks for an earlier command of this identity.
-pub(crate) fn find(batch: &Batch<'_>, identity: &Identity, now: Timestamp) -> Result<Repeat, StoreError> {
+pub(crate) fn find(batch: &Batch<'_>, identity: &Identity, now: RetentionTime) -> Result<Repeat, StoreError> {
     let Some(value) = batch.get(&identity.key)? else { return Ok(Repeat::First) };
     let kept: Kept = decode(Table::Outcome, &value)?;
-    if kept.until <= now {
+    if now.is_after(kept.until) {
         return Ok(Repeat::First);
     }
     if kept.command == identity.command {
@@ -98,7 +136,7 @@ pub(crate) fn find(batch: &Batch<'_>, identity: &Identity, now: Timestamp) -> Re
 pub(crate) fn keep(
     batch: &mut Batch<'_>,
     identity: Identity,
-    now: Timestamp,
+    now: RetentionTime,
     outcome: &Outcome,
 ) -> Result<(), StoreError> {
     let Identity { key: at, command, kept_ms } = identity;
@@ -106,41 +144,54 @@ pub(crate) fn keep(
         let old: Kept = decode(Table::Outcome, &old)?;
         batch.put(end_key(old.until, &at), None)?;
     }
-    let until = now.plus_ms(kept_ms);
+    let until = now.plus_kept(kept_ms);
     batch.set_outcomes_end(batch.outcomes_end().map(|known| known.min(until)));
     let kept = Kept { command, until, outcome: outcome.clone() };
     batch.put(end_key(until, &at), Some([].as_slice().into()))?;
     batch.put(at, Some(encode(Table::Outcome, &kept)?))
 }
 
-fn end_key(until: Timestamp, outcome_key: &[u8]) -> Vec<u8> {
-    key(Table::OutcomeEnd, &[&until.0.to_be_bytes(), &outcome_key[1..]])
+fn end_key(until: u64, outcome_key: &[u8]) -> Vec<u8> {
+    key(Table::OutcomeEnd, &[&until.to_be_bytes(), &outcome_key[1..]])
 }
 
 /// Removes a few outcomes that are over. What it removes depends on the commands alone and not on how they were
 /// batched (I1): a batch only remembers when there is nothing to look for.
-pub(crate) fn forget(batch: &mut Batch<'_>, now: Timestamp) -> Result<(), StoreError> {
-    const TIME_BYTES: usize = 8;
-    if batch.outcomes_end().is_some_and(|end| end > now) {
+pub(crate) fn forget(batch: &mut Batch<'_>, now: RetentionTime) -> Result<(), StoreError> {
+    if batch.outcomes_end().is_some_and(|end| end > now.0) {
         return Ok(());
     }
-    let mut known = Some(Timestamp(u64::MAX));
-    let found = batch.scan(&key(Table::OutcomeEnd, &[]), None, REMOVED_MAX)?;
-    // After as many as are removed at a time there may be more.
-    if found.len() == REMOVED_MAX {
-        known = None;
+    let mut next = u64::MAX;
+    if !now.is_log_time() {
+        next = forget_ends(batch, now, None)?;
+    } else {
+        // Ends in log time come after all others.
+        let after = key(Table::OutcomeEnd, &[&IN_LOG_TIME.to_be_bytes()]);
+        next = next.min(forget_ends(batch, now, Some(&after))?);
+        next = next.min(match now.0 < WALL_ENDS_KEPT_TO {
+            true => WALL_ENDS_KEPT_TO,
+            false => forget_ends(batch, now, None)?,
+        });
     }
-    for (end, _) in found {
-        let until =
-            end.get(1..1 + TIME_BYTES).and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes);
-        let until = until.ok_or_else(|| StoreError::corrupt("the end of an outcome has no time"))?;
-        if until > now.0 {
-            known = Some(Timestamp(until));
+    batch.set_outcomes_end(Some(next));
+    Ok(())
+}
+
+/// Removes the first outcomes whose ends lie after `after` and are over; tells when it is worth to look again.
+fn forget_ends(batch: &mut Batch<'_>, now: RetentionTime, after: Option<&[u8]>) -> Result<u64, StoreError> {
+    const TIME_BYTES: usize = 8;
+    let found = batch.scan(&key(Table::OutcomeEnd, &[]), after, REMOVED_MAX)?;
+    // After as many as are removed at a time there may be more.
+    let mut next = if found.len() == REMOVED_MAX { 0 } else { u64::MAX };
+    for (row, _) in found {
+        let end = row.get(1..1 + TIME_BYTES).and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes);
+        let end = end.ok_or_else(|| StoreError::corrupt("the end of an outcome has no time"))?;
+        if !now.is_after(end) {
+            next = end;
             break;
         }
-        batch.put(key(Table::Outcome, &[&end[1 + TIME_BYTES..]]), None::<Value>)?;
-        batch.put(end, None)?;
+        batch.put(key(Table::Outcome, &[&row[1 + TIME_BYTES..]]), None::<Value>)?;
+        batch.put(row, None)?;
     }
-    batch.set_outcomes_end(known);
-    Ok(())
+    Ok(next)
 }

@@ -4,6 +4,7 @@
 //! An accepted draft moves into its [`Batch`], a rejected one is dropped without a trace (I14). The batch keeps the
 //! sums of rows current and is written to the database once, in key order.
 
+use crate::decide::log_time;
 use crate::error::StoreError;
 use crate::event_bytes;
 use crate::evolve::evolve;
@@ -13,7 +14,7 @@ use crate::tables::{Table, Value, is_view};
 use crate::views::Views;
 use holdfast_model::event::EVENT_VERSION;
 use holdfast_model::{
-    Aggregate, ClusterVersion, Context, DeploymentId, Event, EventPayload, OrgId, Revision, Timestamp,
+    Aggregate, ClusterVersion, Context, DeploymentId, Event, EventPayload, OrgId, Revision,
 };
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -72,14 +73,16 @@ pub(crate) struct Batch<'a> {
     head: Head,
     /// The cluster version after the last command.
     version: ClusterVersion,
+    /// The log time after the last command, in milliseconds.
+    log_time_ms: u64,
     /// No kept outcome ends before this; `None` while nobody looked.
-    outcomes_end: Option<Timestamp>,
+    outcomes_end: Option<u64>,
 }
 
 impl<'a> Batch<'a> {
-    pub(crate) fn new(base: &'a dyn Rows, head: Head, version: ClusterVersion) -> Self {
+    pub(crate) fn new(base: &'a dyn Rows, head: Head, version: ClusterVersion, log_time_ms: u64) -> Self {
         let (seen, changes, events) = (RefCell::default(), Changes::new(), Vec::new());
-        Self { base, seen, changes, events, head, version, outcomes_end: None }
+        Self { base, seen, changes, events, head, version, log_time_ms, outcomes_end: None }
     }
 
     /// The cluster version, with what the batch changed.
@@ -87,13 +90,18 @@ impl<'a> Batch<'a> {
         self.version
     }
 
+    /// The log time, with what the batch changed, in milliseconds.
+    pub(crate) fn log_time_ms(&self) -> u64 {
+        self.log_time_ms
+    }
+
     /// A time before which no kept outcome ends, if it is known.
-    pub(crate) fn outcomes_end(&self) -> Option<Timestamp> {
+    pub(crate) fn outcomes_end(&self) -> Option<u64> {
         self.outcomes_end
     }
 
     /// Notes what [`outcomes_end`](Self::outcomes_end) now is.
-    pub(crate) fn set_outcomes_end(&mut self, end: Option<Timestamp>) {
+    pub(crate) fn set_outcomes_end(&mut self, end: Option<u64>) {
         self.outcomes_end = end;
     }
 
@@ -108,10 +116,12 @@ impl<'a> Batch<'a> {
     /// Takes over an accepted command's changes and events.
     pub(crate) fn merge(&mut self, parts: DraftParts) -> Result<(), StoreError> {
         for (key, value) in parts.changes {
-            let is_cluster = key.first() == Some(&(Table::Cluster as u8));
+            let tag = key.first().copied().and_then(Table::from_tag);
             self.put(key, value)?;
-            if is_cluster {
-                self.version = Views::cluster_version(self)?;
+            match tag {
+                Some(Table::Cluster) => self.version = Views::cluster_version(self)?,
+                Some(Table::LogTime) => self.log_time_ms = log_time::of(self)?,
+                _ => {}
             }
         }
         for event in parts.events {

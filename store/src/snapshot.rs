@@ -6,6 +6,7 @@
 use crate::apply::check_version;
 use crate::database::{Doing, EVENTS, LOG_STATE, VIEWS};
 use crate::database::{HEAD, RAFT_META, ReadTables, WriteTables};
+use crate::decide::log_time;
 use crate::error::StoreError;
 use crate::event_bytes;
 use crate::head::Head;
@@ -122,7 +123,7 @@ pub(crate) fn install(
     txn: &redb::WriteTransaction,
     from: &mut dyn io::Read,
     supported: SupportedVersions,
-) -> Result<(Head, ClusterVersion, SnapshotSummary), StoreError> {
+) -> Result<(Head, ClusterVersion, u64, SnapshotSummary), StoreError> {
     let mut reader = SnapshotReader::new(from)?;
     const CLEARING: &str = "making room for a snapshot";
     for table in [VIEWS, LOG_STATE] {
@@ -143,7 +144,7 @@ pub(crate) fn install(
     let version = tables.cluster_version()?;
     check_version(version, supported)?;
     let written = reader.summary().ok_or_else(|| StoreError::corrupt("a snapshot did not end"))?;
-    Ok((head, version, summary(&head, written)))
+    Ok((head, version, log_time::of(&tables)?, summary(&head, written)))
 }
 
 fn install_row(

@@ -2,6 +2,7 @@
 
 use crate::apply::{apply_entries, check_version};
 use crate::database::{Doing, RAFT_META, ReadTables, WriteTables, begin_synced, begin_unsynced};
+use crate::decide::log_time;
 use crate::error::StoreError;
 use crate::head::Head;
 use crate::overlay::Batch;
@@ -13,7 +14,7 @@ use holdfast_checked_file::{Checked, Checks};
 use holdfast_model::{ClusterVersion, Digest, LogIndex, Outcome, Proposal, Revision, SupportedVersions};
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 /// Memory for pages of the database, in bytes.
@@ -32,6 +33,8 @@ pub struct Store {
     head: RwLock<Head>,
     /// The cluster version there.
     version: AtomicU32,
+    /// The log time there, in milliseconds.
+    log_time_ms: AtomicU64,
     /// The newest cluster version that is followed.
     version_max: AtomicU32,
 }
@@ -66,7 +69,8 @@ impl Store {
         drop(WriteTables::open(&txn)?);
         txn.commit().doing("making the tables")?;
         let tables = ReadTables::open(&db)?;
-        let (head, version) = (tables.head()?, tables.cluster_version()?);
+        let (head, version, log_time_ms) =
+            (tables.head()?, tables.cluster_version()?, log_time::of(&tables)?);
         drop(tables);
         check_version(version, SupportedVersions::OURS)?;
         Ok(Self {
@@ -76,6 +80,7 @@ impl Store {
             writer: Mutex::new(true),
             head: RwLock::new(head),
             version: AtomicU32::new(version.0),
+            log_time_ms: AtomicU64::new(log_time_ms),
             version_max: AtomicU32::new(ClusterVersion::NEWEST.0),
         })
     }
@@ -83,6 +88,11 @@ impl Store {
     /// The cluster version: which rules and stored forms the next command meets. Costs no read.
     pub fn cluster_version(&self) -> ClusterVersion {
         ClusterVersion(self.version.load(Ordering::Acquire))
+    }
+
+    /// How long the cluster has had a leader since it has log time, as the leaders measured it, in milliseconds.
+    pub fn log_time_ms(&self) -> u64 {
+        self.log_time_ms.load(Ordering::Acquire)
     }
 
     /// The cluster versions that this store follows.
@@ -115,10 +125,10 @@ impl Store {
         self.change(|| {
             let txn = begin_unsynced(&self.db)?;
             let mut tables = WriteTables::open(&txn)?;
-            let mut batch = Batch::new(&tables, self.head(), self.cluster_version());
+            let mut batch = Batch::new(&tables, self.head(), self.cluster_version(), self.log_time_ms());
             let supported = self.supported_versions();
             let (outcomes, records) = apply_entries(&tables, &mut batch, first_index, entries, supported)?;
-            let version = batch.cluster_version();
+            let (version, log_time_ms) = (batch.cluster_version(), batch.log_time_ms());
             let parts = batch.into_parts();
             let head = tables.write(parts)?;
             for (at, digest) in records {
@@ -128,6 +138,7 @@ impl Store {
             drop(tables);
             txn.commit().doing("committing a batch")?;
             self.version.store(version.0, Ordering::Release);
+            self.log_time_ms.store(log_time_ms, Ordering::Release);
             Ok((outcomes, head))
         })
     }
@@ -193,10 +204,11 @@ impl Store {
         let mut writer = self.writer()?;
         let txn = begin_synced(&self.db)?;
         // Dropped without a commit when the snapshot is refused: nothing of it remains.
-        let (head, version, summary) = snapshot::install(&txn, from, self.supported_versions())?;
+        let (head, version, log_time_ms, summary) = snapshot::install(&txn, from, self.supported_versions())?;
         *writer = false;
         txn.commit().doing("installing a snapshot")?;
         self.version.store(version.0, Ordering::Release);
+        self.log_time_ms.store(log_time_ms, Ordering::Release);
         self.publish(head);
         *writer = true;
         Ok(summary)

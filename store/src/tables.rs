@@ -122,6 +122,8 @@ tables! {
     Outcome = 0xC0, "outcome";
     /// Log state: (end, key of an outcome) → nothing.
     OutcomeEnd = 0xC1, "outcome_end";
+    /// Log state: the one row of log time, in milliseconds.
+    LogTime = 0xC2, "log_time";
 }
 
 /// A key: the table's tag and the parts.

@@ -26,6 +26,7 @@ pub(super) fn admit(draft: &Draft<'_>, command: &Command) -> Result<(), Refusal>
             | Command::VerifyDigest { .. }
             | Command::BeginIncarnation { .. }
             | Command::AdvanceLogTime { .. }
+            | Command::RaiseClusterVersion { .. }
     );
     match draft.context().actor {
         Actor::System(_) => Ok(()),

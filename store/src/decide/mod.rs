@@ -7,6 +7,7 @@
 mod admission;
 mod agents;
 mod enrolment;
+pub(crate) mod log_time;
 mod members;
 mod org;
 mod release;
@@ -63,7 +64,7 @@ pub(crate) fn decide(draft: &mut Draft<'_>, command: &Command) -> Decision {
             enrolment::init_cluster(draft, *version, *cluster, *incarnation, member, operator)
         }
         Command::RaiseClusterVersion { to } => version::raise(draft, *to),
-        Command::AdvanceLogTime { .. } => Ok(Output::None),
+        Command::AdvanceLogTime { by_ms } => log_time::advance(draft, *by_ms),
         Command::CreateOrg { name } => org::create_org(draft, name),
         Command::CreateApp { org, name } => org::create_app(draft, *org, name),
         Command::CreateEnv { app, name } => org::create_env(draft, *app, name),

@@ -1,15 +1,14 @@
 //! The cluster version's rise, one step at a time.
 
-use super::admission::cluster_only;
 use super::{Decision, refuse};
 use crate::overlay::{Draft, Filing};
 use crate::views::{Views, required};
 use holdfast_model::{Aggregate, ClusterVersion, Code, EventPayload, Output};
 
-/// Whether this build knows the rules of `to` is judged by `apply`, for a member that does not must stop and not
-/// decide otherwise than the others (I1).
+/// Only the clockwork asks for this, after every member said that it supports `to`: see `admission`. Whether this build
+/// knows the rules of `to` is judged by `apply`, for a member that does not must stop and not decide otherwise than the
+/// others (I1).
 pub(super) fn raise(draft: &mut Draft<'_>, to: ClusterVersion) -> Decision {
-    cluster_only(draft, "cluster")?;
     let cluster = required(draft.cluster()?, "a cluster")?;
     if to <= cluster.version {
         return Ok(Output::None);

@@ -117,7 +117,11 @@ impl Drawer {
                     _ => Command::ActivateNode { node },
                 }
             }
-            15 => Command::Tick,
+            15 => match few {
+                0 => Command::AdvanceLogTime { by_ms: u64::from(self.rng.random_range(0..70_000u32)) },
+                1 => Command::RaiseClusterVersion { to: ClusterVersion(self.rng.random_range(0..3)) },
+                _ => Command::Tick,
+            },
             16 if few == 0 => {
                 Command::CreateToken(token(100 + few as u8, TokenKind::Org(org), &[Scope::AppsRead]))
             }
@@ -140,7 +144,7 @@ impl Drawer {
     }
 
     fn context(&mut self, world: &mut World, command: &Command) -> Context {
-        let clockwork = matches!(command, Command::Tick | Command::ReportSilence { .. });
+        let clockwork = is_clockwork(command);
         let context = if clockwork {
             world.context(Actor::System(MemberId(1)), None)
         } else if let Command::ReportInstances { node, .. } = command {
@@ -165,6 +169,17 @@ impl Drawer {
             _ => {}
         }
     }
+}
+
+/// Commands that only a leader's clockwork gives, and that change nothing when they are repeated, or little.
+fn is_clockwork(command: &Command) -> bool {
+    matches!(
+        command,
+        Command::Tick
+            | Command::ReportSilence { .. }
+            | Command::AdvanceLogTime { .. }
+            | Command::RaiseClusterVersion { .. }
+    )
 }
 
 /// At most one route has a hostname, and it is the one that the claim leads to.
@@ -194,7 +209,7 @@ fn check_loads(world: &World) {
 
 fn random_history(seed: u64, steps: usize) -> World {
     println!("seed {seed}");
-    let mut world = World::new();
+    let mut world = World::at(ClusterVersion(1 + (seed % 2) as u32));
     let mut drawer = Drawer::new(seed, &mut world);
     let mut accepted = 0;
     for step in 0..steps {
@@ -213,8 +228,7 @@ fn random_history(seed: u64, steps: usize) -> World {
             }
         }
         // i04: the same again gives the same and changes nothing.
-        if !matches!(command, Command::Tick | Command::ReportInstances { .. } | Command::ReportSilence { .. })
-        {
+        if !is_clockwork(&command) && !matches!(command, Command::ReportInstances { .. }) {
             assert_eq!(world.propose(context, command.clone()), outcome, "seed {seed}, step {step}");
             assert_eq!((world.store.views_digest(), world.store.revision()), after);
         }
@@ -281,7 +295,9 @@ fn i01_an_entry_of_several_proposals_does_what_one_entry_each_does() {
 fn i01_outcomes_are_forgotten_alike_however_the_log_is_cut_into_batches() {
     for seed in 200..208u64 {
         let mut rng = StdRng::seed_from_u64(seed);
-        let mut world = World::new();
+        let mut world = World::at(ClusterVersion(1 + (seed % 2) as u32));
+        // Some histories rise to log time half-way.
+        let raised_at = (seed % 4 == 0).then_some(100);
         let outcomes = |store: &Store| {
             let prefix = crate::tables::key(crate::tables::Table::OutcomeEnd, &[]);
             store.view().unwrap().scan(&prefix, None, usize::MAX).unwrap().len()
@@ -292,8 +308,18 @@ fn i01_outcomes_are_forgotten_alike_however_the_log_is_cut_into_batches() {
             let context = world.context(Actor::Operator(world.operator), None);
             let name = format!("org-{n}").parse().unwrap();
             world.propose(context, Command::CreateOrg { name }).unwrap();
+            if raised_at == Some(n) {
+                world.system(Command::RaiseClusterVersion { to: ClusterVersion::TWO }).unwrap();
+            }
+            if world.store.cluster_version().has_log_time() {
+                world.log_time_passes(rng.random_range(0..40_000));
+            }
         }
-        assert!(outcomes(&world.store) < 150, "seed {seed}: {}", outcomes(&world.store));
+        assert!(
+            raised_at.is_some() || outcomes(&world.store) < 150,
+            "seed {seed}: {}",
+            outcomes(&world.store)
+        );
         let other = memory_store();
         let mut at = 0;
         while at < world.log.len() {

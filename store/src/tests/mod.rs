@@ -3,6 +3,7 @@
 mod agents;
 mod durability;
 mod history;
+mod log_time;
 mod members;
 mod rollout;
 mod rules;

@@ -139,7 +139,12 @@ fn i09_what_lies_outside_the_org_answers_as_what_is_absent() {
 
 #[test]
 fn i11_a_revoked_or_expired_token_decides_nothing() {
-    let mut world = World::new();
+    for version in [ClusterVersion::ONE, ClusterVersion::NEWEST] {
+        retries_return_the_first_outcome(World::at(version));
+    }
+}
+
+fn retries_return_the_first_outcome(mut world: World) {
     let a = world.tenant("acme", 10);
     let ask = |name: &str| Command::CreateApp { org: a.org, name: name.parse().unwrap() };
     world.tenant_asks(&a, ask("one")).unwrap();
@@ -329,7 +334,7 @@ fn i04_a_retry_returns_the_first_outcome_and_changes_nothing() {
     let context = Context { idempotency_key: Some("key-2".into()), ..keyed(&mut world) };
     assert_eq!(world.propose(context, ask("hello")), rejected);
 
-    world.now = world.now.plus_ms(IDEMPOTENCY_KEPT_MS);
+    world.outlast(IDEMPOTENCY_KEPT_MS);
     let context = Context { idempotency_key: Some("key-2".into()), ..keyed(&mut world) };
     assert!(world.propose(context, ask("hello")).is_ok());
     world.check();
@@ -358,9 +363,9 @@ fn i04_i09_a_key_is_its_holders_own() {
 }
 
 #[test]
-fn i04_an_outcome_is_kept_to_the_end_of_its_time() {
+fn i04_at_version_1_an_outcome_is_kept_to_the_end_of_its_time() {
     for (key, kept_ms) in [(Some("key"), IDEMPOTENCY_KEPT_MS), (None, crate::REQUEST_KEPT_MS)] {
-        let mut world = World::new();
+        let mut world = World::at(ClusterVersion::ONE);
         let context = world.context(Actor::Operator(world.operator), None);
         let context = Context { idempotency_key: key.map(Into::into), ..context };
         let command = Command::CreateOrg { name: "acme".parse().unwrap() };
@@ -389,7 +394,12 @@ fn i04_a_proposal_that_is_sent_twice_takes_effect_once() {
 
 #[test]
 fn outcomes_are_forgotten_in_time_and_a_few_at_a_time() {
-    let mut world = World::new();
+    for version in [ClusterVersion::ONE, ClusterVersion::NEWEST] {
+        outcomes_are_forgotten(World::at(version));
+    }
+}
+
+fn outcomes_are_forgotten(mut world: World) {
     for n in 0..40 {
         world.operator(Command::CreateOrg { name: format!("org-{n}").parse().unwrap() }).unwrap();
     }
@@ -399,7 +409,7 @@ fn outcomes_are_forgotten_in_time_and_a_few_at_a_time() {
         world.view().scan(&prefix, None, 1_000).unwrap().len()
     };
     assert_eq!(held(&world), 41);
-    world.now = world.now.plus_ms(crate::REQUEST_KEPT_MS);
+    world.outlast(crate::REQUEST_KEPT_MS);
     world.operator(Command::CreateOrg { name: "later".parse().unwrap() }).unwrap();
     assert_eq!(held(&world), 38);
     for _ in 0..20 {

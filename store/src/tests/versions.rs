@@ -18,12 +18,13 @@ fn i01_the_version_rises_one_step_at_a_time_and_by_nobody_elses_word() {
     let mut world = World::at(ClusterVersion::ONE);
     assert_eq!(world.store.cluster_version(), ClusterVersion::ONE);
     let tenant = world.tenant("acme", 2);
-    assert_eq!(code(world.tenant_asks(&tenant, RAISE)), Code::NotFound);
+    assert_eq!(code(world.tenant_asks(&tenant, RAISE)), Code::Unauthenticated);
+    assert_eq!(code(world.operator(RAISE)), Code::Unauthenticated);
     let skip = Command::RaiseClusterVersion { to: TWO.next() };
     assert_eq!(code(world.system(skip)), Code::FailedPrecondition);
     assert_eq!(world.store.cluster_version(), ClusterVersion::ONE);
 
-    let raised = world.operator(RAISE).unwrap().revision;
+    let raised = world.system(RAISE).unwrap().revision;
     assert_eq!(world.store.cluster_version(), TWO);
     let event = world.view().event(raised).unwrap().unwrap();
     assert_eq!(event.payload, EventPayload::ClusterVersionRaised { to: TWO });

@@ -173,6 +173,24 @@ impl World {
         self.as_actor(Actor::Token(tenant.token), Some(tenant.org), command)
     }
 
+    /// Lets log time pass, as the clockwork says it.
+    pub(super) fn log_time_passes(&mut self, ms: u64) {
+        let mut left = ms;
+        while left > 0 {
+            let by_ms = left.min(limits::LOG_TIME_STEP_MS_MAX);
+            self.system(Command::AdvanceLogTime { by_ms }).unwrap();
+            left -= by_ms;
+        }
+    }
+
+    /// Lets so much time pass that what is kept for `kept_ms` is over, whichever time it is kept by.
+    pub(super) fn outlast(&mut self, kept_ms: u64) {
+        self.now = self.now.plus_ms(kept_ms);
+        if self.store.cluster_version().has_log_time() {
+            self.log_time_passes(kept_ms + limits::LOG_TIME_STEP_MS_MAX);
+        }
+    }
+
     /// Lets time pass and ticks.
     pub(super) fn tick_after(&mut self, ms: u64) {
         self.now = self.now.plus_ms(ms);
