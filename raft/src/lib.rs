@@ -21,6 +21,8 @@ pub mod disk_work;
 mod divergence;
 mod error;
 mod filling;
+#[cfg(test)]
+mod golden_tests;
 mod healing;
 mod health;
 mod known_peers;

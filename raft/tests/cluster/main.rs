@@ -6,6 +6,7 @@
 mod bit_rot;
 mod divergence;
 mod failures;
+mod golden;
 mod group;
 mod hostile;
 mod membership;

@@ -2,6 +2,7 @@
 
 mod agents;
 mod durability;
+mod golden;
 mod history;
 mod log_time;
 mod members;
