@@ -41,6 +41,27 @@ struct PutRequest {
 struct RangeRequest {
     #[prost(bytes = "bytes", tag = "1")]
     key: Bytes,
+    /// The first key that is not meant; empty for one key.
+    #[prost(bytes = "bytes", tag = "2")]
+    range_end: Bytes,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct TxnRequest {
+    #[prost(message, repeated, tag = "2")]
+    success: Vec<RequestOp>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct RequestOp {
+    #[prost(message, optional, tag = "2")]
+    request_put: Option<PutRequest>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct WatchRequest {
+    #[prost(message, optional, tag = "1")]
+    create_request: Option<RangeRequest>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -126,7 +147,9 @@ fn is_good(told: &Told) -> Result<(), BenchError> {
 impl Protocol for Grpc {
     fn ask(&self, kind: Kind) -> Result<Ask, BenchError> {
         match kind {
-            Kind::Read => call("KV/Range", &RangeRequest { key: Bytes::from_static(READ_KEY) }),
+            Kind::Read => {
+                call("KV/Range", &RangeRequest { key: Bytes::from_static(READ_KEY), range_end: Bytes::new() })
+            }
             Kind::Write(n) => {
                 let key = Bytes::from(format!("bench-{:026}", mixed(n)));
                 call("KV/Put", &PutRequest { key, value: self.value.clone() })
@@ -152,6 +175,54 @@ impl Protocol for Grpc {
         let leader = message::<StatusResponse>(told).ok()?.leader;
         self.ids.lock().ok()?.iter().position(|id| *id == leader && leader != 0)
     }
+
+    fn ask_revision(&self) -> Result<Option<Ask>, BenchError> {
+        Ok(None)
+    }
+
+    fn watch(&self, _: Option<&Told>) -> Result<Ask, BenchError> {
+        // A watch's key and range end have the numbers of a range's.
+        let keys =
+            RangeRequest { key: Bytes::from_static(b"bench-"), range_end: Bytes::from_static(b"bench.") };
+        call("Watch/Watch", &WatchRequest { create_request: Some(keys) })
+    }
+
+    fn scan(&self, group: &str) -> Result<Ask, BenchError> {
+        let key = Bytes::from(format!("fill-{group}"));
+        let range_end = Bytes::from(format!("fill-{group}g"));
+        call("KV/Range", &RangeRequest { key, range_end })
+    }
+}
+
+/// Hexadecimal digits of a key that make a group of a scan: about 16 of a million keys share them.
+const GROUP_DIGITS: usize = 4;
+/// Puts of one transaction: etcd's own limit.
+const TXN_PUTS: u64 = 128;
+/// Transactions under way while keys are filled in.
+const TXNS_IN_FLIGHT: usize = 24;
+
+/// Puts so many keys of [`VALUE_BYTES`] each; answers with the groups that a scan of them all is made of.
+pub async fn fill(cluster: &Cluster, keys: u64) -> Result<Vec<String>, BenchError> {
+    let value = Bytes::from(vec![b'v'; VALUE_BYTES]);
+    let leader = cluster.leader().await?;
+    let line = cluster.dial(leader).await?;
+    let batches = (0..keys).step_by(usize::try_from(TXN_PUTS).unwrap_or(1)).map(|first| {
+        let (mut line, value) = (line.clone(), value.clone());
+        async move {
+            let put = |n: u64| RequestOp {
+                request_put: Some(PutRequest {
+                    key: Bytes::from(format!("fill-{:016x}", mixed(n))),
+                    value: value.clone(),
+                }),
+            };
+            let success = (first..keys.min(first + TXN_PUTS)).map(put).collect();
+            is_good(&line.ask(call("KV/Txn", &TxnRequest { success })?).await?)
+        }
+    });
+    use futures::{StreamExt, TryStreamExt};
+    futures::stream::iter(batches).buffer_unordered(TXNS_IN_FLIGHT).try_collect::<()>().await?;
+    let groups = 1_u64 << (4 * GROUP_DIGITS);
+    Ok((0..groups).map(|n| format!("{n:0width$x}", width = GROUP_DIGITS)).collect())
 }
 
 /// Makes and starts a cluster in `folder`, and waits until all three serve.

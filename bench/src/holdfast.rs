@@ -20,9 +20,9 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-/// How a token's secret is passed to `server join`.
 /// Below which every cluster's certificates have their names.
 const SERVER_DOMAIN: &str = "holdfast.internal";
+/// How a token's secret is passed to `server join`.
 const SECRET_FILE: &str = "join.secret";
 
 struct Http {
@@ -82,6 +82,22 @@ impl Protocol for Http {
         let leader = &answer["item"]["leader"];
         let id = leader.as_u64().or_else(|| leader.as_str()?.parse().ok())?;
         usize::try_from(id.checked_sub(1)?).ok().filter(|place| *place < MEMBERS)
+    }
+
+    fn ask_revision(&self) -> Result<Option<Ask>, BenchError> {
+        self.request(Method::GET, "/v1/events?limit=1", Bytes::new()).map(Some)
+    }
+
+    fn watch(&self, revision: Option<&Told>) -> Result<Ask, BenchError> {
+        let told = revision.ok_or_else(|| broken("a watch", "the revision is not known"))?;
+        let page: Value = serde_json::from_slice(&told.body).map_err(|e| broken("the revision", e))?;
+        let revision = &page["revision"];
+        let revision = revision.as_str().map(str::to_owned).unwrap_or_else(|| revision.to_string());
+        self.request(Method::GET, &format!("/v1/events?follow=true&after={revision}"), Bytes::new())
+    }
+
+    fn scan(&self, group: &str) -> Result<Ask, BenchError> {
+        self.request(Method::GET, &format!("/v1/envs/{group}/instances"), Bytes::new())
     }
 }
 

@@ -3,6 +3,7 @@
 
 use bytes::Bytes;
 use h2::client::SendRequest;
+use h2::{RecvStream, SendStream};
 use holdfast_bench::error::BenchError;
 use http::{HeaderMap, Request, StatusCode};
 use rustls::ClientConfig;
@@ -47,6 +48,28 @@ pub struct Told {
     pub trailers: HeaderMap,
 }
 
+/// An answer that goes on until it is dropped.
+pub struct Flow {
+    body: RecvStream,
+    /// Held open: a peer may take its end for the end of the answer.
+    _asking: SendStream<Bytes>,
+    address: SocketAddr,
+}
+
+impl Flow {
+    /// The next bytes; `None` when the peer ended the answer.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, BenchError> {
+        let broken = |why: h2::Error| BenchError::Connection {
+            address: self.address.to_string(),
+            why: why.to_string(),
+        };
+        let Some(chunk) = self.body.data().await else { return Ok(None) };
+        let chunk = chunk.map_err(broken)?;
+        self.body.flow_control().release_capacity(chunk.len()).map_err(broken)?;
+        Ok(Some(chunk))
+    }
+}
+
 /// A connection, shared by any number of clients.
 #[derive(Clone)]
 pub struct Line {
@@ -83,6 +106,29 @@ impl Line {
                 Err(BenchError::Connection { address: address.to_string(), why: error.to_string() })
             }
             Err(_) => Err(BenchError::Connection { address: address.to_string(), why: "no answer".into() }),
+        }
+    }
+
+    /// Asks for an answer that goes on, and waits until it began.
+    pub async fn open(&mut self, ask: Ask) -> Result<Flow, BenchError> {
+        let address = self.address;
+        let broken = |why: String| BenchError::Connection { address: address.to_string(), why };
+        let opening = async {
+            let mut sender = self.sender.clone().ready().await?;
+            let (answer, mut asking) = sender.send_request(ask.head, ask.body.is_empty())?;
+            if !ask.body.is_empty() {
+                asking.send_data(ask.body, false)?;
+            }
+            let (head, body) = answer.await?.into_parts();
+            Ok::<_, h2::Error>((head.status, Flow { body, _asking: asking, address }))
+        };
+        let opened = tokio::time::timeout(ANSWER_MAX, opening).await;
+        let (status, flow) =
+            opened.map_err(|_| broken("no answer".into()))?.map_err(|e| broken(e.to_string()))?;
+        if status == StatusCode::OK {
+            Ok(flow)
+        } else {
+            Err(broken(format!("a stream was refused: {status}")))
         }
     }
 

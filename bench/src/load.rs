@@ -23,9 +23,33 @@ const LINES_MAX: usize = 36;
 /// Requests of an open loop that may be under way; more wait, and their latency counts.
 const IN_FLIGHT_MAX: usize = 4096;
 /// Latencies are kept up to this, in microseconds.
-const LATENCY_US_MAX: u64 = 60_000_000;
+pub const LATENCY_US_MAX: u64 = 60_000_000;
 /// After this many errors a load is given up.
 const ERRORS_MAX: u64 = 100;
+
+/// What the name of everything that loads write begins with.
+const KEY_PREFIX: &[u8] = b"bench-";
+/// Digits after it.
+const KEY_DIGITS: usize = 26;
+
+/// The number in the first written name that `held` has whole; it and all before it are cut off. Otherwise all is cut off
+/// that cannot be the beginning of one.
+pub fn cut_key(held: &mut Vec<u8>) -> Option<u64> {
+    let found = held.windows(KEY_PREFIX.len()).position(|window| window == KEY_PREFIX);
+    let Some(at) = found else {
+        held.drain(..held.len().saturating_sub(KEY_PREFIX.len() - 1));
+        return None;
+    };
+    let (from, to) = (at + KEY_PREFIX.len(), at + KEY_PREFIX.len() + KEY_DIGITS);
+    let Some(digits) = held.get(from..to) else {
+        held.drain(..at);
+        return None;
+    };
+    let key = std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok());
+    held.drain(..if key.is_some() { to } else { from });
+    // A key that is no number is none of a load's: what comes after it is looked at next.
+    key.or_else(|| cut_key(held))
+}
 
 /// What clients ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +121,10 @@ pub struct Measured {
     pub p99_us: f64,
     /// CPU time of the three members per answer.
     pub cpu_us: f64,
+    /// CPU time of the leader per answer.
+    pub leader_cpu_us: f64,
+    /// CPU time of the other members per answer, their mean.
+    pub follower_cpu_us: f64,
     /// CPU time of this program per answer.
     pub own_cpu_us: f64,
     /// fsyncs of the three members per answer.
@@ -173,14 +201,16 @@ pub async fn run(
     let measure = async {
         tokio::time::sleep(warm).await;
         let counter = SyncCounter::start(&cluster.pids(), folder);
-        let (cpu, own) = (cluster.cpu(), cpu_of(std::process::id()).unwrap_or_default());
+        let (cpu, own) = (cluster.cpu_each(), cpu_of(std::process::id()).unwrap_or_default());
         shared.measuring.set(true);
         let began = Instant::now();
         tokio::time::sleep_until(stop.into()).await;
         shared.measuring.set(false);
         let lasted = began.elapsed();
         let own = cpu_of(std::process::id()).unwrap_or_default().saturating_sub(own);
-        (lasted, cluster.cpu().saturating_sub(cpu), own, counter.stop())
+        let spent =
+            cluster.cpu_each().into_iter().zip(cpu).map(|(after, before)| after.saturating_sub(before));
+        (lasted, spent.collect::<Vec<_>>(), own, counter.stop())
     };
     let load = async {
         match scenario.pace {
@@ -209,13 +239,18 @@ pub async fn run(
         return Err(error);
     }
     let done = shared.done.get().max(1) as f64;
+    let us = |time: Duration| time.as_secs_f64() * 1e6 / done;
+    let all: Duration = cpu.iter().sum();
+    let leading = cpu.get(leader).copied().unwrap_or_default();
     let latencies = shared.latencies.borrow();
     Ok(Measured {
         rate: shared.done.get() as f64 / lasted.as_secs_f64(),
         p50_us: latencies.value_at_quantile(0.5) as f64,
         p99_us: latencies.value_at_quantile(0.99) as f64,
-        cpu_us: cpu.as_secs_f64() * 1e6 / done,
-        own_cpu_us: own.as_secs_f64() * 1e6 / done,
+        cpu_us: us(all),
+        leader_cpu_us: us(leading),
+        follower_cpu_us: us(all.saturating_sub(leading)) / (MEMBERS - 1) as f64,
+        own_cpu_us: us(own),
         syncs: syncs.map(|n| n as f64 / done),
         errors: shared.errors.get(),
     })
@@ -256,4 +291,25 @@ async fn open(
         });
     }
     while futures::StreamExt::next(&mut running).await.is_some() {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_found_however_a_stream_is_cut() {
+        let text = b"xbench-00000000000000000000000042\",\"bench-\"bench-00000000000000000000000042 bench-00000018446744073709551615";
+        for size in 1..text.len() {
+            let (mut held, mut keys) = (Vec::new(), Vec::new());
+            for chunk in text.chunks(size) {
+                held.extend_from_slice(chunk);
+                while let Some(key) = cut_key(&mut held) {
+                    keys.push(key);
+                }
+            }
+            assert_eq!(keys, [42, 42, u64::MAX], "in pieces of {size}");
+            assert!(held.len() < KEY_PREFIX.len() + KEY_DIGITS);
+        }
+    }
 }

@@ -1,21 +1,36 @@
 //! What the figures were measured on.
 
 use holdfast_bench::error::BenchError;
-use std::io::Write;
+use std::io::{Seek, Write};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// Appends that the disk is timed with.
 const APPENDS: usize = 200;
-/// Bytes of one append.
-const APPEND_BYTES: usize = 4096;
 
-/// Median time of a 4 KiB append with fdatasync in this folder.
-pub fn disk_sync(folder: &Path) -> Result<Duration, BenchError> {
+/// Appends with fdatasync that the disk is timed with: their bytes, whether into space that the file already has, and
+/// what they are called.
+pub const BARE_APPENDS: [(usize, bool, &str); 4] = [
+    (512, false, "512 B, growing file"),
+    (4096, false, "4 KiB, growing file"),
+    (512, true, "512 B, preallocated file"),
+    (4096, true, "4 KiB, preallocated file"),
+];
+
+/// Median time of an append with fdatasync in this folder.
+pub fn disk_sync(folder: &Path, bytes: usize, preallocated: bool) -> Result<Duration, BenchError> {
     let path = folder.join("sync.probe");
     let mut file = std::fs::File::create(&path).map_err(BenchError::file(&path))?;
-    let bytes = [7_u8; APPEND_BYTES];
+    let bytes = vec![7_u8; bytes];
+    if preallocated {
+        // Written, not only promised: a first write into promised space changes the file system's books.
+        let space = vec![0_u8; bytes.len() * APPENDS];
+        file.write_all(&space)
+            .and_then(|()| file.sync_all())
+            .and_then(|()| file.rewind())
+            .map_err(BenchError::file(&path))?;
+    }
     let mut times = Vec::with_capacity(APPENDS);
     for _ in 0..APPENDS {
         let began = Instant::now();

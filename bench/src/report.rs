@@ -2,6 +2,7 @@
 
 use crate::failover::Failover;
 use crate::load::{Measured, Scenario};
+use crate::system::MEMBERS;
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -14,6 +15,8 @@ pub struct Results {
     pub failovers: Vec<Failover>,
     /// Resident memory of the three members and disk of their folders at the end of each round, in bytes.
     pub ends: Vec<(u64, u64)>,
+    /// Whatever else was measured: of what, which figure with its unit, and each measurement.
+    pub others: Vec<(String, &'static str, Vec<f64>)>,
 }
 
 impl Results {
@@ -23,6 +26,18 @@ impl Results {
             Some((_, all)) => all.push(measured),
             None => self.loads.push((scenario, vec![measured])),
         }
+    }
+
+    /// Adds a measurement of something else.
+    pub fn note(&mut self, what: &str, figure: &'static str, value: f64) {
+        match self.others.iter_mut().find(|(w, f, _)| w == what && *f == figure) {
+            Some((.., all)) => all.push(value),
+            None => self.others.push((what.to_owned(), figure, vec![value])),
+        }
+    }
+
+    fn noted(&self, what: &str, figure: &str) -> &[f64] {
+        self.others.iter().find(|(w, f, _)| w == what && *f == figure).map_or(&[], |(.., all)| all)
     }
 
     fn of(&self, scenario: Scenario) -> &[Measured] {
@@ -69,13 +84,16 @@ type End = (&'static str, fn(&(u64, u64)) -> u64);
 type Figure = (&'static str, f64, fn(&Measured) -> Option<f64>);
 
 /// What each scenario is judged by; a figure's scale makes its unit.
-const FIGURES: [Figure; 6] = [
+const FIGURES: [Figure; 9] = [
     ("ops/s", 1.0, |m| Some(m.rate)),
     ("p50 ms", 1e-3, |m| Some(m.p50_us)),
     ("p99 ms", 1e-3, |m| Some(m.p99_us)),
     ("members' CPU µs/op", 1.0, |m| Some(m.cpu_us)),
+    ("of it the leader's", 1.0, |m| Some(m.leader_cpu_us)),
+    ("of it each follower's", 1.0, |m| Some(m.follower_cpu_us)),
     ("generator's CPU µs/op", 1.0, |m| Some(m.own_cpu_us)),
-    ("fsyncs/op", 1.0, |m| m.syncs),
+    ("fsyncs/op, whole cluster", 1.0, |m| m.syncs),
+    ("fsyncs/op, one member", 1.0 / MEMBERS as f64, |m| m.syncs),
 ];
 
 /// The table, in Markdown: medians with least and greatest in brackets, and ours divided by theirs.
@@ -85,8 +103,9 @@ pub fn table(ours: &Results, theirs: &Results) -> String {
         // Writing to a string cannot fail.
         let _ = writeln!(text, "| {what} | {figure} | {ours} | {theirs} | {ratio} |");
     };
-    for (scenario, measured) in &ours.loads {
-        let others = theirs.of(*scenario);
+    let only_theirs = theirs.loads.iter().map(|(s, _)| s).filter(|s| ours.of(**s).is_empty());
+    for scenario in ours.loads.iter().map(|(s, _)| s).chain(only_theirs) {
+        let (measured, others) = (ours.of(*scenario), theirs.of(*scenario));
         for (place, (name, scale, figure)) in FIGURES.iter().enumerate() {
             let what = if place == 0 { scenario.name() } else { String::new() };
             let (a, b) = (measured.iter().filter_map(figure), others.iter().filter_map(figure));
@@ -110,15 +129,37 @@ pub fn table(ours: &Results, theirs: &Results) -> String {
             row(&what, "ms", cell(a.clone(), 1.0), cell(b.clone(), 1.0), ratio(a, b));
         }
     }
+    let known = |(what, figure, _): &&(String, &'static str, Vec<f64>)| ours.noted(what, figure).is_empty();
+    let mut before = "";
+    for (what, figure, _) in ours.others.iter().chain(theirs.others.iter().filter(known)) {
+        let values = |results: &Results| results.noted(what, figure).to_vec().into_iter();
+        let (a, b) = (values(ours), values(theirs));
+        let shown = if before == what { "" } else { what };
+        row(shown, figure, cell(a.clone(), 1.0), cell(b.clone(), 1.0), ratio(a, b));
+        before = what;
+    }
     let ends = |results: &Results, pick: fn(&(u64, u64)) -> u64| -> Vec<f64> {
         results.ends.iter().map(|end| pick(end) as f64 / f64::from(1 << 20)).collect()
     };
     let picks: [End; 2] =
         [("memory at the end, three members", |e| e.0), ("disk at the end, three members", |e| e.1)];
-    for (name, pick) in picks {
+    for (name, pick) in picks.into_iter().filter(|_| !ours.ends.is_empty() || !theirs.ends.is_empty()) {
         let (a, b) = (ends(ours, pick).into_iter(), ends(theirs, pick).into_iter());
         row(name, "MiB", cell(a.clone(), 1.0), cell(b.clone(), 1.0), ratio(a, b));
     }
+    text
+}
+
+/// Bare appends with fdatasync on the same disk, in milliseconds.
+pub fn appends(measured: &[(&'static str, Vec<f64>)]) -> String {
+    if measured.is_empty() {
+        return String::new();
+    }
+    let mut text = String::from("| bare append + fdatasync | median ms |\n|---|---|\n");
+    for (what, times) in measured {
+        let _ = writeln!(text, "| {what} | {} |", cell(times.iter().copied(), 1.0));
+    }
+    text.push('\n');
     text
 }
 
@@ -142,6 +183,9 @@ mod tests {
             text.contains("| write, 64 clients | ops/s | 1000 (900–3000) | 500 (400–600) | 2.00× |"),
             "{text}"
         );
-        assert!(text.contains("| fsyncs/op | – | – | – |"), "what was not counted is not shown as 0: {text}");
+        assert!(
+            text.contains("| fsyncs/op, one member | – | – | – |"),
+            "what was not counted is not shown as 0: {text}"
+        );
     }
 }

@@ -36,6 +36,16 @@ pub trait Protocol {
 
     /// The leader's place among the members, if the answer names one.
     fn leader(&self, told: &Told) -> Option<usize>;
+
+    /// A question for the revision after which a watch is to begin; `None` when a watch begins by itself with what
+    /// comes.
+    fn ask_revision(&self) -> Result<Option<Ask>, BenchError>;
+
+    /// A request for everything that is written from now on, or after the revision that was asked for, without an end.
+    fn watch(&self, revision: Option<&Told>) -> Result<Ask, BenchError>;
+
+    /// A request for the rows of one of the groups that a full scan is made of.
+    fn scan(&self, group: &str) -> Result<Ask, BenchError>;
 }
 
 /// A running cluster.
@@ -56,6 +66,11 @@ impl Cluster {
     /// CPU time of all members.
     pub fn cpu(&self) -> Duration {
         self.processes.iter().map(Process::cpu).sum()
+    }
+
+    /// CPU time of each member.
+    pub fn cpu_each(&self) -> Vec<Duration> {
+        self.processes.iter().map(Process::cpu).collect()
     }
 
     /// Resident memory of all members, in bytes.
