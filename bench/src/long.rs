@@ -107,9 +107,20 @@ fn fill_stopped(folder: &Path, shape: Shape, until: Until) -> Result<(u64, Vec<S
     }
     drop((view, store));
     for i in (0..MEMBERS).filter(|i| *i != furthest.0) {
+        // The checksums of the blocks that lie beside it are another file's now.
+        forget_checksums(&state(i))?;
         std::fs::copy(&path, state(i)).map_err(BenchError::file(state(i)))?;
     }
     Ok((filled.events, envs))
+}
+
+/// Removes the checksums beside a file that is about to be changed by another than its member.
+fn forget_checksums(file: &Path) -> Result<(), BenchError> {
+    let beside = holdfast_checked_file::sidecar_of(file);
+    match std::fs::remove_file(&beside) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(BenchError::file(beside)(error)),
+        _ => Ok(()),
+    }
 }
 
 /// A running Holdfast cluster with a long history: with its events and its envs.
@@ -256,6 +267,7 @@ fn rebuilds(
         // With a row less, all of it must be written.
         let wrong = failed("taking a row away");
         let path = member.join("state.redb");
+        forget_checksums(&path)?;
         let damage = || -> Result<(), redb::Error> {
             let views = redb::TableDefinition::<&[u8], &[u8]>::new("views");
             let db = redb::Database::open(&path)?;
