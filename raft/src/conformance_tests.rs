@@ -84,7 +84,7 @@ impl StoreBuilder<TypeConfig, LogStore, GapFilling, tempfile::TempDir> for Disks
         let log = LogStore::create(&folder.path().join("log.redb"), &identity).unwrap();
         let store = Arc::new(Store::open(&folder.path().join("state.redb")).unwrap());
         let snapshots = SnapshotFolder::open(&folder.path().join("snapshots")).unwrap();
-        let machine = StateMachine::open(store, log.clone(), snapshots, progress()).unwrap();
+        let machine = StateMachine::open(store, log.clone(), snapshots, progress(), Arc::default()).unwrap();
         // The suite purges logs whose entries it never applied.
         log.allow_purge_below(u64::MAX);
         Ok((folder, log, GapFilling(machine)))
@@ -142,7 +142,7 @@ async fn i02_a_snapshot_lets_the_log_go_only_once_the_state_is_durable() {
     let disk = SyncedOnly::default();
     let store = Arc::new(Store::open_with_backend(disk.clone()).unwrap());
     let snapshots = SnapshotFolder::open(&folder.path().join("others")).unwrap();
-    let mut machine = StateMachine::open(store, log, snapshots, progress()).unwrap();
+    let mut machine = StateMachine::open(store, log, snapshots, progress(), Arc::default()).unwrap();
     let log_id = |index| LogId::new(LeaderId { term: 1, node_id: 1 }, index);
     let blank = |index| Ok((Entry::new_blank(log_id(index)), None));
     machine.apply(futures::stream::iter((0..10).map(blank))).await.unwrap();

@@ -21,6 +21,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::batches::Batches;
 use crate::cluster_version;
 use crate::config::ConsensusConfig;
 use crate::disk_work;
@@ -38,14 +39,10 @@ use crate::transport::channel::CallError;
 use crate::transport::link::Link;
 use crate::transport::message::{AdminRequest, Purpose, Refusal, Request, Response};
 use crate::transport::server::Service;
-use crate::types::{LogCommand, LogId, MemberNode};
+use crate::types::{LogId, MemberNode};
 
-/// How long a proposal is tried before its sender is told.
-const PROPOSE_DEADLINE: Duration = Duration::from_secs(15);
-/// How long one forwarded proposal may take. Longer than the leader itself waits, so that its answer can arrive.
-const FORWARD_DEADLINE: Duration = Duration::from_secs(11);
-/// How often a proposal is tried.
-const PROPOSE_ATTEMPTS_MAX: u32 = 64;
+/// How often a request is tried.
+pub(crate) const PROPOSE_ATTEMPTS_MAX: u32 = 64;
 /// How long a linearizable read may take.
 const READ_DEADLINE: Duration = Duration::from_secs(10);
 /// How long one question for the read index may take.
@@ -82,6 +79,10 @@ pub(crate) struct Inner {
     pub(crate) leader: watch::Receiver<Option<MemberId>>,
     pub(crate) reads: Arc<ReadRounds>,
     pub(crate) proposals: Semaphore,
+    /// Proposals that become entries of the log when this member leads.
+    pub(crate) entries: Arc<Batches>,
+    /// Proposals that go to the leader when this member does not.
+    pub(crate) forwards: Arc<Batches>,
     /// One permit: a verification reads everything.
     pub(crate) verifying: Semaphore,
     pub(crate) stop: CancellationToken,
@@ -287,7 +288,8 @@ impl Consensus {
                 ServerState::Shutdown => MemberState::ShuttingDown,
             },
             last_log: metrics.last_log_index,
-            last_applied: metrics.last_applied.as_ref().map(|last| last.index()),
+            // Not openraft's own figure: it counts an entry as applied once it was handed over.
+            last_applied: self.inner.applied_next.borrow().checked_sub(1),
             snapshot: metrics.snapshot.as_ref().map(|last| last.index()),
             purged: metrics.purged.as_ref().map(|last| last.index()),
             voters: membership::settled_voters(membership).into_iter().map(with_node).collect(),
@@ -454,59 +456,6 @@ impl Inner {
         Ok(())
     }
 
-    pub(crate) async fn propose(&self, proposal: &Proposal) -> Result<Outcome, ConsensusError> {
-        self.serving()?;
-        let command = LogCommand::encode(proposal)
-            .map_err(|error| ConsensusError::Invalid(crate::network::chain(&error)))?;
-        let until = Instant::now() + PROPOSE_DEADLINE;
-        let _place = match timeout_at(until, self.proposals.acquire()).await {
-            Ok(Ok(place)) => place,
-            _ => return Err(ConsensusError::Busy),
-        };
-        let mut maybe_stored = false;
-        for attempt in 0..PROPOSE_ATTEMPTS_MAX {
-            match timeout_at(until, self.try_propose(command.clone())).await {
-                Ok(Ok(outcome)) => return Ok(outcome),
-                Ok(Err(Refusal::Invalid(reason))) => return Err(ConsensusError::Invalid(reason)),
-                Ok(Err(Refusal::Unknown(_))) | Err(_) => maybe_stored = true,
-                Ok(Err(Refusal::NotLeader { .. } | Refusal::Unavailable(_) | Refusal::Removed)) => {}
-            }
-            self.serving()?;
-            if !self.pause(attempt, until).await {
-                break;
-            }
-        }
-        Err(if maybe_stored { ConsensusError::Unknown } else { ConsensusError::NoLeader })
-    }
-
-    pub(crate) async fn propose_as_leader(&self, proposal: &Proposal) -> Result<Outcome, ConsensusError> {
-        self.serving()?;
-        let command = LogCommand::encode(proposal)
-            .map_err(|error| ConsensusError::Invalid(crate::network::chain(&error)))?;
-        let until = Instant::now() + PROPOSE_DEADLINE;
-        match timeout_at(until, service::write(&self.raft, command)).await {
-            Ok(Ok(outcome)) => Ok(outcome),
-            Ok(Err(Refusal::Invalid(reason))) => Err(ConsensusError::Invalid(reason)),
-            Ok(Err(Refusal::NotLeader { .. } | Refusal::Unavailable(_) | Refusal::Removed)) => {
-                Err(ConsensusError::NoLeader)
-            }
-            Ok(Err(Refusal::Unknown(_))) | Err(_) => Err(ConsensusError::Unknown),
-        }
-    }
-
-    async fn try_propose(&self, command: LogCommand) -> Result<Outcome, Refusal> {
-        match self.leader_now() {
-            None => Err(Refusal::NotLeader { leader: None }),
-            Some(leader) if leader == self.id => service::write(&self.raft, command).await,
-            Some(leader) => {
-                match self.call_leader(leader, Request::Forward(command), FORWARD_DEADLINE).await? {
-                    Response::Outcome(outcome) => Ok(outcome),
-                    _ => Err(Refusal::Unknown("the answer is to another question".to_owned())),
-                }
-            }
-        }
-    }
-
     /// One read index, from the leader, whoever that is.
     async fn read_index(&self, until: Instant) -> Result<LogId, ConsensusError> {
         for attempt in 0..PROPOSE_ATTEMPTS_MAX {
@@ -564,13 +513,13 @@ impl Inner {
         Err(ConsensusError::NoLeader)
     }
 
-    fn leader_now(&self) -> Option<u64> {
+    pub(crate) fn leader_now(&self) -> Option<u64> {
         self.raft.metrics().borrow_watched().current_leader
     }
 
     /// Asks the leader, and stops waiting when another one is known: a leader that fell silent must not keep its
     /// requests for as long as a time-out lasts.
-    async fn call_leader(
+    pub(crate) async fn call_leader(
         &self,
         leader: u64,
         request: Request,
@@ -641,7 +590,7 @@ impl Inner {
     }
 
     /// Waits before another attempt; ends early when the leader changes. False when there is no time for one.
-    async fn pause(&self, attempt: u32, until: Instant) -> bool {
+    pub(crate) async fn pause(&self, attempt: u32, until: Instant) -> bool {
         let full = RETRY_PAUSE_FIRST.saturating_mul(1 << attempt.min(8)).min(RETRY_PAUSE_MAX);
         let pause = full.mul_f64(rand::rng().random_range(0.5..1.5));
         if Instant::now() + pause >= until {

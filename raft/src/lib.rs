@@ -12,6 +12,9 @@
 //! - **I4** A proposal may be sent again, because the state machine knows what it has carried out.
 //! - **I14** No byte from a peer can panic this process ([`transport`]).
 
+mod applier;
+mod batches;
+mod checkpoints;
 mod cluster_version;
 mod config;
 #[cfg(test)]
@@ -35,8 +38,11 @@ mod lost_memory;
 pub mod member_identity;
 mod membership;
 mod network;
+#[cfg(test)]
+mod pipeline_tests;
 #[cfg(feature = "planted-bugs")]
 pub mod planted;
+mod proposals;
 mod raft_meta;
 mod reads;
 mod recovery;

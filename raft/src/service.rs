@@ -8,17 +8,18 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-use holdfast_model::{Digest, Outcome};
+use holdfast_model::Digest;
 use holdfast_store::Store;
 #[cfg(feature = "planted-bugs")]
 use openraft::async_runtime::watch::WatchReceiver;
-use openraft::errors::{ClientWriteError, Fatal, ForwardToLeader, LinearizableReadError, RaftError};
+use openraft::errors::{Fatal, ForwardToLeader, LinearizableReadError, RaftError};
 use openraft::raft::{AppendEntriesRequest, SnapshotResponse, StreamAppendResult};
 use openraft::storage::Snapshot;
 use openraft::{Raft, ReadPolicy};
 use tokio::sync::{Mutex, Semaphore, mpsc, watch};
 use tokio::time::timeout;
 
+use crate::batches::Batches;
 use crate::disk_work;
 use crate::divergence;
 use crate::health::{Fault, Health};
@@ -31,13 +32,11 @@ use crate::snapshot_source::SnapshotGiver;
 use crate::state_machine::StateMachine;
 use crate::transport::message::{Refusal, Request, Response, SnapshotOffer};
 use crate::transport::server::Service;
-use crate::types::{LogCommand, LogId, TypeConfig, Vote};
+use crate::types::{LogId, TypeConfig, Vote};
 
 /// openraft with our state machine.
 pub(crate) type MemberRaft = Raft<TypeConfig, StateMachine>;
 
-/// How long the leader waits for one proposal to be committed and applied before it says that it does not know.
-const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long the leader waits for a majority to confirm that it leads.
 const READ_INDEX_DEADLINE: Duration = Duration::from_secs(3);
 /// How long the application may take for a message.
@@ -59,6 +58,8 @@ pub(crate) struct MemberService {
     giver: SnapshotGiver,
     receiving: Mutex<Option<Incoming>>,
     former_members: watch::Receiver<BTreeSet<u64>>,
+    /// What becomes an entry of the log when this member leads.
+    pub(crate) entries: Arc<Batches>,
     app: RwLock<Option<AppHandler>>,
     app_places: Semaphore,
     /// Where to say that another member found this one to be different.
@@ -89,6 +90,7 @@ impl MemberService {
             folder,
             receiving: Mutex::new(None),
             former_members,
+            entries: Arc::default(),
             app: RwLock::new(None),
             app_places: Semaphore::new(APP_IN_FLIGHT_MAX),
             accused,
@@ -134,10 +136,8 @@ impl MemberService {
             Request::TransferLeader(rpc) => {
                 Ok(Response::TransferLeader(raft.handle_transfer_leader(rpc).await.map_err(unavailable)?))
             }
-            Request::Forward(command) => {
-                command.decode().map_err(|error| Refusal::Invalid(chain(&error)))?;
-                Ok(Response::Outcome(write(raft, command).await?))
-            }
+            Request::Forward(command) => Ok(Response::Outcome(self.propose_one(command).await?)),
+            Request::ForwardAll(commands) => Ok(Response::Outcomes(self.propose_all(commands).await?)),
             Request::ReadIndex => Ok(Response::ReadIndex(read_index(raft).await?)),
             Request::Admin(change) => {
                 let former = self.former_members.borrow().clone();
@@ -264,28 +264,8 @@ fn unavailable(error: Fatal<TypeConfig>) -> Refusal {
     Refusal::Unavailable(error.to_string())
 }
 
-fn not_leader(forward: &ForwardToLeader<TypeConfig>) -> Refusal {
+pub(crate) fn not_leader(forward: &ForwardToLeader<TypeConfig>) -> Refusal {
     Refusal::NotLeader { leader: forward.leader_id }
-}
-
-/// Proposes on this member, which must lead, and waits until the command is applied.
-pub(crate) async fn write(raft: &MemberRaft, command: LogCommand) -> Result<Outcome, Refusal> {
-    let written = match timeout(WRITE_DEADLINE, raft.client_write(command)).await {
-        Ok(written) => written,
-        Err(_elapsed) => return Err(Refusal::Unknown("a majority did not answer in time".to_owned())),
-    };
-    match written {
-        Ok(response) => response
-            .data
-            .0
-            .ok_or_else(|| Refusal::Invalid("the command had no outcome; this is a bug".to_owned())),
-        Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => Err(not_leader(&forward)),
-        Err(RaftError::APIError(ClientWriteError::LogEntryDiscarded(_))) => {
-            Err(Refusal::Unknown("the leader changed".to_owned()))
-        }
-        Err(RaftError::APIError(error)) => Err(Refusal::Invalid(error.to_string())),
-        Err(RaftError::Fatal(error)) => Err(Refusal::Unknown(error.to_string())),
-    }
 }
 
 /// Asks a majority whether this member still leads, and says up to where a linearizable read must have applied.

@@ -32,6 +32,7 @@ use crate::log_time;
 use crate::lost_memory;
 use crate::member_identity::{self, MemberIdentity};
 use crate::network::{Channels, NetworkFactory};
+use crate::proposals::{IntoLog, ToLeader};
 use crate::reads::ReadRounds;
 use crate::removal;
 use crate::scrub;
@@ -257,10 +258,11 @@ async fn run(
         let (store, folder, channels, peers) = (&store, &folder, &channels, &peers);
         Filling { data_dir, pending, store, log, folder, channels, peers }.fill().await?;
     }
-    let machine = StateMachine::open(store.clone(), log.clone(), folder.clone(), progress)?;
-    peers.extend(peers_in(machine.meta().membership.membership(), id));
+    let machine = StateMachine::open(store.clone(), log.clone(), folder.clone(), progress, health.clone())?;
+    let checkpoints = machine.checkpoints();
+    peers.extend(peers_in(machine.opened().membership.membership(), id));
     let (vote, last) = log.ends().map_err(|error| StartError::Core(error.to_string()))?;
-    let next = last.map_or(0, |last| last.index() + 1).max(machine.meta().next_index());
+    let next = last.map_or(0, |last| last.index() + 1).max(machine.opened().next_index());
     if let Some(fault) = lost_memory::ask(&channels, &peers, vote, next).await {
         health.fail(fault.clone());
         return Err(StartError::OutOfService { path: config.data_dir, fault });
@@ -294,6 +296,8 @@ async fn run(
         leader,
         reads: Arc::new(ReadRounds::default()),
         proposals: Semaphore::new(PROPOSALS_IN_FLIGHT_MAX),
+        entries: service.entries.clone(),
+        forwards: Arc::default(),
         verifying: Semaphore::new(1),
         stop: CancellationToken::new(),
         tasks: TaskTracker::new(),
@@ -303,6 +307,11 @@ async fn run(
     inner.tasks.spawn(follow_metrics(inner.clone(), leader_sender, config.data_dir.clone()));
     inner.tasks.spawn(scrub::run(inner.clone(), inner.log.checks().clone(), config.scrub_pass));
     inner.tasks.spawn(scrub::run(inner.clone(), inner.store.checks().clone(), config.scrub_pass));
+    let into_log = IntoLog { raft: raft.clone(), store: inner.store.clone() };
+    inner.tasks.spawn(inner.entries.clone().run(into_log, inner.leader.clone(), inner.stop.clone()));
+    let to_leader = ToLeader { inner: inner.clone() };
+    inner.tasks.spawn(inner.forwards.clone().run(to_leader, inner.leader.clone(), inner.stop.clone()));
+    inner.tasks.spawn(checkpoints.run(inner.store.clone(), inner.health.clone(), inner.stop.clone()));
     inner.tasks.spawn(removal::notice(inner.clone()));
     inner.tasks.spawn(divergence::settle(inner.clone(), found, accused));
     inner.tasks.spawn(divergence::propose_checks(inner.clone(), config.digest_check_every));

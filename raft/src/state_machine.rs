@@ -1,40 +1,30 @@
-//! The state machine as openraft drives it: batches of committed entries go to the store in one transaction each.
+//! The state machine as openraft drives it: committed entries are handed to the applier, snapshots are made and taken in.
 //!
-//! The store does not fsync them, because the log holds them durably and replays what a crash takes back. A checkpoint
-//! makes the state durable now and then, and only what a checkpoint covers may be purged from the log (I2). Nothing here
-//! decides what a command means. All work on the disk happens on blocking threads.
+//! openraft counts an entry as applied once it was handed over; who must know what really is asks [`Progress`]. Nothing
+//! here decides what a command means. All work on the disk happens on other threads.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use futures::{Stream, StreamExt, TryStreamExt};
-use holdfast_model::{Command, LogIndex, Outcome, Proposal, Revision};
+use futures::{Stream, TryStreamExt};
+use holdfast_model::Revision;
 use holdfast_store::{SnapshotSource, Store, StoreError};
 use openraft::entry::RaftEntry;
-use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine, Snapshot};
-use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
+use openraft::storage::{EntryResponder, RaftStateMachine, Snapshot};
+use openraft::{OptionalSend, RaftSnapshotBuilder};
 use tokio::sync::{mpsc, watch};
 
+use crate::applier::{Applier, Batch, Worker};
+use crate::checkpoints::Checkpoints;
 use crate::disk_work;
 use crate::divergence::Mismatch;
+use crate::health::Health;
 use crate::log_record::RecordError;
 use crate::log_store::LogStore;
 use crate::raft_meta::RaftMeta;
 use crate::snapshot_file::{BuildError, SnapshotFile, SnapshotFileError, SnapshotFolder};
-use crate::types::{
-    CommandError, LeaderId, LogId, MemberNode, Reply, SnapshotMeta, StoredMembership, TypeConfig,
-};
-
-/// Entries of one transaction. Large enough that its fixed cost vanishes, small enough that answers do not wait long.
-const BATCH_ENTRIES_MAX: usize = 512;
-/// Bytes of commands of one transaction.
-const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// A checkpoint is due after so many entries …
-const CHECKPOINT_ENTRIES: u64 = 8192;
-/// … or, when there are fewer, after this time.
-const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(10);
+use crate::types::{CommandError, LeaderId, LogId, MemberNode, SnapshotMeta, StoredMembership, TypeConfig};
 
 /// Why entries could not be applied or a snapshot not be made or used.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +53,14 @@ pub enum StateMachineError {
         "the installed snapshot covers the log to another entry than was announced; let this member heal from its peers"
     )]
     WrongSnapshot,
+    /// The applier stopped after an earlier error.
+    #[error(
+        "entries of the log cannot be applied after an error ({0}); check the disk, then restart the member"
+    )]
+    Stopped(String),
+    /// The applier's thread could not be started.
+    #[error("the thread that applies the log could not be started; check the limits of the process")]
+    Thread(#[source] io::Error),
     /// The store answered another number of outcomes than there were entries.
     #[error("the store answered {found} outcomes for {expected} entries; this is a bug, report it")]
     Outcomes {
@@ -106,10 +104,10 @@ pub struct StateMachine {
     store: Arc<Store>,
     log: LogStore,
     folder: SnapshotFolder,
-    meta: RaftMeta,
-    progress: Progress,
-    checkpoint_next: u64,
-    checkpointed_at: Instant,
+    /// Where the state stood when it was opened.
+    opened: RaftMeta,
+    checkpoints: Arc<Checkpoints>,
+    applier: Applier,
 }
 
 impl StateMachine {
@@ -119,78 +117,35 @@ impl StateMachine {
         log: LogStore,
         folder: SnapshotFolder,
         progress: Progress,
+        health: Arc<Health>,
     ) -> Result<Self, StateMachineError> {
-        let meta = read_meta(&store)?;
-        log.allow_purge_below(meta.next_index());
-        let machine = StateMachine {
-            checkpoint_next: meta.next_index(),
-            checkpointed_at: Instant::now(),
-            store,
-            log,
-            folder,
-            meta,
+        let opened = read_meta(&store)?;
+        let checkpoints = Checkpoints::new(log.clone(), opened.next_index());
+        let worker = Worker {
+            store: store.clone(),
+            folder: folder.clone(),
+            meta: opened.clone(),
             progress,
+            checkpoints: checkpoints.clone(),
+            health,
+            failure: Arc::default(),
         };
-        machine.publish();
-        Ok(machine)
+        let applier = Applier::start(worker)?;
+        Ok(StateMachine { store, log, folder, opened, checkpoints, applier })
     }
 
-    /// Up to where the state goes, and in which membership.
-    pub(crate) fn meta(&self) -> &RaftMeta {
-        &self.meta
+    /// When this state is made durable. Somebody must run it.
+    pub(crate) fn checkpoints(&self) -> Arc<Checkpoints> {
+        self.checkpoints.clone()
     }
 
-    fn publish(&self) {
-        self.progress.revision.send_replace(self.store.revision());
-        self.progress.applied_next.send_replace(self.meta.next_index());
-        self.progress.former_members.send_if_modified(|known| {
-            let changed = *known != self.meta.former_members;
-            if changed {
-                known.clone_from(&self.meta.former_members);
-            }
-            changed
-        });
-    }
-
-    /// Applies one batch, answers whoever waits for its entries, and checkpoints when it is time.
-    async fn apply_batch(&mut self, batch: Batch) -> Result<(), io::Error> {
-        let mut meta = self.meta.clone();
-        for (log_id, payload) in &batch.entries {
-            if let EntryPayload::Membership(membership) = payload {
-                meta.set_membership(*log_id, membership.clone());
-            }
-            meta.last_applied = Some(*log_id);
-        }
-        let next = meta.next_index();
-        let checkpoint = next - self.checkpoint_next >= CHECKPOINT_ENTRIES
-            || self.checkpointed_at.elapsed() >= CHECKPOINT_INTERVAL;
-        let encoded = meta.encode().map_err(StateMachineError::from)?;
-        let work = Work { store: self.store.clone(), meta: encoded, entries: batch.entries, checkpoint };
-        let done = blocking(move || work.run()).await?;
-        self.meta = meta;
-        if checkpoint {
-            self.note_checkpoint(next);
-        }
-        for mismatch in done.mismatches {
-            // When the queue is full, the mismatches in it are being looked into already.
-            let _ = self.progress.mismatches.try_send(mismatch);
-        }
-        self.publish();
-        for (responder, outcome) in batch.responders.into_iter().zip(done.outcomes) {
-            if let Some(responder) = responder {
-                responder.send(Reply(outcome.into_iter().next()));
-            }
-        }
-        Ok(())
-    }
-
-    fn note_checkpoint(&mut self, next: u64) {
-        self.checkpoint_next = next;
-        self.checkpointed_at = Instant::now();
-        self.log.allow_purge_below_at_least(next);
+    /// Up to where the state went when it was opened, and in which membership.
+    pub(crate) fn opened(&self) -> &RaftMeta {
+        &self.opened
     }
 }
 
+/// Raft's own record in a state.
 pub(crate) fn read_meta(store: &Store) -> Result<RaftMeta, StateMachineError> {
     match store.raft_meta()? {
         Some(bytes) => Ok(RaftMeta::decode(&bytes)?),
@@ -205,124 +160,34 @@ async fn blocking<T: Send + 'static>(
     Ok(disk_work::run(work).await??)
 }
 
-type Payload = openraft::type_config::alias::PayloadOf<TypeConfig>;
-
-/// Entries that are applied together, and who waits for each.
-#[derive(Default)]
-struct Batch {
-    entries: Vec<(LogId, Payload)>,
-    responders: Vec<Option<ApplyResponder<TypeConfig>>>,
-}
-
-impl Batch {
-    /// Takes entries until the batch is full or the stream ends.
-    async fn gather<S>(entries: &mut S) -> Result<Self, io::Error>
-    where
-        S: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
-    {
-        let mut batch = Batch::default();
-        let mut bytes = 0;
-        while batch.entries.len() < BATCH_ENTRIES_MAX && bytes < BATCH_BYTES_MAX {
-            let Some((entry, responder)) = entries.try_next().await? else { break };
-            if let EntryPayload::Normal(command) = &entry.payload {
-                bytes += command.bytes().len();
-            }
-            batch.entries.push((entry.log_id(), entry.payload));
-            batch.responders.push(responder);
-        }
-        Ok(batch)
-    }
-}
-
-/// One batch on its way through the store.
-struct Work {
-    store: Arc<Store>,
-    meta: Vec<u8>,
-    entries: Vec<(LogId, Payload)>,
-    checkpoint: bool,
-}
-
-/// What came of it.
-#[derive(Default)]
-struct Done {
-    /// Of each entry's proposals.
-    outcomes: Vec<Vec<Outcome>>,
-    /// Digests in the batch that are not this member's.
-    mismatches: Vec<Mismatch>,
-}
-
-impl Work {
-    fn run(self) -> Result<Done, StateMachineError> {
-        let mut proposals: Vec<Vec<Proposal>> = Vec::with_capacity(self.entries.len());
-        let mut proposed_digests = Vec::new();
-        for (log_id, payload) in &self.entries {
-            let EntryPayload::Normal(command) = payload else {
-                proposals.push(Vec::new());
-                continue;
-            };
-            let index = log_id.index();
-            let proposal = command.decode().map_err(|source| StateMachineError::Command { index, source })?;
-            // Compared here and kept from the store, which would stop this member although it may be the one that is
-            // right: see `divergence`.
-            if let Command::VerifyDigest { at, digest } = proposal.command {
-                proposed_digests.push((at, digest));
-                proposals.push(Vec::new());
-            } else {
-                proposals.push(vec![proposal]);
-            }
-        }
-        #[cfg(feature = "planted-bugs")]
-        let reversed = crate::planted::is(crate::planted::Bug::ApplyOutOfOrder)
-            && proposals.iter().all(|entry| !entry.is_empty());
-        #[cfg(feature = "planted-bugs")]
-        if reversed {
-            proposals.reverse();
-        }
-        let Some((first, _)) = self.entries.first() else { return Ok(Done::default()) };
-        let outcomes = self.store.apply(LogIndex(first.index()), &proposals, &self.meta)?;
-        #[cfg(feature = "planted-bugs")]
-        let outcomes = if reversed { outcomes.into_iter().rev().collect() } else { outcomes };
-        if outcomes.len() != proposals.len() {
-            return Err(StateMachineError::Outcomes { expected: proposals.len(), found: outcomes.len() });
-        }
-        if self.checkpoint {
-            self.store.checkpoint()?;
-        }
-        let mut mismatches = Vec::new();
-        for (at, proposed) in proposed_digests {
-            // A digest that this member does not have, or has forgotten, says nothing.
-            if let Some(own) = self.store.digest_at(at)?.filter(|own| *own != proposed) {
-                mismatches.push(Mismatch { index: at.0, proposed, own });
-            }
-        }
-        Ok(Done { outcomes, mismatches })
-    }
-}
-
 impl RaftStateMachine<TypeConfig> for StateMachine {
     type SnapshotData = SnapshotFile;
     type SnapshotBuilder = Builder;
 
     async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
-        Ok((self.meta.last_applied, self.meta.membership.clone()))
+        let meta = self.applier.settle().await?;
+        Ok((meta.last_applied, meta.membership))
     }
 
     async fn apply<S>(&mut self, entries: S) -> Result<(), io::Error>
     where
         S: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
     {
-        // openraft's stream must not be asked again after its end, and the loop below does ask.
-        let mut entries = entries.fuse();
-        loop {
-            let batch = Batch::gather(&mut entries).await?;
-            if batch.entries.is_empty() {
-                return Ok(());
+        let mut entries = entries;
+        let mut batch = Batch::default();
+        while let Some((entry, responder)) = entries.try_next().await? {
+            batch.push(entry.log_id(), entry.payload, responder);
+            if batch.is_full() {
+                self.applier.apply(std::mem::take(&mut batch)).await?;
             }
-            self.apply_batch(batch).await?;
         }
+        if batch.is_empty() { Ok(()) } else { self.applier.apply(batch).await }
     }
 
+    /// The snapshot covers everything that was handed over before, as openraft takes for granted.
     async fn get_snapshot_builder(&mut self) -> Builder {
+        // After a failure the state is what it was before, which is no less consistent.
+        drop(self.applier.settle().await);
         Builder {
             source: Some(self.store.snapshot()),
             store: self.store.clone(),
@@ -336,22 +201,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         meta: &SnapshotMeta,
         snapshot: SnapshotFile,
     ) -> Result<(), io::Error> {
-        let (store, folder) = (self.store.clone(), self.folder.clone());
-        let expected = meta.clone();
-        let installed = blocking(move || {
-            let snapshot = folder.keep(snapshot)?;
-            store.install(&mut snapshot.body()?)?;
-            let installed = read_meta(&store)?;
-            if installed.snapshot_meta() == expected {
-                Ok(installed)
-            } else {
-                Err(StateMachineError::WrongSnapshot)
-            }
-        });
-        self.meta = installed.await?;
-        self.note_checkpoint(self.meta.next_index());
-        self.publish();
-        Ok(())
+        self.applier.install(meta.clone(), snapshot).await
     }
 
     async fn get_current_snapshot(

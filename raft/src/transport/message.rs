@@ -124,6 +124,9 @@ pub(crate) enum Request {
     SnapshotWanted { at_least: u64 },
     /// Give me the part of the snapshot that you offered that begins here.
     SnapshotPart { digest: [u8; 32], offset: u64 },
+    /// Propose these; only the leader does. Sent only when the cluster's version allows batches: an older member does
+    /// not know it.
+    ForwardAll(Vec<LogCommand>),
 }
 
 /// What a snapshot is, before it comes.
@@ -183,6 +186,8 @@ pub(crate) enum Response {
     SnapshotOffered(SnapshotOffer),
     /// To [`Request::SnapshotPart`].
     SnapshotData(Bytes),
+    /// To [`Request::ForwardAll`]: what became of each, in their order.
+    Outcomes(Vec<Result<Outcome, Refusal>>),
 }
 
 /// Why a question was not answered as asked.

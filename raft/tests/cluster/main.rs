@@ -3,6 +3,7 @@
 // A test that cannot go on says so by a panic.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod batches;
 mod bit_rot;
 mod divergence;
 mod failures;
