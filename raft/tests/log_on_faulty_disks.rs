@@ -103,7 +103,63 @@ async fn i02_what_was_acknowledged_survives_power_loss_at_any_write() {
     }
 }
 
-/// The test above means something only if it would notice an acknowledgement that came before its fsync.
+/// Appends of a run that crashes at every step.
+const APPENDS: u64 = 14;
+/// Entries of each.
+const ENTRIES_EACH: u64 = 8;
+/// Ways in which what was not synced is lost, for each step.
+const LOSSES: u64 = 2;
+
+/// Appends to the end on a disk that remembers the moment of one step; tells how many entries and which term were
+/// acknowledged by then.
+async fn append_until(disk: &Disk, step: u64) -> (u64, u64) {
+    let mut log = LogStore::open_with_backend(disk.clone(), None).unwrap();
+    disk.remember_after(step);
+    let mut acknowledged = (0, 0);
+    for number in 0..APPENDS {
+        let first = number * ENTRIES_EACH;
+        let entries = (first..first + ENTRIES_EACH).map(long_entry).collect();
+        log.save_vote(&Vote::new(number + 1, 1)).await.unwrap();
+        append(&mut log, entries).await.unwrap();
+        if disk.crashed().is_none() {
+            acknowledged = (first + ENTRIES_EACH, number + 1);
+        }
+    }
+    acknowledged
+}
+
+fn long_entry(index: u64) -> Entry {
+    entry(index, &format!("entry {index} {}", "x".repeat(2000)))
+}
+
+/// Every write and every sync of commits that make the file grow, not a sample of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn i02_power_lost_at_any_step_of_a_growing_commit_loses_nothing_acknowledged() {
+    let mut step = 0;
+    loop {
+        step += 1;
+        let disk = Disk::default();
+        drop(LogStore::open_with_backend(disk.clone(), Some(&identity())).unwrap());
+        let (entries, term) = append_until(&disk, step).await;
+        let Some(image) = disk.crashed() else { break };
+        assert!(disk.growths() > 2, "the file did not grow");
+        for loss in 0..LOSSES {
+            let mut rng = StdRng::seed_from_u64(step * LOSSES + loss);
+            let mut log = LogStore::open_with_backend(Disk::of(image.after_power_loss(&mut rng)), None)
+                .unwrap_or_else(|error| panic!("step {step}, loss {loss}: it does not open: {error:?}"));
+            assert_eq!(log.identity(), Some(&identity()), "step {step}, loss {loss}");
+            let vote = log.read_vote().await.unwrap().map_or(0, |vote| vote.leader_id.term);
+            assert!(vote >= term, "step {step}, loss {loss}: term {term} was acknowledged, {vote} is there");
+            let found = log.try_get_log_entries(0..entries).await.unwrap();
+            let whole = found.iter().cloned().eq((0..entries).map(long_entry));
+            assert!(whole, "step {step}, loss {loss}: {} of {entries} entries are there", found.len());
+        }
+    }
+    println!("{step} steps");
+    assert!(step > 100);
+}
+
+/// The tests above mean something only if it would notice an acknowledgement that came before its fsync.
 #[tokio::test(flavor = "multi_thread")]
 async fn i02_a_disk_that_lies_about_syncing_is_noticed_by_these_tests() {
     let mut noticed = 0;

@@ -269,5 +269,7 @@ pub(crate) fn begin_unsynced(db: &redb::Database) -> Result<redb::WriteTransacti
 pub(crate) fn begin_synced(db: &redb::Database) -> Result<redb::WriteTransaction, StoreError> {
     let mut txn = db.begin_write().doing("beginning to write")?;
     txn.set_durability(redb::Durability::Immediate).doing("beginning to write")?;
+    // Rows are tenants' words: see `docs/formats/state.md`. Every durable commit of the file is of this kind.
+    txn.set_two_phase_commit(true);
     Ok(txn)
 }
