@@ -178,6 +178,18 @@ impl Disk {
         }
     }
 
+    /// Forgets everything, as a new disk would. Only for a disk that nobody has open.
+    pub fn wipe(&self) {
+        let mut state = self.state();
+        state.current.clear();
+        state.image = Image::default();
+    }
+
+    /// How many bytes a reader sees.
+    pub fn bytes(&self) -> u64 {
+        self.state().current.len() as u64
+    }
+
     /// Takes nothing any more, from now on.
     pub fn turn_off(&self) {
         self.state().off = true;

@@ -169,6 +169,16 @@ impl Consensus {
         start::start_on_parts(config, parts).await
     }
 
+    /// Opens the state of [`Parts`], which lies elsewhere than in the data folder. `open` is told whether the state that is
+    /// there was given up, and makes an empty one then; the start fills it.
+    pub fn open_state(
+        data_dir: &Path,
+        log: &LogStore,
+        open: impl FnMut(bool) -> Result<Store, StoreError>,
+    ) -> Result<Store, StartError> {
+        start::open_state(data_dir, log, open)
+    }
+
     /// Term and index of the last entry in a stopped member's log. Of several survivors, the one with the highest term,
     /// and then index, has most.
     pub fn log_end(data_dir: &Path) -> Result<Option<(u64, u64)>, StartError> {

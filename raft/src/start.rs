@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use holdfast_model::{MemberId, Revision};
-use holdfast_store::Store;
+use holdfast_store::{Store, StoreError};
 use openraft::Raft;
 use openraft::async_runtime::watch::WatchReceiver;
 use rand::RngExt;
@@ -137,11 +137,15 @@ fn judge_log(data_dir: &Path, error: StartError) -> StartError {
     }
 }
 
-/// Opens the state, or, when it is of no use any more, an empty one in its place that is to be filled.
-fn open_state(data_dir: &Path, log: &LogStore) -> Result<Store, StartError> {
-    let path = data_dir.join(healing::STATE_FILE);
-    healing::set_state_aside(data_dir)?;
-    let useless = match once_closed(|| Store::open(&path)) {
+/// Opens the state, or, when it is of no use any more, an empty one in its place that is to be filled. `open` is told
+/// whether the state that it has is given up.
+pub(crate) fn open_state(
+    data_dir: &Path,
+    log: &LogStore,
+    mut open: impl FnMut(bool) -> Result<Store, StoreError>,
+) -> Result<Store, StartError> {
+    let given_up = healing::set_state_aside(data_dir)?;
+    let useless = match open(given_up) {
         Ok(store) => match useless(&store, log, data_dir)? {
             None => return Ok(store),
             Some(reason) => reason,
@@ -155,7 +159,7 @@ fn open_state(data_dir: &Path, log: &LogStore) -> Result<Store, StartError> {
     written.map_err(|source| StartError::Folder { path: data_dir.to_owned(), source })?;
     verdict::check(data_dir)?;
     healing::set_state_aside(data_dir)?;
-    Ok(Store::open(&path)?)
+    Ok(open(true)?)
 }
 
 /// Why a state that could be opened is of no use, if it is of none.
@@ -195,7 +199,8 @@ async fn start_on(
     let opened = disk_work::run(move || {
         verdict::check(&disk.data_dir)?;
         let (log, identity) = open_log(&disk).map_err(|error| judge_log(&disk.data_dir, error))?;
-        let store = open_state(&disk.data_dir, &log)?;
+        let path = disk.data_dir.join(healing::STATE_FILE);
+        let store = open_state(&disk.data_dir, &log, |_| once_closed(|| Store::open(&path)))?;
         Ok::<_, StartError>((log, identity, Arc::new(store)))
     });
     let (log, identity, store) = opened.await.map_err(|error| StartError::Core(error.to_string()))??;

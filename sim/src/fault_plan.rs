@@ -31,6 +31,8 @@ pub(crate) enum FaultKind {
     Snapshot,
     /// A voter is made a learner and a voter again.
     Membership,
+    /// Bits rot in one member's state.
+    BitRot,
 }
 
 const ALL: [FaultKind; 12] = [
@@ -76,7 +78,7 @@ impl FaultPlan {
         if kinds.is_empty() {
             kinds = vec![FaultKind::Partition, FaultKind::Kill];
         }
-        FaultPlan {
+        let mut plan = FaultPlan {
             members: if rng.random_bool(0.75) { 3 } else { 5 },
             clients: rng.random_range(3..8),
             think_ms: rng.random_range(10..250),
@@ -85,7 +87,12 @@ impl FaultPlan {
             kept_entries: rng.random_range(5..100),
             kinds,
             pause_ms: rng.random_range(200..2000),
+        };
+        // Three of ten, without another draw: the other seeds stay what they were.
+        if plan.pause_ms % 10 < 3 {
+            plan.kinds.push(FaultKind::BitRot);
         }
+        plan
     }
 
     /// The next fault.

@@ -133,13 +133,21 @@ impl Host {
             member: MemberId(self.id),
             incarnation: 1,
         });
+        config.scrub_pass = Duration::from_secs(2);
+        let folder = self.folder.clone();
         let (log_disk, state_disk) = (self.log_disk.clone(), self.state_disk.clone());
         let (link, raft_addr, slot) = (network.link(self.id), Network::address(self.id), started.clone());
         runtime.spawn(async move {
             let start = async {
                 let log =
                     LogStore::open_with_backend(log_disk, identity.as_ref()).map_err(|e| describe(&e))?;
-                let store = Store::open_with_backend(state_disk).map_err(|e| describe(&e))?;
+                let store = Consensus::open_state(&folder, &log, |given_up| {
+                    if given_up {
+                        state_disk.wipe();
+                    }
+                    Store::open_with_backend(state_disk.clone())
+                });
+                let store = store.map_err(|e| describe(&e))?;
                 let parts = Parts { link, raft_addr, log, store: Arc::new(store) };
                 Consensus::start_on(config, parts).await.map_err(|e| describe(&e))
             };
@@ -197,6 +205,15 @@ impl Host {
     /// Whether a disk lost its power, so that the host must go down.
     pub(crate) fn lost_power(&self) -> bool {
         self.running.is_some() && (self.log_disk.is_off() || self.state_disk.is_off())
+    }
+
+    /// Flips bits of its state, wherever they lie.
+    pub(crate) fn rot(&self, bits: u32, rng: &mut StdRng) {
+        use rand::RngExt;
+        for _ in 0..bits {
+            let at = rng.random_range(0..self.state_disk.bytes().max(1));
+            self.state_disk.flip_bit(at, rng.random_range(0..8));
+        }
     }
 
     /// How the disks behave from now on.

@@ -1,6 +1,6 @@
 //! The cluster and everything around it, one millisecond at a time.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -24,6 +24,9 @@ const STATUS_EVERY_MS: u64 = 5;
 
 /// How far a wall clock jumps, either way, in milliseconds: a day.
 const CLOCK_JUMP_MS_MAX: i64 = 24 * 3_600_000;
+
+/// How often one host's state may rot: a member is healed three times and then given up.
+const ROTS_MAX: u32 = 2;
 
 /// Set by the panic hook: a panic anywhere in the product is a failure, also where a task swallows it.
 pub(crate) static PANICKED: AtomicBool = AtomicBool::new(false);
@@ -53,6 +56,8 @@ pub(crate) struct World {
     /// Hosts whose disk misbehaved since they started: they may stop.
     excused: BTreeSet<u64>,
     faults: u64,
+    /// How often the state of a host rotted.
+    rotted: BTreeMap<u64, u32>,
 }
 
 impl World {
@@ -71,6 +76,7 @@ impl World {
             due: Vec::new(),
             excused: BTreeSet::new(),
             faults: 0,
+            rotted: BTreeMap::new(),
         }
     }
 
@@ -143,9 +149,10 @@ impl World {
         Ok(())
     }
 
-    /// A member stopped or did not start. That is right after its disk failed, and wrong otherwise.
+    /// A member stopped or did not start. That is right after its disk failed, or while bits may have rotted in it that
+    /// nobody read yet, and wrong otherwise.
     fn stopped(&mut self, id: u64, reason: &str) -> Result<(), String> {
-        if !self.excused.contains(&id) {
+        if !self.excused.contains(&id) && !self.rotted.contains_key(&id) {
             return Err(format!("host {id} stopped although its disk is well: {reason}"));
         }
         self.say(format_args!("host {id} stopped: {reason}"));
@@ -271,6 +278,7 @@ impl World {
             FaultKind::Transfer => self.transfer(id),
             FaultKind::Snapshot => self.snapshot(id),
             FaultKind::Membership => self.change_membership(id),
+            FaultKind::BitRot => self.rot(id),
         }
     }
 
@@ -290,6 +298,21 @@ impl World {
             self.excused.insert(id);
             self.due.push((until, Due::GoodDisk(id)));
         }
+    }
+
+    /// Rots bits in a state, of less than half of the hosts in a run: what rots is found late, and somebody must be left who
+    /// can fill the others.
+    fn rot(&mut self, id: u64) {
+        let (hosts, rotten) = (self.hosts.len(), self.rotted.len());
+        let times = self.rotted.get(&id).copied().unwrap_or(0);
+        if times >= ROTS_MAX || (times == 0 && rotten >= hosts.div_ceil(2) - 1) {
+            return;
+        }
+        self.rotted.insert(id, times + 1);
+        self.excused.insert(id);
+        let bits = self.rng.random_range(1..200);
+        self.say(format_args!("{bits} bits rot in the state of host {id}"));
+        self.hosts[id as usize - 1].rot(bits, &mut self.rng);
     }
 
     fn transfer(&mut self, to: u64) {
