@@ -30,7 +30,7 @@ use crate::transport::message::{Purpose, Request, Response, SnapshotOffer};
 use crate::types::{MemberNode, TypeConfig, Vote};
 
 /// Bytes of a snapshot in one message.
-const SNAPSHOT_CHUNK_BYTES: usize = 1024 * 1024;
+const SNAPSHOT_CHUNK_BYTES: usize = 256 * 1024;
 /// How long one message of a snapshot may take.
 const SNAPSHOT_CHUNK_DEADLINE: Duration = Duration::from_secs(15);
 /// How long the other side may take to check and install a snapshot.

@@ -14,4 +14,5 @@ mod membership;
 mod out_of_service;
 mod recovery;
 mod requests;
+mod snapshots;
 mod upgrade;
