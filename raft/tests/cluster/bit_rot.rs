@@ -12,11 +12,13 @@ use crate::group::{Group, PATIENCE};
 /// redb's page.
 const BLOCK: usize = 4096;
 
-/// Flips a bit in the file, at a random place.
-fn flip_one(path: &Path, rng: &mut StdRng) {
+/// Flips some bits in the file, at random places; many blocks of a young file hold nothing.
+fn flip_some(path: &Path, rng: &mut StdRng) {
     let mut bytes = std::fs::read(path).unwrap();
-    let at = rng.random_range(0..bytes.len());
-    bytes[at] ^= 1 << rng.random_range(0..8);
+    for _ in 0..6 {
+        let at = rng.random_range(0..bytes.len());
+        bytes[at] ^= 1 << rng.random_range(0..8);
+    }
     std::fs::write(path, bytes).unwrap();
 }
 
@@ -64,7 +66,7 @@ async fn i01_a_bit_that_rots_in_a_closed_state_is_healed_and_never_served() {
         // A new disk for each seed, as far as the count of healings goes.
         drop(std::fs::remove_file(group.path(victim).join("healing.postcard")));
         drop(std::fs::remove_file(group.path(victim).join("state.redb.bad")));
-        flip_one(&path, &mut rng);
+        flip_some(&path, &mut rng);
         start_again(&mut group, victim).await;
         group.members[&victim].linearize().await.unwrap();
         assert!(group.revision(victim) >= written, "seed {seed}");
@@ -79,7 +81,7 @@ async fn i01_a_bit_that_rots_in_a_closed_state_is_healed_and_never_served() {
         group.same_everywhere().await;
         healed += u32::from(group.path(victim).join("state.redb.bad").exists());
     }
-    assert!(healed > 3, "only {healed} of 12 rotten bits were in use and noticed");
+    assert!(healed > 3, "only {healed} of 12 rotten files were in use and noticed");
 }
 
 fn redb_is_closed(path: &Path) -> Option<()> {
@@ -115,7 +117,7 @@ async fn i02_a_bit_that_rots_in_a_closed_log_keeps_its_member_out_or_changes_not
         println!("seed {seed}");
         copy_files(good.path(), &group.path(victim));
         drop(std::fs::remove_file(group.path(victim).join("verdict.postcard")));
-        flip_one(&log, &mut StdRng::seed_from_u64(seed));
+        flip_some(&log, &mut StdRng::seed_from_u64(seed));
         match Consensus::start(group.config(victim)).await {
             Err(StartError::OutOfService { fault: Fault::LogRotten(_), .. }) => {
                 refused += 1;
@@ -140,7 +142,7 @@ async fn i02_a_bit_that_rots_in_a_closed_log_keeps_its_member_out_or_changes_not
             }
         }
     }
-    assert!(refused > 3, "only {refused} of 20 rotten bits were in use and noticed");
+    assert!(refused > 3, "only {refused} of 20 rotten files were in use and noticed");
     group.propose(group.someone(), group.write("after")).await;
 }
 
@@ -213,6 +215,34 @@ async fn i02_rot_in_the_log_of_a_running_member_takes_it_out_for_good() {
         "a restart brought it back: {again:?}"
     );
     group.propose(group.someone(), group.write("after")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn i01_a_state_that_ends_before_its_log_begins_is_filled_anew() {
+    let mut group = Group::new();
+    group.compaction = Compaction { snapshot_entries: 40, kept_entries: 5, purge_entries: 1 };
+    group.grow(3).await;
+    let victim = group.follower().await;
+    let state = group.path(victim).join("state.redb");
+    group.stop(victim).await;
+    group.until("the state to be closed", || redb_is_closed(&state)).await;
+    let old = std::fs::read(&state).unwrap();
+    let end_of_old = group.members[&group.someone()].status().last_log;
+    group.start(victim).await;
+    for number in 0..120 {
+        group.propose(group.someone(), group.write(&format!("org-{number}"))).await;
+    }
+    group
+        .until("the log to be purged", || (group.members[&victim].status().purged > end_of_old).then_some(()))
+        .await;
+    group.stop(victim).await;
+    group.until("the state to be closed", || redb_is_closed(&state)).await;
+    std::fs::write(&state, old).unwrap();
+    std::fs::remove_file(state.with_extension("redb.sums")).unwrap();
+    std::fs::remove_dir_all(group.path(victim).join("snapshots")).unwrap();
+    group.start(victim).await;
+    assert!(group.path(victim).join("state.redb.bad").exists());
+    group.same_everywhere().await;
 }
 
 /// After some healings the disk, or whatever makes the states differ, is not believed any more.

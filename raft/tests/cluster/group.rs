@@ -14,7 +14,7 @@ use holdfast_model::{
     Actor, ClusterVersion, Command, Context, Digest, Incarnation, MemberId, Proposal, RequestId, Revision,
     Scope, Timestamp, TokenId,
 };
-use holdfast_raft::{Compaction, Consensus, ConsensusConfig, MemberIdentity, MemberNode, RaftTls};
+use holdfast_raft::{Compaction, Consensus, ConsensusConfig, MemberIdentity, MemberNode, RaftTls, Timing};
 use holdfast_store::Views;
 
 pub(crate) const CLUSTER: &str = "01jdcluster";
@@ -33,6 +33,7 @@ pub(crate) struct Group {
     /// The newest cluster version that members started from now on support.
     pub(crate) version_max: ClusterVersion,
     pub(crate) scrub_pass: Duration,
+    pub(crate) timing: Timing,
     requests: std::sync::atomic::AtomicU64,
     operator: TokenId,
 }
@@ -61,6 +62,7 @@ impl Group {
             compaction: Compaction::default(),
             version_max: ClusterVersion::NEWEST,
             scrub_pass: Duration::from_secs(86_400),
+            timing: Timing::default(),
             requests: std::sync::atomic::AtomicU64::new(1),
             operator: TokenId::from_bits(0),
         }
@@ -124,6 +126,7 @@ impl Group {
         config.compaction = self.compaction.clone();
         config.cluster_version_max = self.version_max;
         config.scrub_pass = self.scrub_pass;
+        config.timing = self.timing.clone();
         config
     }
 
