@@ -14,7 +14,9 @@ use holdfast_model::{
     Actor, ClusterVersion, Command, Context, Digest, Incarnation, MemberId, Proposal, RequestId, Revision,
     Scope, Timestamp, TokenId,
 };
-use holdfast_raft::{Compaction, Consensus, ConsensusConfig, MemberIdentity, MemberNode, RaftTls, Timing};
+use holdfast_raft::{
+    Compaction, Consensus, ConsensusConfig, MemberIdentity, MemberNode, RaftTls, StartError, Timing,
+};
 use holdfast_store::Views;
 
 pub(crate) const CLUSTER: &str = "01jdcluster";
@@ -131,7 +133,17 @@ impl Group {
     }
 
     pub(crate) async fn start(&mut self, id: u64) {
-        let member = Consensus::start(self.config(id)).await.unwrap();
+        let end = tokio::time::Instant::now() + PATIENCE;
+        let member = loop {
+            match Consensus::start(self.config(id)).await {
+                Ok(member) => break member,
+                // The last task of the member that was stopped has its listener still.
+                Err(StartError::Listen { .. }) if tokio::time::Instant::now() < end => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                Err(error) => panic!("member {id} does not start: {error:?}"),
+            }
+        };
         self.adopt(id, member);
     }
 
