@@ -166,10 +166,22 @@ impl Cluster {
     /// # Errors
     /// [`ClusterError`].
     pub fn start(options: Options) -> Result<Cluster, ClusterError> {
+        Self::start_as(&binary()?, None, options)
+    }
+
+    /// The same with another program, and a variable for it and for every process that it starts.
+    ///
+    /// # Errors
+    /// [`ClusterError`].
+    pub fn start_as(
+        program: &Path,
+        variable: Option<(&str, &str)>,
+        options: Options,
+    ) -> Result<Cluster, ClusterError> {
         let folder = short_folder()?;
         let dev_log = folder.path().join("dev.log");
         let data_dir = folder.path().join("c");
-        let (dev, record) = start_dev(&data_dir, &dev_log, options)?;
+        let (dev, record) = start_dev(program, variable, &data_dir, &dev_log, options)?;
         Ok(Cluster { dev, record, restarted: BTreeMap::new(), folder: Some(folder), dev_log, options })
     }
 
@@ -180,7 +192,7 @@ impl Cluster {
     pub fn stop_and_start(&mut self) -> Result<(), ClusterError> {
         self.end()?;
         let data_dir = self.data_dir().to_owned();
-        (self.dev, self.record) = start_dev(&data_dir, &self.dev_log, self.options)?;
+        (self.dev, self.record) = start_dev(&binary()?, None, &data_dir, &self.dev_log, self.options)?;
         Ok(())
     }
 
@@ -228,6 +240,23 @@ impl Cluster {
                 wait_for(&format!("{name} to be gone"), GONE_MAX, || gone(pid).then_some(()))?;
             }
         }
+        Ok(())
+    }
+
+    /// Makes a process another program, or the same with a variable, from its next start on.
+    ///
+    /// # Errors
+    /// When there is none with this name.
+    pub fn run_as(
+        &mut self,
+        name: &str,
+        program: &Path,
+        variable: Option<(&str, &str)>,
+    ) -> Result<(), ClusterError> {
+        let found = self.record.processes.iter_mut().find(|p| p.name == name);
+        let process = found.ok_or_else(|| ClusterError::NoProcess { name: name.to_owned() })?;
+        process.argv[0] = program.to_string_lossy().into_owned();
+        process.env.extend(variable.map(|(name, value)| (name.to_owned(), value.to_owned())));
         Ok(())
     }
 
@@ -354,13 +383,19 @@ impl Drop for Cluster {
     }
 }
 
-fn start_dev(data_dir: &Path, log: &Path, options: Options) -> Result<(Child, Record), ClusterError> {
-    let program = binary()?;
+fn start_dev(
+    program: &Path,
+    variable: Option<(&str, &str)>,
+    data_dir: &Path,
+    log: &Path,
+    options: Options,
+) -> Result<(Child, Record), ClusterError> {
     let open = || File::options().create(true).append(true).open(log);
     let (out, errors) = open()
         .and_then(|o| Ok((o, open()?)))
         .map_err(|source| ClusterError::File { path: log.to_owned(), source })?;
-    let mut command = Command::new(&program);
+    let mut command = Command::new(program);
+    command.envs(variable);
     command.arg("dev").arg("--data-dir").arg(data_dir).stdin(Stdio::null()).stdout(out).stderr(errors);
     command.env("NO_COLOR", "1").env_remove("HOLDFAST_CONTEXT");
     if !options.node {
@@ -370,7 +405,8 @@ fn start_dev(data_dir: &Path, log: &Path, options: Options) -> Result<(Child, Re
         command.arg("--no-edge");
     }
     end_with_parent(&mut command, Signal::TERM);
-    let mut dev = command.spawn().map_err(|source| ClusterError::File { path: program, source })?;
+    let mut dev =
+        command.spawn().map_err(|source| ClusterError::File { path: program.to_owned(), source })?;
     let path = data_dir.join("dev.json");
     let came_up = wait_for("the cluster to come up", UP_MAX, || {
         if let Ok(Some(status)) = dev.try_wait() {
