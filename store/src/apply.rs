@@ -1,50 +1,47 @@
-//! One batch of log entries: each is decided, its events evolve the views, its outcome is kept. All in one
-//! transaction, so that a crash leaves the state at the end of a batch, with Raft's own bytes beside it.
+//! One batch of log entries: each is decided, its events evolve the views, its outcome is kept. Readers see all of a
+//! batch or nothing of it, with Raft's own bytes beside it.
 
-use crate::database::{DIGEST_EVERY, WriteTables};
+use crate::database::DIGEST_EVERY;
 use crate::decide::{Refusal, decide};
 use crate::error::StoreError;
 use crate::outcomes::{self, Repeat, RetentionTime};
-use crate::overlay::{Batch, Draft};
+use crate::overlay::Draft;
+use crate::writer::Writer;
 use holdfast_model::{
-    Accepted, Actor, ClusterVersion, Command, Digest, LogIndex, Outcome, Proposal, SupportedVersions,
+    Accepted, Actor, ClusterVersion, Command, LogIndex, Outcome, Proposal, SupportedVersions,
 };
-use std::collections::BTreeMap;
-
-/// Digests that the batch itself comes to, before they are in the database.
-pub(crate) type Records = BTreeMap<LogIndex, Digest>;
 
 /// Applies the entries, of which the first has the index `first`.
 pub(crate) fn apply_entries(
-    tables: &WriteTables<'_>,
-    batch: &mut Batch<'_>,
+    writer: &mut Writer,
     first: LogIndex,
     entries: &[Vec<Proposal>],
     supported: SupportedVersions,
-) -> Result<(Vec<Vec<Outcome>>, Records), StoreError> {
+) -> Result<Vec<Vec<Outcome>>, StoreError> {
     let mut outcomes = Vec::with_capacity(entries.len());
-    let mut records = Records::new();
     let mut at = first;
     for proposals in entries {
-        check_order(batch, at)?;
+        check_order(writer, at)?;
         let mut answers = Vec::with_capacity(proposals.len());
         for proposal in proposals {
-            verify(tables, &records, proposal)?;
-            answers.push(apply_one(batch, proposal)?);
-            check_version(batch.cluster_version(), supported)?;
+            verify(writer, proposal)?;
+            let began_at = writer.head().revision;
+            answers.push(apply_one(writer, proposal)?);
+            check_version(writer.cluster_version(), supported)?;
+            writer.end_command(began_at);
         }
         outcomes.push(answers);
-        batch.head_mut().applied = Some(at);
+        writer.head_mut().applied = Some(at);
         if at.0.is_multiple_of(DIGEST_EVERY) {
-            records.insert(at, batch.head().state_digest());
+            writer.record_digest(at);
         }
         at = at.next();
     }
-    Ok((outcomes, records))
+    Ok(outcomes)
 }
 
-fn check_order(batch: &Batch<'_>, at: LogIndex) -> Result<(), StoreError> {
-    match batch.head().applied {
+fn check_order(writer: &Writer, at: LogIndex) -> Result<(), StoreError> {
+    match writer.head().applied {
         Some(applied) if applied.next() != at => Err(StoreError::OutOfOrder { applied, got: at }),
         _ => Ok(()),
     }
@@ -59,43 +56,40 @@ pub(crate) fn check_version(version: ClusterVersion, supported: SupportedVersion
 }
 
 /// Compares a peer's digest with ours after the same entry, if ours is still known (I1).
-fn verify(tables: &WriteTables<'_>, records: &Records, proposal: &Proposal) -> Result<(), StoreError> {
+fn verify(writer: &Writer, proposal: &Proposal) -> Result<(), StoreError> {
     let Command::VerifyDigest { at, digest } = &proposal.command else { return Ok(()) };
     if !matches!(proposal.context.actor, Actor::System(_)) {
         return Ok(());
     }
-    let ours = match records.get(at) {
-        Some(ours) => Some(*ours),
-        None => tables.recorded(*at)?,
-    };
-    match ours {
+    match writer.recorded(*at)? {
         Some(ours) if ours != *digest => Err(StoreError::Diverged { at: *at, ours, theirs: *digest }),
         _ => Ok(()),
     }
 }
 
-fn apply_one(batch: &mut Batch<'_>, proposal: &Proposal) -> Result<Outcome, StoreError> {
-    let now = RetentionTime::of(batch.cluster_version(), batch.log_time_ms(), &proposal.context);
-    outcomes::forget(batch, now)?;
-    let Some(identity) = outcomes::identity(proposal)? else { return decide_one(batch, proposal) };
-    if let Repeat::Seen(outcome) = outcomes::find(batch, &identity, now)? {
-        return Ok(outcome);
-    }
-    let outcome = decide_one(batch, proposal)?;
+fn apply_one(writer: &mut Writer, proposal: &Proposal) -> Result<Outcome, StoreError> {
+    let now = RetentionTime::of(writer.cluster_version(), writer.log_time_ms(), &proposal.context);
+    outcomes::forget(writer, now)?;
+    let Some(identity) = outcomes::identity(proposal)? else { return decide_one(writer, proposal) };
+    let old = match outcomes::find(writer, &identity, now)? {
+        Repeat::Seen(outcome) => return Ok(outcome),
+        Repeat::First(old) => old,
+    };
+    let outcome = decide_one(writer, proposal)?;
     // The command may have raised the version.
-    let now = RetentionTime::of(batch.cluster_version(), batch.log_time_ms(), &proposal.context);
-    outcomes::keep(batch, identity, now, &outcome)?;
+    let now = RetentionTime::of(writer.cluster_version(), writer.log_time_ms(), &proposal.context);
+    outcomes::keep(writer, identity, old, now, &outcome)?;
     Ok(outcome)
 }
 
 /// Decides a command on a draft, and merges the draft if it was accepted.
-fn decide_one(batch: &mut Batch<'_>, proposal: &Proposal) -> Result<Outcome, StoreError> {
-    let mut draft = Draft::new(&*batch, *batch.head(), &proposal.context);
+fn decide_one(writer: &mut Writer, proposal: &Proposal) -> Result<Outcome, StoreError> {
+    let mut draft = Draft::new(writer, *writer.head(), &proposal.context);
     match decide(&mut draft, &proposal.command) {
         Ok(output) => {
             let revision = draft.revision();
             let parts = draft.into_parts();
-            batch.merge(parts)?;
+            writer.merge(parts)?;
             Ok(Ok(Accepted { revision, output }))
         }
         Err(Refusal::Rejected(rejection)) => Ok(Err(rejection)),

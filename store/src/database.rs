@@ -1,4 +1,4 @@
-//! The redb file: which tables it has, how a batch is written into it, and reads from a consistent moment.
+//! The redb file: which tables it has, how changes are written into it, and reads from a consistent moment.
 //!
 //! What is assumed of the disk, and what each table holds byte by byte, is in `docs/formats/state.md`.
 
@@ -30,6 +30,11 @@ pub(crate) const RAFT_META: &str = "raft";
 pub const DIGEST_EVERY: u64 = 16;
 /// Digests that are kept.
 pub const DIGESTS_KEPT: u64 = 256;
+
+/// The record that goes when the digest after an entry is recorded.
+pub(crate) fn forgotten_digest(at: LogIndex) -> Option<LogIndex> {
+    at.0.checked_sub(DIGEST_EVERY * DIGESTS_KEPT).map(LogIndex)
+}
 
 /// Turns redb's many errors into one of ours.
 pub(crate) trait Doing<T> {
@@ -87,19 +92,6 @@ impl<'t> WriteTables<'t> {
         })
     }
 
-    /// Writes what a batch changed, in key order, and its head.
-    pub(crate) fn write(&mut self, batch: BatchParts) -> Result<Head, StoreError> {
-        let (changes, events, head) = batch;
-        for (key, value) in changes {
-            self.put(&key, value.as_deref())?;
-        }
-        for (revision, bytes) in events {
-            self.put_event(revision, &bytes)?;
-        }
-        self.put_head(&head)?;
-        Ok(head)
-    }
-
     pub(crate) fn put(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<(), StoreError> {
         let table = if is_view(key) { &mut self.views } else { &mut self.log_state };
         match value {
@@ -127,21 +119,12 @@ impl<'t> WriteTables<'t> {
     /// Records the digest of the state after an entry; the oldest record goes.
     pub(crate) fn record_digest(&mut self, at: LogIndex, digest: Digest) -> Result<(), StoreError> {
         self.digests.insert(at.0, digest.0.as_slice()).doing("recording a digest")?;
-        if let Some(old) = at.0.checked_sub(DIGEST_EVERY * DIGESTS_KEPT) {
-            self.digests.remove(old).doing("recording a digest")?;
+        if let Some(old) = forgotten_digest(at) {
+            self.digests.remove(old.0).doing("recording a digest")?;
         }
         Ok(())
     }
-
-    pub(crate) fn recorded(&self, at: LogIndex) -> Result<Option<Digest>, StoreError> {
-        let found = self.digests.get(at.0).doing("reading a digest")?;
-        found.map(|guard| digest_of(guard.value())).transpose()
-    }
 }
-
-/// What a batch leaves to be written.
-pub(crate) type BatchParts =
-    (std::collections::BTreeMap<Vec<u8>, Option<Value>>, Vec<(Revision, Vec<u8>)>, Head);
 
 impl Rows for WriteTables<'_> {
     fn get(&self, key: &[u8]) -> Result<Option<Value>, StoreError> {
@@ -231,17 +214,35 @@ impl ReadTables {
         }))
     }
 
+    /// Every row of the views, in key order.
+    pub(crate) fn view_rows(
+        &self,
+    ) -> Result<impl Iterator<Item = Result<(Vec<u8>, Value), StoreError>>, StoreError> {
+        all(&self.views)
+    }
+
+    /// Every row of the log state, in key order.
+    pub(crate) fn log_rows(
+        &self,
+    ) -> Result<impl Iterator<Item = Result<(Vec<u8>, Value), StoreError>>, StoreError> {
+        all(&self.log_state)
+    }
+
     /// Every row of the views and then of the log state, in key order.
     pub(crate) fn all_rows(
         &self,
     ) -> Result<impl Iterator<Item = Result<(Vec<u8>, Value), StoreError>>, StoreError> {
-        let views = self.views.iter().doing(READING)?;
-        let log_state = self.log_state.iter().doing(READING)?;
-        Ok(views.chain(log_state).map(|row| {
-            let (key, value) = row.doing(READING)?;
-            Ok((key.value().to_vec(), Value::from(value.value())))
-        }))
+        Ok(self.view_rows()?.chain(self.log_rows()?))
     }
+}
+
+fn all(
+    table: &redb::ReadOnlyTable<Bytes, Bytes>,
+) -> Result<impl Iterator<Item = Result<(Vec<u8>, Value), StoreError>>, StoreError> {
+    Ok(table.iter().doing(READING)?.map(|row| {
+        let (key, value) = row.doing(READING)?;
+        Ok((key.value().to_vec(), Value::from(value.value())))
+    }))
 }
 
 impl Rows for ReadTables {
@@ -256,13 +257,6 @@ impl Rows for ReadTables {
 
 fn digest_of(bytes: &[u8]) -> Result<Digest, StoreError> {
     bytes.try_into().map(Digest).map_err(|_| StoreError::corrupt("a recorded digest has another length"))
-}
-
-/// Begins a transaction whose commit is not synced: the Raft log replays it after a crash.
-pub(crate) fn begin_unsynced(db: &redb::Database) -> Result<redb::WriteTransaction, StoreError> {
-    let mut txn = db.begin_write().doing("beginning to write")?;
-    txn.set_durability(redb::Durability::None).doing("beginning to write")?;
-    Ok(txn)
 }
 
 /// Begins a transaction whose commit is on stable storage when it returns.

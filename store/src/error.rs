@@ -109,6 +109,16 @@ pub enum StoreError {
         /// This build's.
         supported: SupportedVersions,
     },
+    /// A revision that can no longer be read.
+    #[error(
+        "Revision {asked} can no longer be read here, only those from {oldest} on: ask for a later one, or for the newest."
+    )]
+    Compacted {
+        /// What was asked for.
+        asked: Revision,
+        /// The oldest that is held.
+        oldest: Revision,
+    },
     /// An earlier failure makes this store unusable.
     #[error("The state is out of service because of an earlier failure: restart the member.")]
     OutOfService,

@@ -8,9 +8,9 @@
 //! kept then stays, from the raise on, for as long in log time as what is kept longest.
 
 use crate::error::StoreError;
-use crate::overlay::Batch;
 use crate::rows::{Rows, RowsMut};
 use crate::tables::{Table, Value, decode, encode, key};
+use crate::writer::Writer;
 use holdfast_model::limits::{IDEMPOTENCY_KEPT_MS, LOG_TIME_STEP_MS_MAX};
 use holdfast_model::{ClusterVersion, Code, Command, Context, Digest, Outcome, Proposal, Rejection};
 use serde::{Deserialize, Serialize};
@@ -74,8 +74,8 @@ pub(crate) struct Identity {
 
 /// What is known of a command before it is decided.
 pub(crate) enum Repeat {
-    /// Never seen, or long ago.
-    First,
+    /// Never seen, or long ago: then with the row that is over.
+    First(Option<Value>),
     /// Seen: this is its outcome.
     Seen(Outcome),
 }
@@ -117,11 +117,11 @@ fn scope(context: &Context, operation: u8, command: Digest) -> Result<(Digest, u
 }
 
 /// Looks for an earlier command of this identity.
-pub(crate) fn find(batch: &Batch<'_>, identity: &Identity, now: RetentionTime) -> Result<Repeat, StoreError> {
-    let Some(value) = batch.get(&identity.key)? else { return Ok(Repeat::First) };
+pub(crate) fn find(writer: &Writer, identity: &Identity, now: RetentionTime) -> Result<Repeat, StoreError> {
+    let Some(value) = writer.get(&identity.key)? else { return Ok(Repeat::First(None)) };
     let kept: Kept = decode(Table::Outcome, &value)?;
     if now.is_after(kept.until) {
-        return Ok(Repeat::First);
+        return Ok(Repeat::First(Some(value)));
     }
     if kept.command == identity.command {
         return Ok(Repeat::Seen(kept.outcome));
@@ -132,23 +132,26 @@ pub(crate) fn find(batch: &Batch<'_>, identity: &Identity, now: RetentionTime) -
     ))))
 }
 
-/// Keeps the outcome of a first command.
+/// Keeps the outcome of a first command, in the place of the row that [`find`] answered.
 pub(crate) fn keep(
-    batch: &mut Batch<'_>,
+    writer: &mut Writer,
     identity: Identity,
+    old: Option<Value>,
     now: RetentionTime,
     outcome: &Outcome,
 ) -> Result<(), StoreError> {
     let Identity { key: at, command, kept_ms } = identity;
-    if let Some(old) = batch.get(&at)? {
-        let old: Kept = decode(Table::Outcome, &old)?;
-        batch.put(end_key(old.until, &at), None)?;
+    if let Some(old) = &old {
+        let old: Kept = decode(Table::Outcome, old)?;
+        writer.put(end_key(old.until, &at), None)?;
     }
     let until = now.plus_kept(kept_ms);
-    batch.set_outcomes_end(batch.outcomes_end().map(|known| known.min(until)));
+    writer.set_outcomes_end(writer.outcomes_end().map(|known| known.min(until)));
     let kept = Kept { command, until, outcome: outcome.clone() };
-    batch.put(end_key(until, &at), Some([].as_slice().into()))?;
-    batch.put(at, Some(encode(Table::Outcome, &kept)?))
+    // An outcome has one end, and if there was one it has just gone.
+    writer.replace(end_key(until, &at), None, Some([].as_slice().into()));
+    writer.replace(at, old, Some(encode(Table::Outcome, &kept)?));
+    Ok(())
 }
 
 fn end_key(until: u64, outcome_key: &[u8]) -> Vec<u8> {
@@ -156,31 +159,31 @@ fn end_key(until: u64, outcome_key: &[u8]) -> Vec<u8> {
 }
 
 /// Removes a few outcomes that are over. What it removes depends on the commands alone and not on how they were
-/// batched (I1): a batch only remembers when there is nothing to look for.
-pub(crate) fn forget(batch: &mut Batch<'_>, now: RetentionTime) -> Result<(), StoreError> {
-    if batch.outcomes_end().is_some_and(|end| end > now.0) {
+/// batched (I1): the writer only remembers when there is nothing to look for.
+pub(crate) fn forget(writer: &mut Writer, now: RetentionTime) -> Result<(), StoreError> {
+    if writer.outcomes_end().is_some_and(|end| end > now.0) {
         return Ok(());
     }
     let mut next = u64::MAX;
     if !now.is_log_time() {
-        next = forget_ends(batch, now, None)?;
+        next = forget_ends(writer, now, None)?;
     } else {
         // Ends in log time come after all others.
         let after = key(Table::OutcomeEnd, &[&IN_LOG_TIME.to_be_bytes()]);
-        next = next.min(forget_ends(batch, now, Some(&after))?);
+        next = next.min(forget_ends(writer, now, Some(&after))?);
         next = next.min(match now.0 < WALL_ENDS_KEPT_TO {
             true => WALL_ENDS_KEPT_TO,
-            false => forget_ends(batch, now, None)?,
+            false => forget_ends(writer, now, None)?,
         });
     }
-    batch.set_outcomes_end(Some(next));
+    writer.set_outcomes_end(Some(next));
     Ok(())
 }
 
 /// Removes the first outcomes whose ends lie after `after` and are over; tells when it is worth to look again.
-fn forget_ends(batch: &mut Batch<'_>, now: RetentionTime, after: Option<&[u8]>) -> Result<u64, StoreError> {
+fn forget_ends(writer: &mut Writer, now: RetentionTime, after: Option<&[u8]>) -> Result<u64, StoreError> {
     const TIME_BYTES: usize = 8;
-    let found = batch.scan(&key(Table::OutcomeEnd, &[]), after, REMOVED_MAX)?;
+    let found = writer.scan(&key(Table::OutcomeEnd, &[]), after, REMOVED_MAX)?;
     // After as many as are removed at a time there may be more.
     let mut next = if found.len() == REMOVED_MAX { 0 } else { u64::MAX };
     for (row, _) in found {
@@ -190,8 +193,8 @@ fn forget_ends(batch: &mut Batch<'_>, now: RetentionTime, after: Option<&[u8]>) 
             next = end;
             break;
         }
-        batch.put(key(Table::Outcome, &[&row[1 + TIME_BYTES..]]), None::<Value>)?;
-        batch.put(row, None)?;
+        writer.put(key(Table::Outcome, &[&row[1 + TIME_BYTES..]]), None::<Value>)?;
+        writer.put(row, None)?;
     }
     Ok(next)
 }

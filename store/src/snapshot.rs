@@ -5,16 +5,17 @@
 
 use crate::apply::check_version;
 use crate::database::{Doing, EVENTS, LOG_STATE, VIEWS};
-use crate::database::{HEAD, RAFT_META, ReadTables, WriteTables};
-use crate::decide::log_time;
+use crate::database::{HEAD, RAFT_META, WriteTables};
 use crate::error::StoreError;
 use crate::event_bytes;
+use crate::generation::Generation;
 use crate::head::Head;
 use crate::tables::{RowSum, is_view};
 use crate::views::Views;
-use holdfast_model::{ClusterVersion, Digest, LogIndex, Revision, SupportedVersions};
+use holdfast_model::{Digest, LogIndex, Revision, SupportedVersions};
 use holdfast_snapshots::{SnapshotReader, SnapshotWriter};
 use std::io;
+use std::sync::Arc;
 
 /// The head and Raft's bytes; first, so that a reader knows what is to come.
 const TAG_META: u8 = 1;
@@ -27,8 +28,10 @@ const TAG_DIGESTS: u8 = 4;
 
 /// A consistent moment that can be written out, as often as one likes.
 pub struct SnapshotSource {
-    tables: ReadTables,
+    /// Frozen: nothing is added to it any more.
+    generation: Arc<Generation>,
     head: Head,
+    meta: Option<Arc<[u8]>>,
 }
 
 /// What a written or installed snapshot is.
@@ -47,9 +50,8 @@ pub struct SnapshotSummary {
 }
 
 impl SnapshotSource {
-    pub(crate) fn new(tables: ReadTables) -> Result<Self, StoreError> {
-        let head = tables.head()?;
-        Ok(Self { tables, head })
+    pub(crate) fn new(generation: Arc<Generation>, head: Head, meta: Option<Arc<[u8]>>) -> Self {
+        Self { generation, head, meta }
     }
 
     /// The state's revision.
@@ -65,9 +67,9 @@ impl SnapshotSource {
     /// Raft's bytes at this very moment.
     ///
     /// # Errors
-    /// When the database fails.
+    /// None; a state that is read may have some.
     pub fn raft_meta(&self) -> Result<Option<Vec<u8>>, StoreError> {
-        self.tables.meta(RAFT_META)
+        Ok(self.meta.as_deref().map(<[u8]>::to_vec))
     }
 
     /// Writes the snapshot. Two members with the same state, log index and Raft bytes write the same bytes.
@@ -79,19 +81,18 @@ impl SnapshotSource {
         let head =
             postcard::to_stdvec(&self.head).map_err(|source| StoreError::Encode { table: HEAD, source })?;
         writer.row(TAG_META, HEAD.as_bytes(), &head)?;
-        if let Some(meta) = self.raft_meta()? {
-            writer.row(TAG_META, RAFT_META.as_bytes(), &meta)?;
+        if let Some(meta) = &self.meta {
+            writer.row(TAG_META, RAFT_META.as_bytes(), meta)?;
         }
-        for row in self.tables.all_rows()? {
+        for row in self.generation.all_rows(self.head.revision)? {
             let (key, value) = row?;
             writer.row(TAG_ROWS, &key, &value)?;
         }
-        for row in self.tables.events_after(Revision(0))? {
+        for row in self.generation.events_after(Revision(0), self.head.revision)? {
             let (revision, bytes) = row?;
             writer.row(TAG_EVENTS, &revision.0.to_be_bytes(), &bytes)?;
         }
-        for row in self.tables.all_recorded()? {
-            let (at, digest) = row?;
+        for (at, digest) in self.generation.all_recorded()? {
             writer.row(TAG_DIGESTS, &at.0.to_be_bytes(), &digest.0)?;
         }
         Ok(summary(&self.head, writer.finish()?))
@@ -123,7 +124,7 @@ pub(crate) fn install(
     txn: &redb::WriteTransaction,
     from: &mut dyn io::Read,
     supported: SupportedVersions,
-) -> Result<(Head, ClusterVersion, u64, SnapshotSummary), StoreError> {
+) -> Result<SnapshotSummary, StoreError> {
     let mut reader = SnapshotReader::new(from)?;
     const CLEARING: &str = "making room for a snapshot";
     for table in [VIEWS, LOG_STATE] {
@@ -141,10 +142,9 @@ pub(crate) fn install(
     }
     let head = tally.check()?;
     tables.put_head(&head)?;
-    let version = tables.cluster_version()?;
-    check_version(version, supported)?;
+    check_version(tables.cluster_version()?, supported)?;
     let written = reader.summary().ok_or_else(|| StoreError::corrupt("a snapshot did not end"))?;
-    Ok((head, version, log_time::of(&tables)?, summary(&head, written)))
+    Ok(summary(&head, written))
 }
 
 fn install_row(

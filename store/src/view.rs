@@ -1,25 +1,26 @@
 //! A consistent moment of the state, for everybody who only reads. Typed getters come with [`Views`](crate::Views).
 
-use crate::database::ReadTables;
 use crate::error::StoreError;
 use crate::event_bytes;
+use crate::generation::Generation;
 use crate::head::Head;
 use crate::rows::{RowList, Rows};
-use crate::tables::Value;
+use crate::tables::{Value, is_view};
 use holdfast_model::{Digest, Event, LogIndex, OrgId, Revision};
 use std::sync::Arc;
 
 /// Events that one page looks at, when most belong to other orgs.
 const EVENTS_SCANNED_MAX: usize = 10_000;
 
-/// The state at one revision; later changes are not seen. Clones share the one moment.
+/// The views and events at one revision; later changes are not seen. Clones share the one moment. The log state is the
+/// writer's alone: here it has no rows.
 #[derive(Clone)]
 pub struct View {
     moment: Arc<Moment>,
 }
 
 struct Moment {
-    tables: ReadTables,
+    generation: Arc<Generation>,
     head: Head,
 }
 
@@ -33,9 +34,16 @@ pub struct EventPage {
 }
 
 impl View {
-    pub(crate) fn new(tables: ReadTables) -> Result<Self, StoreError> {
-        let head = tables.head()?;
-        Ok(Self { moment: Arc::new(Moment { tables, head }) })
+    pub(crate) fn new(generation: Arc<Generation>, head: Head) -> Self {
+        Self { moment: Arc::new(Moment { generation, head }) }
+    }
+
+    pub(crate) fn generation(&self) -> &Arc<Generation> {
+        &self.moment.generation
+    }
+
+    pub(crate) fn head(&self) -> &Head {
+        &self.moment.head
     }
 
     /// The last event's revision.
@@ -63,7 +71,8 @@ impl View {
     /// # Errors
     /// When the database fails.
     pub fn event(&self, revision: Revision) -> Result<Option<Event>, StoreError> {
-        self.moment.tables.event(revision)?.map(|bytes| event_bytes::open(&bytes)).transpose()
+        let bytes = self.moment.generation.event(revision, self.revision())?;
+        bytes.map(|bytes| event_bytes::open(&bytes)).transpose()
     }
 
     /// The oldest event's revision that is still held; `None` when there are no events.
@@ -71,7 +80,7 @@ impl View {
     /// # Errors
     /// When the database fails.
     pub fn first_held(&self) -> Result<Option<Revision>, StoreError> {
-        self.moment.tables.first_event()
+        self.moment.generation.first_event(self.revision())
     }
 
     /// At most `limit` events after a revision, of one org or of all. Looks at a bounded number, so a page may be
@@ -84,7 +93,8 @@ impl View {
         if limit == 0 {
             return Ok(page);
         }
-        for row in self.moment.tables.events_after(after)?.take(EVENTS_SCANNED_MAX) {
+        let rows = self.moment.generation.events_after(after, self.revision())?;
+        for row in rows.take(EVENTS_SCANNED_MAX) {
             let (revision, bytes) = row?;
             let event = event_bytes::open(&bytes)?;
             page.scanned_to = revision;
@@ -101,16 +111,19 @@ impl View {
 
 impl Rows for View {
     fn get(&self, key: &[u8]) -> Result<Option<Value>, StoreError> {
-        self.moment.tables.get(key)
+        if is_view(key) { self.moment.generation.get(key, self.revision()) } else { Ok(None) }
     }
 
     fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<RowList, StoreError> {
-        self.moment.tables.scan(prefix, after, limit)
+        if !is_view(prefix) {
+            return Ok(RowList::new());
+        }
+        self.moment.generation.scan(prefix, after, limit, self.revision())
     }
 }
 
 impl std::fmt::Debug for View {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "View {{ revision: {} }}", self.moment.head.revision)
+        write!(f, "View {{ revision: {} }}", self.revision())
     }
 }

@@ -207,7 +207,7 @@ fn check_loads(world: &World) {
     }
 }
 
-fn random_history(seed: u64, steps: usize) -> World {
+pub(super) fn random_history(seed: u64, steps: usize) -> World {
     println!("seed {seed}");
     let mut world = World::at(ClusterVersion(1 + (seed % 2) as u32));
     let mut drawer = Drawer::new(seed, &mut world);
@@ -298,10 +298,6 @@ fn i01_outcomes_are_forgotten_alike_however_the_log_is_cut_into_batches() {
         let mut world = World::at(ClusterVersion(1 + (seed % 2) as u32));
         // Some histories rise to log time half-way.
         let raised_at = (seed % 4 == 0).then_some(100);
-        let outcomes = |store: &Store| {
-            let prefix = crate::tables::key(crate::tables::Table::OutcomeEnd, &[]);
-            store.view().unwrap().scan(&prefix, None, usize::MAX).unwrap().len()
-        };
         for n in 0..200 {
             let step = i64::from(rng.random_range(-20_000..60_000i32)) * i64::from(rng.random_bool(0.7));
             world.now = Timestamp(world.now.0.saturating_add_signed(step));
@@ -316,9 +312,9 @@ fn i01_outcomes_are_forgotten_alike_however_the_log_is_cut_into_batches() {
             }
         }
         assert!(
-            raised_at.is_some() || outcomes(&world.store) < 150,
+            raised_at.is_some() || kept_outcomes(&world.store) < 150,
             "seed {seed}: {}",
-            outcomes(&world.store)
+            kept_outcomes(&world.store)
         );
         let other = memory_store();
         let mut at = 0;
@@ -327,7 +323,7 @@ fn i01_outcomes_are_forgotten_alike_however_the_log_is_cut_into_batches() {
             other.apply(LogIndex(at as u64), &world.log[at..end], b"meta").unwrap();
             at = end;
         }
-        assert_eq!(outcomes(&other), outcomes(&world.store), "seed {seed}");
+        assert_eq!(kept_outcomes(&other), kept_outcomes(&world.store), "seed {seed}");
         assert_eq!(other.digest(), world.store.digest(), "seed {seed}");
     }
 }

@@ -1,7 +1,7 @@
 //! Log time: what ends by it, who moves it, and what the raise to it leaves of what was kept before (I4).
 
 use super::world::*;
-use crate::{REQUEST_KEPT_MS, Store, Table};
+use crate::{REQUEST_KEPT_MS, Store};
 use holdfast_model::limits::{IDEMPOTENCY_KEPT_MS, LOG_TIME_STEP_MS_MAX};
 use holdfast_model::*;
 
@@ -10,8 +10,7 @@ const RAISE: Command = Command::RaiseClusterVersion { to: ClusterVersion::TWO };
 
 /// The outcomes that are kept.
 fn held(world: &World) -> usize {
-    use crate::rows::Rows;
-    world.view().scan(&crate::tables::key(Table::Outcome, &[]), None, 100_000).unwrap().len()
+    kept_outcomes(&world.store)
 }
 
 /// A write with a key and one without, to be repeated.

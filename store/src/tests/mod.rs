@@ -7,6 +7,7 @@ mod golden;
 mod history;
 mod log_time;
 mod members;
+mod recent;
 mod rollout;
 mod rules;
 mod snapshots;

@@ -403,11 +403,7 @@ fn outcomes_are_forgotten(mut world: World) {
     for n in 0..40 {
         world.operator(Command::CreateOrg { name: format!("org-{n}").parse().unwrap() }).unwrap();
     }
-    let held = |world: &World| {
-        use crate::rows::Rows;
-        let prefix = crate::tables::key(crate::Table::Outcome, &[]);
-        world.view().scan(&prefix, None, 1_000).unwrap().len()
-    };
+    let held = |world: &World| kept_outcomes(&world.store);
     assert_eq!(held(&world), 41);
     world.outlast(crate::REQUEST_KEPT_MS);
     world.operator(Command::CreateOrg { name: "later".parse().unwrap() }).unwrap();

@@ -1,5 +1,7 @@
 //! A cluster of one store for tests: it draws contexts, applies commands one by one, and remembers the log.
 
+use crate::rows::Rows;
+use crate::tables::{Table, key};
 use crate::{Store, View, Views};
 use holdfast_model::agent::{Observation, ProxyProtocol};
 use holdfast_model::command::{Joiner, NewCluster, NewMember, NewToken};
@@ -31,6 +33,16 @@ pub(super) struct Tenant {
 
 pub(super) fn memory_store() -> Store {
     Store::open_with_backend(redb::backends::InMemoryBackend::new()).unwrap()
+}
+
+/// How many outcomes are kept; each is found by its end, and is there.
+pub(super) fn kept_outcomes(store: &Store) -> usize {
+    let writer = store.writer().unwrap();
+    let ends = writer.scan(&key(Table::OutcomeEnd, &[]), None, usize::MAX).unwrap();
+    for (end, _) in &ends {
+        assert!(writer.get(&key(Table::Outcome, &[&end[9..]])).unwrap().is_some());
+    }
+    ends.len()
 }
 
 pub(super) fn counts(web: u32) -> BTreeMap<ProcessName, u32> {
