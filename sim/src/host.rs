@@ -6,7 +6,6 @@
 use std::cell::Cell;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -19,7 +18,7 @@ use holdfast_store::Store;
 use rand::rngs::StdRng;
 use tokio::runtime::Runtime;
 
-use crate::machine;
+use crate::machine::{self, Wait};
 use crate::network::Network;
 
 /// The id of every simulated cluster.
@@ -54,6 +53,8 @@ pub(crate) struct Host {
 struct Running {
     runtime: Runtime,
     idle: Arc<Idle>,
+    /// When the next of its timers is due.
+    wake_ms: Option<u64>,
     started: Started,
     member: Option<Consensus>,
 }
@@ -112,10 +113,11 @@ impl Host {
     ) -> Result<(), String> {
         network.come_up(self.id);
         let idle = Arc::new(Idle::default());
-        let parked = idle.clone();
+        let slept = idle.clone();
+        // With I/O, although there is none, because then it sleeps by `epoll_wait`: see `machine`.
         let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .on_thread_park(move || parked.note())
+            .enable_all()
+            .on_thread_unpark(move || slept.note())
             .build()
             .map_err(|error| format!("a runtime could not be made: {error}"))?;
         let started = Started::default();
@@ -154,7 +156,7 @@ impl Host {
             let result = start.await;
             *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
         });
-        self.running = Some(Running { runtime, idle, started, member: None });
+        self.running = Some(Running { runtime, idle, wake_ms: Some(0), started, member: None });
         Ok(())
     }
 
@@ -165,12 +167,25 @@ impl Host {
         }
     }
 
+    /// Whether anything can run at this time: a timer is due, or something from outside woke a task.
+    pub(crate) fn is_due(&self, now_ms: u64) -> bool {
+        self.running.as_ref().is_some_and(|running| {
+            running.wake_ms.is_some_and(|due| due <= now_ms)
+                || running.runtime.metrics().global_queue_depth() > 0
+        })
+    }
+
     /// Runs everything that can run at this time. The error is why the member did not start.
-    pub(crate) fn tick(&mut self, now: Duration) -> Result<(), String> {
+    pub(crate) fn tick(&mut self, now_ms: u64) -> Result<(), String> {
         let Some(running) = &mut self.running else { return Ok(()) };
-        machine::set_time(now, self.wall_offset_ms);
+        machine::set_time(Duration::from_millis(now_ms), self.wall_offset_ms);
         DISK_MS.set(self.disk_ms);
-        running.runtime.block_on(UntilIdle { idle: &running.idle, stage: Stage::Timers });
+        let wait = running.runtime.block_on(UntilIdle { idle: &running.idle, stage: Stage::Timers });
+        running.wake_ms = match wait {
+            Wait::No => Some(now_ms),
+            Wait::Ms(wait_ms) => Some(now_ms + wait_ms),
+            Wait::ForEver => None,
+        };
         if running.member.is_none() {
             let started = running.started.lock().unwrap_or_else(PoisonError::into_inner).take();
             match started {
@@ -234,23 +249,28 @@ fn describe(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Notes that a runtime has nothing to do, and wakes whoever waits for that instead of letting it sleep.
+/// Notes that a runtime would sleep, and wakes whoever waits for that instead.
 #[derive(Default)]
 struct Idle {
-    noted: AtomicBool,
+    slept: Mutex<Option<Wait>>,
     waker: Mutex<Option<Waker>>,
 }
 
 impl Idle {
     fn note(&self) {
-        self.noted.store(true, Ordering::Relaxed);
+        // It looks without waiting when a timer is due at once; then its tasks go on.
+        let wait = machine::last_wait();
+        if wait == Wait::No {
+            return;
+        }
+        *self.slept.lock().unwrap_or_else(PoisonError::into_inner) = Some(wait);
         if let Some(waker) = self.waker.lock().unwrap_or_else(PoisonError::into_inner).take() {
             waker.wake();
         }
     }
 }
 
-/// Lets a runtime run its timers, then its tasks until none can go on.
+/// Lets a runtime run its timers, then its tasks until none can go on. Answers for how long it would sleep then.
 struct UntilIdle<'a> {
     idle: &'a Idle,
     stage: Stage,
@@ -266,21 +286,27 @@ enum Stage {
 }
 
 impl Future for UntilIdle<'_> {
-    type Output = ();
+    type Output = Wait;
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Wait> {
+        let mut slept = self.idle.slept.lock().unwrap_or_else(PoisonError::into_inner);
         match self.stage {
             Stage::Timers => {
+                drop(slept);
                 self.stage = Stage::Tasks;
                 context.waker().wake_by_ref();
                 return Poll::Pending;
             }
             Stage::Tasks => {
+                *slept = None;
+                drop(slept);
                 self.stage = Stage::Waiting;
-                self.idle.noted.store(false, Ordering::Relaxed);
             }
-            Stage::Waiting if self.idle.noted.load(Ordering::Relaxed) => return Poll::Ready(()),
-            Stage::Waiting => {}
+            Stage::Waiting => {
+                if let Some(wait) = slept.take() {
+                    return Poll::Ready(wait);
+                }
+            }
         }
         *self.idle.waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(context.waker().clone());
         Poll::Pending

@@ -23,6 +23,7 @@ use crate::fault_plan::FaultPlan;
 use crate::history;
 use crate::host::{self, CLUSTER};
 use crate::machine;
+use crate::tally::Tally;
 use crate::trace::Trace;
 use crate::world::{PANICKED, World};
 
@@ -70,14 +71,15 @@ fn simulate(seed: u64, trace: Trace) -> Report {
     let summary = format!("{} members, {} clients, {:?}", plan.members, plan.clients, plan.kinds);
     let mut world = World::new(plan, rng, trace, tls());
     let verdict = phases(&mut world);
-    let (answered, repeats) = world.pool.as_ref().map_or((0, 0), ClientPool::counts);
-    let summary = format!(
-        "{answered} requests, {repeats} repeats, {} faults, {} leaders, index {}, {} ms; {summary}",
-        world.faults(),
-        world.watch.leaders(),
-        world.watch.last_index(),
-        world.now_ms
-    );
+    let (requests, repeats) = world.pool.as_ref().map_or((0, 0), ClientPool::counts);
+    let tally = Tally {
+        requests,
+        repeats,
+        faults: world.faults(),
+        leaders: world.watch.leaders() as u64,
+        entries: world.watch.last_index(),
+    };
+    let summary = format!("{tally}; {} ms; {summary}", world.now_ms);
     if let Err(failure) = &verdict {
         world.trace.line(world.now_ms, format_args!("FAILED {failure}"));
     }

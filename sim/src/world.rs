@@ -114,7 +114,10 @@ impl World {
         let count = self.hosts.len();
         for turn in 0..count {
             let at = (turn + self.now_ms as usize) % count;
-            let ticked = self.hosts[at].tick(Duration::from_millis(self.now_ms));
+            if !self.hosts[at].is_due(self.now_ms) {
+                continue;
+            }
+            let ticked = self.hosts[at].tick(self.now_ms);
             let id = self.hosts[at].id;
             if self.hosts[at].lost_power() {
                 self.say(format_args!("host {id} lost power while it wrote"));
