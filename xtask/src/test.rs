@@ -2,11 +2,14 @@
 
 use crate::step::{self, Failure, step};
 use crate::workspace::{self, cargo};
-use crate::{fuzz, openapi};
+use crate::{fuzz, openapi, sim};
 use std::process::Command;
 
 /// How long each fuzz target runs here; longer runs are for `cargo xtask fuzz`.
 const FUZZ_SECONDS: u32 = 10;
+
+/// Seeds of the simulation that run here; more are for `cargo xtask sim`.
+const SIM_SEEDS: &str = "1000";
 
 /// Runs everything; `arguments` after `--` go to the tests.
 pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
@@ -27,11 +30,15 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
     workspace::build_programs()?;
     step("check docs/reference/openapi.json", || openapi::run(&["--check".to_owned()]))?;
     step("test", || step::run(&mut tests(arguments)))?;
+    step("simulate", || sim::run(&["--seeds".to_owned(), SIM_SEEDS.to_owned()]))?;
+    step("find planted bugs", || step::run(&mut sim::planted_bugs()))?;
     step("fuzz", || fuzz::all(FUZZ_SECONDS, fuzz::SEED_DEFAULT))
 }
 
+/// All tests but the simulator's, which has a profile of its own.
 fn tests(arguments: &[String]) -> Command {
-    let mut command = cargo(&["test", "--workspace", "--locked", "--no-fail-fast"]);
+    let mut command =
+        cargo(&["test", "--workspace", "--exclude", "holdfast-sim", "--locked", "--no-fail-fast"]);
     command.env("HOLDFAST_ASSETS", workspace::assets());
     command.env("HOLDFAST_BIN", workspace::target().join("debug/holdfast"));
     if !arguments.is_empty() {

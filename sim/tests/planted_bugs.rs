@@ -1,0 +1,63 @@
+//! Each bug that is planted on purpose is found within a bounded number of seeds. Built only with the feature
+//! `planted-bugs`; docs/testing/simulation.md says what the bugs are and how many seeds each took.
+
+// A test that cannot go on says so by a panic.
+#![allow(clippy::unwrap_used)]
+
+use std::process::Command;
+
+/// Runs up to so many seeds with a bug; one of them must fail, by a check whose words are among these.
+fn is_found(bug: &str, seeds_max: u32, by: &[&str]) {
+    let output = Command::new(env!("CARGO_BIN_EXE_holdfast-sim"))
+        .args(["--seeds", &seeds_max.to_string(), "--plant", bug, "--until-failure"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{bug} was not found in {seeds_max} seeds: {said}");
+    let failures: Vec<&str> = said.lines().filter(|line| line.contains("FAILED: ")).collect();
+    assert!(!failures.is_empty(), "{said}");
+    for failure in failures {
+        assert!(
+            by.iter().any(|words| failure.contains(words)),
+            "{bug} was found by something else: {failure}"
+        );
+    }
+}
+
+/// By members that disagree about the state.
+const DIGESTS: &str = "I1: ";
+/// By a task that panicked: openraft compares its log and votes with what it was promised.
+const PANIC: &str = "I14: ";
+/// By an acknowledged write that is gone.
+const LOST: &str = "I2: ";
+/// By a request that was told two things, or was carried out twice.
+const TWICE: &str = "I4: ";
+/// By a read of what was over.
+const STALE: &str = "I3: ";
+/// By a member that stops although its disk is well.
+const STOPPED: &str = "stopped although its disk is well";
+
+#[test]
+fn i02_an_acknowledgement_before_fsync_is_found() {
+    is_found("ack-before-fsync", 40, &[PANIC, LOST, DIGESTS, STOPPED]);
+}
+
+#[test]
+fn i03_a_read_without_the_lease_check_is_found() {
+    is_found("read-without-check", 40, &[STALE]);
+}
+
+#[test]
+fn i04_a_snapshot_without_outcomes_is_found() {
+    is_found("drop-outcomes-on-snapshot", 40, &[DIGESTS, TWICE]);
+}
+
+#[test]
+fn i01_entries_applied_out_of_order_are_found() {
+    is_found("apply-out-of-order", 40, &[DIGESTS, TWICE, STALE]);
+}
+
+#[test]
+fn i02_a_forgotten_vote_is_found() {
+    is_found("forget-vote", 40, &[PANIC, LOST, DIGESTS, STOPPED]);
+}
