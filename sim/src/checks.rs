@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use holdfast_model::{AppId, Digest, EventPayload, Revision};
+use holdfast_model::{AppId, AppName, Digest, EventPayload, Revision};
 use holdfast_raft::{Fault, MemberState};
 use holdfast_store::Store;
 
@@ -87,7 +87,7 @@ struct Life {
 pub(crate) fn scan(store: &Store, history: &[Asked]) -> Result<u64, String> {
     let fail = |error: holdfast_store::StoreError| format!("the history could not be read: {error}");
     let view = store.view().map_err(fail)?;
-    let mut lives: BTreeMap<AppId, Life> = BTreeMap::new();
+    let mut lives = Lives::default();
     let mut last = Revision(0);
     while last < view.revision() {
         let page = view.events(last, 500, None).map_err(fail)?;
@@ -102,20 +102,27 @@ pub(crate) fn scan(store: &Store, history: &[Asked]) -> Result<u64, String> {
                 return Err(format!("I1: revision {} follows {last} in the history", event.revision));
             }
             last = event.revision;
-            note(&mut lives, &event)?;
+            lives.note(&event)?;
         }
     }
     for (request, asked) in history.iter().enumerate() {
         let found = match asked.answered {
             Some((_, Answer::Created(id, revision))) => {
-                lives.get(&id).and_then(|l| l.created) == Some(revision)
+                lives.apps.get(&id).and_then(|l| l.created) == Some(revision)
             }
             Some((_, Answer::Deleted(revision))) => match &asked.question {
                 crate::client::Question::Delete(id, _) => {
-                    lives.get(id).and_then(|l| l.deleted) == Some(revision)
+                    lives.apps.get(id).and_then(|l| l.deleted) == Some(revision)
                 }
                 _ => false,
             },
+            Some((_, Answer::Found(found, revision))) if lives.at(&asked.name, revision) != found => {
+                return Err(format!(
+                    "I3: request {request} read {found:?} under the name {} at revision {revision}, and the history has {:?}",
+                    asked.name,
+                    lives.at(&asked.name, revision)
+                ));
+            }
             _ => true,
         };
         if !found {
@@ -128,18 +135,44 @@ pub(crate) fn scan(store: &Store, history: &[Asked]) -> Result<u64, String> {
     Ok(last.0)
 }
 
-fn note(lives: &mut BTreeMap<AppId, Life>, event: &holdfast_model::Event) -> Result<(), String> {
-    let (id, created) = match &event.payload {
-        EventPayload::AppCreated(app) => (app.id, true),
-        EventPayload::AppDeleted { app } => (*app, false),
-        _ => return Ok(()),
-    };
-    let life = lives.entry(id).or_default();
-    let slot = if created { &mut life.created } else { &mut life.deleted };
-    match slot.replace(event.revision) {
-        Some(first) => {
-            Err(format!("I4: app {id} was made or deleted twice, at {first} and {}", event.revision))
+/// What happened to all apps.
+#[derive(Default)]
+struct Lives {
+    apps: BTreeMap<AppId, Life>,
+    /// Which app had a name from a revision on.
+    names: BTreeMap<(AppName, Revision), Option<AppId>>,
+    name_of: BTreeMap<AppId, AppName>,
+}
+
+impl Lives {
+    fn note(&mut self, event: &holdfast_model::Event) -> Result<(), String> {
+        let (id, created) = match &event.payload {
+            EventPayload::AppCreated(app) => {
+                self.name_of.insert(app.id, app.name.clone());
+                self.names.insert((app.name.clone(), event.revision), Some(app.id));
+                (app.id, true)
+            }
+            EventPayload::AppDeleted { app } => {
+                if let Some(name) = self.name_of.get(app) {
+                    self.names.insert((name.clone(), event.revision), None);
+                }
+                (*app, false)
+            }
+            _ => return Ok(()),
+        };
+        let life = self.apps.entry(id).or_default();
+        let slot = if created { &mut life.created } else { &mut life.deleted };
+        match slot.replace(event.revision) {
+            Some(first) => {
+                Err(format!("I4: app {id} was made or deleted twice, at {first} and {}", event.revision))
+            }
+            None => Ok(()),
         }
-        None => Ok(()),
+    }
+
+    /// Which app had a name at a revision.
+    fn at(&self, name: &AppName, revision: Revision) -> Option<AppId> {
+        let until = (name.clone(), Revision(0))..=(name.clone(), revision);
+        self.names.range(until).next_back().and_then(|(_, app)| *app)
     }
 }

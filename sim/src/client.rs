@@ -1,44 +1,57 @@
 //! What clients ask, and what they are told: apps of one org come and go under a few names.
 //!
-//! A name is a register that holds an app or nothing. Each app has an id that is drawn once by its client, so whoever
-//! reads an id knows which request made it.
+//! A name is a register that holds an app or nothing. Most requests are HTTP requests to a member's API. Some writes are
+//! proposals below it, without an idempotency key: what members propose by themselves, and send again by its request id.
 
+use axum::http::StatusCode;
+use holdfast_model::api::{Done, Page, Problem};
+use holdfast_model::resource::App;
 use holdfast_model::{
     Actor, AppId, AppName, Code, Command, Context, OrgId, Outcome, Output, Proposal, RequestId, Revision,
     Timestamp, TokenId,
 };
-use holdfast_raft::Consensus;
-use holdfast_store::Views;
 use rand::RngExt;
 use rand::rngs::StdRng;
+use serde::de::DeserializeOwned;
 
+use crate::api_member::{self, ApiMember};
 use crate::machine;
 
 /// As whom clients act, and where.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Account {
     pub(crate) operator: TokenId,
+    /// The operator's token, as it is shown.
+    pub(crate) secret: String,
     pub(crate) org: OrgId,
+}
+
+/// How a write is asked for, the same each time that it is.
+#[derive(Clone, Debug)]
+pub(crate) enum Way {
+    /// From the API, with this idempotency key.
+    Http(String),
+    /// Below the API.
+    Proposal(Box<Proposal>),
 }
 
 /// What is asked.
 #[derive(Clone, Debug)]
 pub(crate) enum Question {
     /// Make an app of this name.
-    Create(Proposal),
+    Create(Way),
     /// Delete the app with this id, which was made under this name.
-    Delete(AppId, Proposal),
+    Delete(AppId, Way),
     /// Which app has this name?
     Read,
+    /// Which app had this name a moment ago?
+    StaleRead,
 }
 
 impl Question {
-    /// What is proposed; a read proposes nothing.
-    pub(crate) fn proposal(&self) -> Option<&Proposal> {
-        match self {
-            Question::Create(proposal) | Question::Delete(_, proposal) => Some(proposal),
-            Question::Read => None,
-        }
+    /// Whether it changes something: then it may be repeated, and is told the same again.
+    pub(crate) fn writes(&self) -> bool {
+        matches!(self, Question::Create(_) | Question::Delete(..))
     }
 }
 
@@ -63,36 +76,118 @@ pub(crate) enum Told {
     Answer(Answer),
     /// Nothing is known; ask again. The reason is for the trace.
     Nothing(#[expect(dead_code, reason = "read by Debug, for the trace")] String),
+    /// The member failed. Right when its disk did, and wrong otherwise.
+    Failed(String),
     /// An answer that may never be given.
     Wrong(String),
 }
 
-/// A proposal of a client's.
-pub(crate) fn proposal(account: &Account, command: Command, rng: &mut StdRng) -> Proposal {
+/// How a client's write is asked for.
+pub(crate) fn way(account: &Account, command: Command, rng: &mut StdRng) -> Way {
     let request: u128 = rng.random();
-    Proposal {
-        context: Context {
-            actor: Actor::Operator(account.operator),
-            actor_org: None,
-            source: None,
-            request_id: RequestId::from_bits(request),
-            // The API passes the caller's key on, and some callers send none.
-            idempotency_key: rng.random_bool(0.7).then(|| format!("key-{request:x}")),
-            now: Timestamp(machine::wall_ms()),
-            entropy: rng.random(),
-        },
-        command,
+    if rng.random_bool(0.75) {
+        return Way::Http(format!("key-{request:x}"));
     }
+    let context = Context {
+        actor: Actor::Operator(account.operator),
+        actor_org: None,
+        source: None,
+        request_id: RequestId::from_bits(request),
+        idempotency_key: None,
+        now: Timestamp(machine::wall_ms()),
+        entropy: rng.random(),
+    };
+    Way::Proposal(Box::new(Proposal { context, command }))
 }
 
 /// Asks a member.
-pub(crate) async fn ask(member: Consensus, org: OrgId, name: AppName, question: Question) -> Told {
+pub(crate) async fn ask(member: ApiMember, account: Account, name: AppName, question: Question) -> Told {
+    let apps = format!("/v1/orgs/{}/apps", account.org);
+    let secret = &account.secret;
     match question {
-        Question::Read => read(&member, org, &name).await,
-        Question::Create(proposal) | Question::Delete(_, proposal) => match member.propose(proposal).await {
-            Ok(outcome) => judge(outcome),
-            Err(error) => Told::Nothing(error.to_string()),
-        },
+        Question::Create(Way::Proposal(proposal)) | Question::Delete(_, Way::Proposal(proposal)) => {
+            match member.consensus.propose(*proposal).await {
+                Ok(outcome) => judge(outcome),
+                Err(error) => Told::Nothing(error.to_string()),
+            }
+        }
+        Question::Create(Way::Http(key)) => {
+            let body = format!("{{\"name\":\"{name}\"}}");
+            let told = http(&member, "POST", &apps, secret, Some(&key), Some(body), StatusCode::CREATED);
+            told.await.map_or_else(refused_create, |made: holdfast_model::api::Answer<App>| {
+                Told::Answer(Answer::Created(made.item.id, made.revision))
+            })
+        }
+        Question::Delete(app, Way::Http(key)) => {
+            let path = format!("/v1/apps/{app}");
+            let told = http(&member, "DELETE", &path, secret, Some(&key), None, StatusCode::OK);
+            told.await.map_or_else(refused, |done: Done| Told::Answer(Answer::Deleted(done.revision)))
+        }
+        Question::Read => read(&member, &format!("{apps}?name={name}"), secret).await,
+        Question::StaleRead => read(&member, &format!("{apps}?name={name}&consistency=stale"), secret).await,
+    }
+}
+
+/// Why the API gave no answer of the right kind.
+enum Failed {
+    Refused(Problem),
+    Wrong(String),
+}
+
+/// One request to the API. Every answer must have the form that the API's document says.
+async fn http<T: DeserializeOwned>(
+    member: &ApiMember,
+    method: &str,
+    path: &str,
+    secret: &str,
+    key: Option<&str>,
+    json: Option<String>,
+    expected: StatusCode,
+) -> Result<T, Failed> {
+    let request = api_member::request(method, path, secret, key, json).map_err(Failed::Wrong)?;
+    let (status, body) = member.ask(request).await.map_err(Failed::Wrong)?;
+    let wrong = |e: serde_json::Error| {
+        Failed::Wrong(format!("{status} with «{}»: {e}", String::from_utf8_lossy(&body)))
+    };
+    if status == expected {
+        return serde_json::from_slice(&body).map_err(wrong);
+    }
+    Err(Failed::Refused(serde_json::from_slice(&body).map_err(wrong)?))
+}
+
+async fn read(member: &ApiMember, path: &str, secret: &str) -> Told {
+    let told = http(member, "GET", path, secret, None, None, StatusCode::OK);
+    told.await.map_or_else(refused, |page: Page<App>| match page.items.as_slice() {
+        [] => Told::Answer(Answer::Found(None, page.revision)),
+        [app] => Told::Answer(Answer::Found(Some(app.id), page.revision)),
+        many => Told::Wrong(format!("one name has {} apps", many.len())),
+    })
+}
+
+/// A create that is repeated after its app was deleted is told which app it was.
+fn refused_create(failed: Failed) -> Told {
+    if let Failed::Refused(problem) = &failed
+        && problem.code == Code::NotFound.as_str()
+    {
+        let id = problem.details.get("id").and_then(|id| id.parse().ok());
+        let revision = problem.details.get("made_at").and_then(|revision| revision.parse().ok());
+        return match (id, revision) {
+            (Some(id), Some(revision)) => Told::Answer(Answer::Created(id, Revision(revision))),
+            _ => Told::Wrong(format!("an app could not be made because nothing is there: {problem:?}")),
+        };
+    }
+    refused(failed)
+}
+
+fn refused(failed: Failed) -> Told {
+    match failed {
+        Failed::Wrong(reason) => Told::Wrong(reason),
+        Failed::Refused(problem) if problem.code == Code::NotFound.as_str() => Told::Answer(Answer::Absent),
+        Failed::Refused(problem) if problem.code == Code::NameTaken.as_str() => Told::Answer(Answer::Taken),
+        // Each of them says that the cluster could not answer now, and is repeated.
+        Failed::Refused(problem) if problem.retryable && problem.status != 500 => Told::Nothing(problem.code),
+        Failed::Refused(problem) if problem.status == 500 => Told::Failed(problem.code),
+        Failed::Refused(problem) => Told::Wrong(format!("refused: {problem:?}")),
     }
 }
 
@@ -108,16 +203,5 @@ fn judge(outcome: Outcome) -> Told {
             Code::NameTaken => Told::Answer(Answer::Taken),
             code => Told::Wrong(format!("refused as {code:?}: {rejection:?}")),
         },
-    }
-}
-
-async fn read(member: &Consensus, org: OrgId, name: &AppName) -> Told {
-    if let Err(error) = member.linearize().await {
-        return Told::Nothing(error.to_string());
-    }
-    let found = member.store().view().and_then(|view| Ok((view.app_by_name(org, name)?, view.revision())));
-    match found {
-        Ok((app, revision)) => Told::Answer(Answer::Found(app.map(|app| app.id), revision)),
-        Err(error) => Told::Nothing(error.to_string()),
     }
 }

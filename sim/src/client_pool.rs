@@ -29,8 +29,8 @@ pub(crate) struct ClientPool {
     /// Answers of tasks that run on hosts.
     told: Arc<Mutex<Vec<(u64, Told)>>>,
     next_attempt: u64,
-    /// Which request an attempt belongs to.
-    attempts: BTreeMap<u64, usize>,
+    /// Which request an attempt belongs to, and which host was asked.
+    attempts: BTreeMap<u64, (usize, u64)>,
     history: Vec<Asked>,
     /// Counts calls and answers.
     moments: u64,
@@ -90,7 +90,9 @@ impl ClientPool {
     pub(crate) fn tick(&mut self, now_ms: u64, hosts: &[Host], trace: &mut Trace) -> Result<(), String> {
         let told = std::mem::take(&mut *self.told.lock().unwrap_or_else(PoisonError::into_inner));
         for (attempt, told) in told {
-            self.hear(attempt, told, now_ms, trace)?;
+            let Some((request, host)) = self.attempts.remove(&attempt) else { continue };
+            let may_fail = hosts.iter().any(|h| h.id == host && (h.may_fail() || h.member().is_none()));
+            self.hear(request, told, may_fail, now_ms, trace)?;
         }
         for number in 0..self.clients.len() {
             match self.clients[number] {
@@ -125,7 +127,7 @@ impl ClientPool {
                 .history
                 .iter()
                 .enumerate()
-                .filter(|(_, asked)| asked.answered.is_some() && asked.question.proposal().is_some())
+                .filter(|(_, asked)| asked.answered.is_some() && asked.question.writes())
                 .map(|(at, _)| at)
                 .collect();
             if !old.is_empty() {
@@ -144,16 +146,17 @@ impl ClientPool {
             })
             .take(3)
             .collect();
-        let question = match self.rng.random_range(0..10) {
+        let question = match self.rng.random_range(0..11) {
             0..4 => {
                 let command = Command::CreateApp { org: self.account.org, name: name.clone() };
-                Question::Create(client::proposal(&self.account, command, &mut self.rng))
+                Question::Create(client::way(&self.account, command, &mut self.rng))
             }
             4..7 if !known.is_empty() => {
                 let app = known[self.rng.random_range(0..known.len())];
                 let command = Command::DeleteApp { app, expected_version: None };
-                Question::Delete(app, client::proposal(&self.account, command, &mut self.rng))
+                Question::Delete(app, client::way(&self.account, command, &mut self.rng))
             }
+            7 => Question::StaleRead,
             _ => Question::Read,
         };
         self.moments += 1;
@@ -172,21 +175,27 @@ impl ClientPool {
                 return;
             }
             let host = members[self.rng.random_range(0..members.len())];
-            let Some(member) = host.member().cloned() else { continue };
+            let Some(member) = host.api().cloned() else { continue };
             let attempt = self.next_attempt;
             self.next_attempt += 1;
-            self.attempts.insert(attempt, request);
+            self.attempts.insert(attempt, (request, host.id));
             let Asked { name, question, .. } = self.history[request].clone();
-            let (told, org) = (self.told.clone(), self.account.org);
+            let (told, account) = (self.told.clone(), self.account.clone());
             host.spawn(async move {
-                let answer = client::ask(member, org, name, question).await;
+                let answer = client::ask(member, account, name, question).await;
                 told.lock().unwrap_or_else(PoisonError::into_inner).push((attempt, answer));
             });
         }
     }
 
-    fn hear(&mut self, attempt: u64, told: Told, now_ms: u64, trace: &mut Trace) -> Result<(), String> {
-        let Some(request) = self.attempts.remove(&attempt) else { return Ok(()) };
+    fn hear(
+        &mut self,
+        request: usize,
+        told: Told,
+        may_fail: bool,
+        now_ms: u64,
+        trace: &mut Trace,
+    ) -> Result<(), String> {
         let asker = self
             .clients
             .iter()
@@ -195,7 +204,10 @@ impl ClientPool {
         let answer = match told {
             Told::Answer(answer) => answer,
             Told::Wrong(reason) => return Err(format!("request {request}: {reason}")),
-            Told::Nothing(_) => {
+            Told::Failed(reason) if !may_fail => {
+                return Err(format!("request {request}: a member whose disk is well answers {reason}"));
+            }
+            Told::Nothing(_) | Told::Failed(_) => {
                 if let Some(Client::Asking { again_ms, .. }) = asker.map(|asker| &mut self.clients[asker]) {
                     *again_ms = (*again_ms).min(now_ms + self.rng.random_range(5..100));
                 }
@@ -204,7 +216,7 @@ impl ClientPool {
         };
         let asked = &mut self.history[request];
         match asked.answered {
-            Some((_, first)) if asked.question.proposal().is_some() && first != answer => {
+            Some((_, first)) if asked.question.writes() && first != answer => {
                 return Err(format!(
                     "I4: request {request} was told {first:?} first and {answer:?} when it was repeated"
                 ));

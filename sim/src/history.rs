@@ -72,6 +72,9 @@ pub(crate) fn judge(history: &[Asked]) -> Result<(), String> {
     let mut names: BTreeMap<&AppName, Vec<Moment>> = BTreeMap::new();
     for (number, asked) in history.iter().enumerate() {
         let Some((at, answer)) = asked.answered else { continue };
+        if matches!(asked.question, Question::StaleRead) {
+            continue;
+        }
         let step = step(&asked.question, answer).ok_or_else(|| {
             format!("request {number} got {answer:?}, which is no answer to {:?}", asked.question)
         })?;
@@ -110,10 +113,14 @@ fn order_of_revisions(history: &[Asked]) -> Result<(), String> {
     }
     for asked in history {
         let Some((_, answer)) = asked.answered else { continue };
+        // A stale read may be of any time; `checks` holds it against the history.
+        if matches!(asked.question, Question::StaleRead) {
+            continue;
+        }
         let Some(own) = revision(answer) else { continue };
         let before = answers.partition_point(|(at, _)| *at < asked.called);
         let known = before.checked_sub(1).map_or(Revision(0), |last| answers[last].1);
-        let repeats_a_write = !matches!(asked.question, Question::Read);
+        let repeats_a_write = asked.question.writes();
         if own < known || (repeats_a_write && own == known) {
             return Err(format!(
                 "I3: revision {known} was answered before a request began that then got revision {own}: {:?} of {}",

@@ -17,12 +17,11 @@ use holdfast_raft::{Compaction, Consensus, ConsensusConfig, MemberIdentity, Memb
 use holdfast_store::Store;
 use rand::rngs::StdRng;
 use tokio::runtime::Runtime;
+use tokio::task::AbortHandle;
 
+use crate::api_member::{ApiMember, Cluster};
 use crate::machine::{self, Wait};
 use crate::network::Network;
-
-/// The id of every simulated cluster.
-pub(crate) const CLUSTER: &str = "01jdsimulated";
 
 /// How a host goes down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +33,7 @@ pub(crate) enum Crash {
 }
 
 /// What was said to a start of a member.
-type Started = Arc<Mutex<Option<Result<Consensus, String>>>>;
+type Started = Arc<Mutex<Option<Result<ApiMember, String>>>>;
 
 /// A host.
 pub(crate) struct Host {
@@ -43,6 +42,10 @@ pub(crate) struct Host {
     pub(crate) wall_offset_ms: i64,
     /// How long a piece of work on its disk takes, in milliseconds: from, to.
     pub(crate) disk_ms: (u64, u64),
+    /// Whether its disk misbehaved since it started: then it may fail and stop.
+    pub(crate) excused: bool,
+    /// How often its state rotted. What rots is found late.
+    pub(crate) rotted: u32,
     folder: PathBuf,
     log_disk: Disk,
     state_disk: Disk,
@@ -56,7 +59,7 @@ struct Running {
     /// When the next of its timers is due.
     wake_ms: Option<u64>,
     started: Started,
-    member: Option<Consensus>,
+    member: Option<ApiMember>,
 }
 
 thread_local! {
@@ -79,6 +82,8 @@ impl Host {
             id,
             wall_offset_ms: 0,
             disk_ms: (0, 2),
+            excused: false,
+            rotted: 0,
             folder,
             log_disk: Disk::default(),
             state_disk: Disk::default(),
@@ -95,12 +100,22 @@ impl Host {
         }
     }
 
+    /// Whether it may fail and stop: its disk misbehaved since it started, or bits rotted that nobody may have read yet.
+    pub(crate) fn may_fail(&self) -> bool {
+        self.excused || self.rotted > 0
+    }
+
     pub(crate) fn is_running(&self) -> bool {
         self.running.is_some()
     }
 
     /// The member, once it has started.
     pub(crate) fn member(&self) -> Option<&Consensus> {
+        self.api().map(|api| &*api.consensus)
+    }
+
+    /// The member with its API, once it has started.
+    pub(crate) fn api(&self) -> Option<&ApiMember> {
         self.running.as_ref().and_then(|running| running.member.as_ref())
     }
 
@@ -109,6 +124,7 @@ impl Host {
         &mut self,
         network: &Network,
         tls: &Arc<RaftTls>,
+        cluster: &Cluster,
         compaction: &Compaction,
     ) -> Result<(), String> {
         network.come_up(self.id);
@@ -131,13 +147,14 @@ impl Host {
         config.digest_check_every = Duration::from_secs(2);
         config.log_time_every = Duration::from_millis(500);
         let identity = (!self.log_made).then(|| MemberIdentity {
-            cluster: CLUSTER.to_owned(),
+            cluster: cluster.id.to_string(),
             member: MemberId(self.id),
             incarnation: 1,
         });
         config.scrub_pass = Duration::from_secs(2);
         let folder = self.folder.clone();
         let (log_disk, state_disk) = (self.log_disk.clone(), self.state_disk.clone());
+        let (cluster, id) = (cluster.clone(), self.id);
         let (link, raft_addr, slot) = (network.link(self.id), Network::address(self.id), started.clone());
         runtime.spawn(async move {
             let start = async {
@@ -151,7 +168,8 @@ impl Host {
                 });
                 let store = store.map_err(|e| describe(&e))?;
                 let parts = Parts { link, raft_addr, log, store: Arc::new(store) };
-                Consensus::start_on(config, parts).await.map_err(|e| describe(&e))
+                let consensus = Consensus::start_on(config, parts).await.map_err(|e| describe(&e))?;
+                ApiMember::start(&cluster, id, consensus)
             };
             let result = start.await;
             *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
@@ -161,10 +179,8 @@ impl Host {
     }
 
     /// Runs a task on the host, as part of its process.
-    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        if let Some(running) = &self.running {
-            running.runtime.spawn(task);
-        }
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> Option<AbortHandle> {
+        Some(self.running.as_ref()?.runtime.spawn(task).abort_handle())
     }
 
     /// Whether anything can run at this time: a timer is due, or something from outside woke a task.

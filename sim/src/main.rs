@@ -6,6 +6,7 @@
 //!
 //! This crate is no part of the product and nothing depends on it. It checks I1, I2, I3, I4 and I13.
 
+mod api_member;
 mod checks;
 mod client;
 mod client_pool;
@@ -14,12 +15,14 @@ mod fault_plan;
 mod history;
 mod host;
 mod machine;
+mod making;
 mod many_seeds;
 mod network;
 mod pipe;
 mod run;
 mod tally;
 mod trace;
+mod watchers;
 mod weather;
 mod world;
 

@@ -4,27 +4,24 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use holdfast_model::command::{NewCluster, NewMember, NewToken};
-use holdfast_model::limits::TOKEN_MS_MAX;
-use holdfast_model::resource::TokenKind;
-use holdfast_model::{
-    Actor, ClusterId, ClusterVersion, Command, Context, Digest, Incarnation, MemberId, Output, Proposal,
-    RequestId, Scope, Timestamp, TokenId,
-};
-use holdfast_raft::{Consensus, MemberNode, RaftTls};
-use holdfast_store::Views;
+use holdfast_identity::Authority;
+use holdfast_model::ClusterId;
+use holdfast_raft::{MemberNode, RaftTls};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use crate::api_member::Cluster;
 use crate::checks;
 use crate::client::Account;
 use crate::client_pool::ClientPool;
 use crate::fault_plan::FaultPlan;
 use crate::history;
-use crate::host::{self, CLUSTER};
+use crate::host;
 use crate::machine;
+use crate::making;
 use crate::tally::Tally;
 use crate::trace::Trace;
+use crate::watchers::Watchers;
 use crate::world::{PANICKED, World};
 
 /// How long making the cluster may take, in milliseconds of its time.
@@ -69,15 +66,18 @@ fn simulate(seed: u64, trace: Trace) -> Report {
     let mut rng = StdRng::seed_from_u64(seed);
     let plan = FaultPlan::draw(&mut rng);
     let summary = format!("{} members, {} clients, {:?}", plan.members, plan.clients, plan.kinds);
-    let mut world = World::new(plan, rng, trace, tls());
+    let mut world = World::new(plan, rng, trace, tls(), cluster());
     let verdict = phases(&mut world);
     let (requests, repeats) = world.pool.as_ref().map_or((0, 0), ClientPool::counts);
+    let (watched, streams) = world.watchers.as_ref().map_or((0, 0), Watchers::counts);
     let tally = Tally {
         requests,
         repeats,
         faults: world.faults(),
         leaders: world.watch.leaders() as u64,
         entries: world.watch.last_index(),
+        watched,
+        streams,
     };
     let summary = format!("{tally}; {} ms; {summary}", world.now_ms);
     if let Err(failure) = &verdict {
@@ -85,6 +85,17 @@ fn simulate(seed: u64, trace: Trace) -> Report {
     }
     let (lines, digest) = world.trace.finish();
     Report { lines, digest, summary, verdict }
+}
+
+/// The id of every simulated cluster.
+const CLUSTER: u128 = 1;
+
+fn cluster() -> Cluster {
+    let id = ClusterId::from_bits(CLUSTER);
+    match Authority::create(&id.to_string(), std::time::SystemTime::now()) {
+        Ok(authority) => Cluster { id, authority: Arc::new(authority) },
+        Err(error) => unreachable!("an authority can always be made: {error}"),
+    }
 }
 
 /// TLS is not simulated; the members want configurations all the same.
@@ -98,7 +109,11 @@ fn tls() -> Arc<RaftTls> {
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map(|config| config.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth());
     match (server, client) {
-        (Ok(server), Ok(client)) => Arc::new(RaftTls::new(CLUSTER, Arc::new(server), Arc::new(client))),
+        (Ok(server), Ok(client)) => Arc::new(RaftTls::new(
+            &ClusterId::from_bits(CLUSTER).to_string(),
+            Arc::new(server),
+            Arc::new(client),
+        )),
         _ => unreachable!("ring speaks TLS 1.3"),
     }
 }
@@ -106,6 +121,7 @@ fn tls() -> Arc<RaftTls> {
 fn phases(world: &mut World) -> Result<(), String> {
     let account = set_up(world)?;
     let (clients, think_ms) = (world.plan.clients, world.plan.think_ms);
+    world.watchers = Some(Watchers::new(world.rng.random(), account.secret.clone()));
     world.pool = Some(ClientPool::new(world.rng.random(), account, clients, think_ms));
     suffer(world)?;
     recover(world)?;
@@ -126,10 +142,10 @@ fn set_up(world: &mut World) -> Result<Account, String> {
     }
     let made = Arc::new(Mutex::new(None));
     let nodes: Vec<(u64, MemberNode)> = world.hosts.iter().map(|host| (host.id, host.node())).collect();
-    if let Some(first) = world.hosts[0].member().cloned() {
-        let made = made.clone();
+    if let Some(first) = world.hosts[0].api().cloned() {
+        let (made, cluster) = (made.clone(), world.cluster.clone());
         world.hosts[0].spawn(async move {
-            let result = make_cluster(first, nodes).await;
+            let result = making::make_cluster(cluster, first, nodes).await;
             *made.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
         });
     }
@@ -142,59 +158,6 @@ fn set_up(world: &mut World) -> Result<Account, String> {
             return Err("the cluster was not made in time".to_owned());
         }
     }
-}
-
-async fn make_cluster(first: Consensus, nodes: Vec<(u64, MemberNode)>) -> Result<Account, String> {
-    let failed = |error: &dyn std::fmt::Display| format!("making the cluster: {error}");
-    let (_, node) = nodes[0].clone();
-    first.bootstrap(node.clone()).await.map_err(|e| failed(&e))?;
-    let digest = Digest::of(b"operator");
-    let operator = NewToken {
-        name: "operator".parse().map_err(|_| failed(&"a name"))?,
-        digest,
-        kind: TokenKind::Operator,
-        scopes: Scope::ALL.iter().copied().collect(),
-        // Longer than clocks jump.
-        ttl_ms: TOKEN_MS_MAX,
-    };
-    let member = NewMember {
-        name: "member-1".parse().map_err(|_| failed(&"a name"))?,
-        raft_addr: node.raft_addr,
-        api_addr: node.api_addr,
-    };
-    let new = NewCluster { cluster: ClusterId::from_bits(1), incarnation: Incarnation(1), member, operator };
-    propose(&first, new.at(ClusterVersion::NEWEST), 1, TokenId::from_bits(0)).await?;
-    let view = first.store().view().map_err(|e| failed(&e))?;
-    let token =
-        view.token_by_digest(&digest).map_err(|e| failed(&e))?.ok_or("the operator's token is missing")?;
-    let org = Command::CreateOrg { name: "sim".parse().map_err(|_| failed(&"a name"))? };
-    let Output::Org(org) = propose(&first, org, 2, token.id).await? else {
-        return Err("an org was not made".to_owned());
-    };
-    for (id, node) in nodes.into_iter().skip(1) {
-        first.add_learner(MemberId(id), node).await.map_err(|e| failed(&e))?;
-        first.promote(MemberId(id)).await.map_err(|e| failed(&e))?;
-    }
-    Ok(Account { operator: token.id, org })
-}
-
-async fn propose(
-    member: &Consensus,
-    command: Command,
-    number: u128,
-    operator: TokenId,
-) -> Result<Output, String> {
-    let context = Context {
-        actor: Actor::Operator(operator),
-        actor_org: None,
-        source: None,
-        request_id: RequestId::from_bits(number),
-        idempotency_key: None,
-        now: Timestamp(machine::wall_ms()),
-        entropy: number << 64,
-    };
-    let outcome = member.propose(Proposal { context, command }).await.map_err(|error| error.to_string())?;
-    outcome.map(|accepted| accepted.output).map_err(|rejection| format!("{rejection:?}"))
 }
 
 /// The safety phase: faults of every kind that this seed drew.
@@ -222,7 +185,7 @@ fn recover(world: &mut World) -> Result<(), String> {
             && let Some(pool) = &mut world.pool
         {
             pool.close();
-            if pool.is_quiet() && has_converged(world) {
+            if pool.is_quiet() && has_converged(world) && watchers_are_done(world) {
                 return Ok(());
             }
         }
@@ -230,6 +193,12 @@ fn recover(world: &mut World) -> Result<(), String> {
             return Err(unsettled(world));
         }
     }
+}
+
+/// Whether whoever follows the history has seen all of it.
+fn watchers_are_done(world: &World) -> bool {
+    let last = world.hosts.iter().filter_map(|host| host.member()).map(|m| m.store().revision()).max();
+    world.watchers.as_ref().zip(last).is_none_or(|(watchers, last)| watchers.have_seen(last))
 }
 
 fn has_converged(world: &World) -> bool {
@@ -263,7 +232,8 @@ fn unsettled(world: &World) -> String {
         .collect();
     let waiting = world.pool.as_ref().is_some_and(|pool| !pool.is_quiet());
     format!(
-        "liveness: {RECOVERY_MS_MAX} ms after the last fault the cluster has not settled (requests wait: {waiting}); {}",
+        "liveness: {RECOVERY_MS_MAX} ms after the last fault the cluster has not settled (requests wait: {waiting}, watchers are done: {}); {}",
+        watchers_are_done(world),
         states.join("; ")
     )
 }
@@ -275,6 +245,9 @@ fn judge(world: &mut World) -> Result<(), String> {
         let Some(member) = host.member() else { continue };
         checks::scan(member.store(), pool.history())
             .map_err(|reason| format!("host {}: {reason}", host.id))?;
+        if let Some(watchers) = &world.watchers {
+            watchers.judge(member.store()).map_err(|reason| format!("host {}: {reason}", host.id))?;
+        }
         member.store().verify().map_err(|error| format!("I13: host {}: {error}", host.id))?;
     }
     history::judge(pool.history())

@@ -16,16 +16,22 @@ pub(crate) struct Tally {
     pub(crate) leaders: u64,
     /// Entries of the log that were applied.
     pub(crate) entries: u64,
+    /// Events that watchers saw.
+    pub(crate) watched: u64,
+    /// Streams on which they did.
+    pub(crate) streams: u64,
 }
 
 impl Tally {
-    fn fields(&mut self) -> [(&'static str, &mut u64); 5] {
+    fn fields(&mut self) -> [(&'static str, &mut u64); 7] {
         [
             ("requests", &mut self.requests),
             ("repeats", &mut self.repeats),
             ("faults", &mut self.faults),
             ("leaders", &mut self.leaders),
             ("entries", &mut self.entries),
+            ("watched events", &mut self.watched),
+            ("streams", &mut self.streams),
         ]
     }
 
@@ -66,7 +72,8 @@ mod tests {
 
     #[test]
     fn a_tally_is_read_as_it_was_written() {
-        let mut tally = Tally { requests: 512, repeats: 4, faults: 17, leaders: 3, entries: 700 };
+        let mut tally =
+            Tally { requests: 512, repeats: 4, faults: 17, leaders: 3, entries: 700, watched: 9, streams: 2 };
         assert_eq!(Tally::read(&format!("{tally}; 3 members, 5 clients")), tally);
         tally.add(tally);
         assert_eq!((tally.requests, tally.entries), (1024, 1400));

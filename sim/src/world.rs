@@ -1,6 +1,5 @@
 //! The cluster and everything around it, one millisecond at a time.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -11,12 +10,14 @@ use holdfast_raft::{Compaction, Fault, RaftTls};
 use rand::RngExt;
 use rand::rngs::StdRng;
 
+use crate::api_member::Cluster;
 use crate::checks::Watch;
 use crate::client_pool::ClientPool;
 use crate::fault_plan::{FaultKind, FaultPlan};
 use crate::host::{Crash, Host};
 use crate::network::Network;
 use crate::trace::Trace;
+use crate::watchers::Watchers;
 use crate::weather::{self, Blocked, Weather};
 
 /// Between two looks at who leads, in milliseconds.
@@ -48,20 +49,24 @@ pub(crate) struct World {
     pub(crate) plan: FaultPlan,
     pub(crate) hosts: Vec<Host>,
     pub(crate) pool: Option<ClientPool>,
+    pub(crate) watchers: Option<Watchers>,
     pub(crate) trace: Trace,
     pub(crate) watch: Watch,
     network: Network,
     tls: Arc<RaftTls>,
+    pub(crate) cluster: Cluster,
     due: Vec<(u64, Due)>,
-    /// Hosts whose disk misbehaved since they started: they may stop.
-    excused: BTreeSet<u64>,
     faults: u64,
-    /// How often the state of a host rotted.
-    rotted: BTreeMap<u64, u32>,
 }
 
 impl World {
-    pub(crate) fn new(plan: FaultPlan, mut rng: StdRng, trace: Trace, tls: Arc<RaftTls>) -> Self {
+    pub(crate) fn new(
+        plan: FaultPlan,
+        mut rng: StdRng,
+        trace: Trace,
+        tls: Arc<RaftTls>,
+        cluster: Cluster,
+    ) -> Self {
         let hosts = (1..=plan.members).map(|id| Host::new(id, format!("host-{id}").into())).collect();
         World {
             now_ms: 0,
@@ -70,13 +75,13 @@ impl World {
             plan,
             hosts,
             pool: None,
+            watchers: None,
             trace,
             watch: Watch::default(),
             tls,
+            cluster,
             due: Vec::new(),
-            excused: BTreeSet::new(),
             faults: 0,
-            rotted: BTreeMap::new(),
         }
     }
 
@@ -97,9 +102,12 @@ impl World {
             purge_entries: 8,
         };
         self.say(format_args!("host {id} starts"));
-        self.excused.remove(&id);
         let host = &mut self.hosts[id as usize - 1];
-        if host.is_running() { Ok(()) } else { host.start(&self.network, &self.tls, &compaction) }
+        host.excused = false;
+        if host.is_running() {
+            return Ok(());
+        }
+        host.start(&self.network, &self.tls, &self.cluster, &compaction)
     }
 
     /// One millisecond.
@@ -136,6 +144,9 @@ impl World {
         if let Some(pool) = &mut self.pool {
             pool.tick(self.now_ms, &self.hosts, &mut self.trace)?;
         }
+        if let Some(watchers) = &mut self.watchers {
+            watchers.tick(self.now_ms, &self.hosts, &mut self.trace)?;
+        }
         Ok(())
     }
 
@@ -155,7 +166,7 @@ impl World {
     /// A member stopped or did not start. That is right after its disk failed, or while bits may have rotted in it that
     /// nobody read yet, and wrong otherwise.
     fn stopped(&mut self, id: u64, reason: &str) -> Result<(), String> {
-        if !self.excused.contains(&id) && !self.rotted.contains_key(&id) {
+        if !self.hosts[id as usize - 1].may_fail() {
             return Err(format!("host {id} stopped although its disk is well: {reason}"));
         }
         self.say(format_args!("host {id} stopped: {reason}"));
@@ -198,6 +209,9 @@ impl World {
     /// Ends every fault, for good, and starts who is down.
     pub(crate) fn end_faults(&mut self) -> Result<(), String> {
         self.say(format_args!("faults end"));
+        if let Some(watchers) = &mut self.watchers {
+            watchers.rest();
+        }
         let due = std::mem::take(&mut self.due);
         self.network.set_blocked(Blocked::new());
         self.network.set_weather(Weather::CALM);
@@ -295,10 +309,10 @@ impl World {
     }
 
     fn disk_faults(&mut self, id: u64, faults: Faults, until: u64) {
-        let host = &self.hosts[id as usize - 1];
+        let host = &mut self.hosts[id as usize - 1];
         if host.is_running() {
             host.set_disk_faults(faults);
-            self.excused.insert(id);
+            host.excused = true;
             self.due.push((until, Due::GoodDisk(id)));
         }
     }
@@ -306,16 +320,18 @@ impl World {
     /// Rots bits in a state, of less than half of the hosts in a run: what rots is found late, and somebody must be left who
     /// can fill the others.
     fn rot(&mut self, id: u64) {
-        let (hosts, rotten) = (self.hosts.len(), self.rotted.len());
-        let times = self.rotted.get(&id).copied().unwrap_or(0);
+        let hosts = self.hosts.len();
+        let rotten = self.hosts.iter().filter(|host| host.rotted > 0).count();
+        let times = self.hosts[id as usize - 1].rotted;
         if times >= ROTS_MAX || (times == 0 && rotten >= hosts.div_ceil(2) - 1) {
             return;
         }
-        self.rotted.insert(id, times + 1);
-        self.excused.insert(id);
         let bits = self.rng.random_range(1..200);
         self.say(format_args!("{bits} bits rot in the state of host {id}"));
-        self.hosts[id as usize - 1].rot(bits, &mut self.rng);
+        let host = &mut self.hosts[id as usize - 1];
+        host.rotted += 1;
+        host.excused = true;
+        host.rot(bits, &mut self.rng);
     }
 
     fn transfer(&mut self, to: u64) {

@@ -7,8 +7,11 @@ use crate::service::Service;
 use axum::response::Response;
 use holdfast_model::api::{Answer, CreateApp, CreateEnv, CreateOrg, Done, Page};
 use holdfast_model::resource::{App, Env, Org};
-use holdfast_model::{AppId, AppName, Code, Command, EnvId, EnvName, OrgId, OrgName, Output, Scope};
+use holdfast_model::{
+    AppId, AppName, Code, Command, EnvId, EnvName, OrgId, OrgName, Output, Revision, Scope,
+};
 use holdfast_store::{View, Views};
+use std::fmt::Display;
 use std::sync::Arc;
 
 pub(super) fn add(table: &mut Table<Arc<Service>>) {
@@ -93,7 +96,13 @@ pub(super) fn env(call: &Call, view: &View, id: EnvId) -> Result<Env, Refusal> {
     call.caller.visible("env", view.env(id)?, |e| e.org)
 }
 
-/// What a command made is missing from the view that holds its revision: a defect of ours, or it was deleted since.
+/// What a command made was deleted since. The caller is told what it was: a repeated request gets no other answer (I4).
+pub(super) fn gone(what: &str, id: impl Display, made_at: Revision) -> Refusal {
+    let detail = format!("The {what} {id} was made at revision {made_at}, and is gone again already.");
+    Refusal::new(Code::NotFound, detail).with("id", id).with("made_at", made_at)
+}
+
+/// What a command made is not what was asked for, or is missing although nothing deletes it: a defect of ours.
 pub(super) fn vanished(what: &str) -> Refusal {
     Refusal::new(Code::NotFound, format!("The {what} was made, and is gone again already."))
 }
@@ -101,7 +110,7 @@ pub(super) fn vanished(what: &str) -> Refusal {
 async fn create_org(call: Call, Body(body): Body<CreateOrg>) -> Result<Response, Refusal> {
     let (accepted, view) = call.service.write(&call.caller, Command::CreateOrg { name: body.name }).await?;
     let Output::Org(id) = accepted.output else { return Err(vanished("org")) };
-    Ok(created(accepted.revision, view.org(id)?.ok_or_else(|| vanished("org"))?))
+    Ok(created(accepted.revision, view.org(id)?.ok_or_else(|| gone("org", id, accepted.revision))?))
 }
 
 async fn list_orgs(call: Call) -> Result<Response, Refusal> {
@@ -131,7 +140,7 @@ async fn create_app(call: Call, Body(body): Body<CreateApp>) -> Result<Response,
     let command = Command::CreateApp { org: call.id("org", "org")?, name: body.name };
     let (accepted, view) = call.service.write(&call.caller, command).await?;
     let Output::App(id) = accepted.output else { return Err(vanished("app")) };
-    Ok(created(accepted.revision, view.app(id)?.ok_or_else(|| vanished("app"))?))
+    Ok(created(accepted.revision, view.app(id)?.ok_or_else(|| gone("app", id, accepted.revision))?))
 }
 
 async fn list_apps(call: Call) -> Result<Response, Refusal> {
@@ -160,7 +169,7 @@ async fn create_env(call: Call, Body(body): Body<CreateEnv>) -> Result<Response,
     let command = Command::CreateEnv { app: call.id("app", "app")?, name: body.name };
     let (accepted, view) = call.service.write(&call.caller, command).await?;
     let Output::Env(id) = accepted.output else { return Err(vanished("env")) };
-    Ok(created(accepted.revision, view.env(id)?.ok_or_else(|| vanished("env"))?))
+    Ok(created(accepted.revision, view.env(id)?.ok_or_else(|| gone("env", id, accepted.revision))?))
 }
 
 async fn list_envs(call: Call) -> Result<Response, Refusal> {

@@ -1,6 +1,6 @@
 //! Releases, and deployments that roll them out.
 
-use super::apps::{env, vanished};
+use super::apps::{env, gone, vanished};
 use crate::endpoint::{Endpoint, Need, PAGE, Table};
 use crate::problem::{Refusal, sentence};
 use crate::request::{Body, Call, created, cut, found, page};
@@ -69,7 +69,7 @@ async fn create_release(call: Call, Body(body): Body<CreateRelease>) -> Result<R
     let command = Command::CreateRelease { env: call.id("env", "env")?, image: body.image, manifest };
     let (accepted, view) = call.service.write(&call.caller, command).await?;
     let Output::Release(id) = accepted.output else { return Err(vanished("release")) };
-    Ok(created(accepted.revision, view.release(id)?.ok_or_else(|| vanished("release"))?))
+    Ok(created(accepted.revision, view.release(id)?.ok_or_else(|| gone("release", id, accepted.revision))?))
 }
 
 async fn list_releases(call: Call) -> Result<Response, Refusal> {
@@ -88,7 +88,10 @@ async fn show_release(call: Call) -> Result<Response, Refusal> {
 
 fn started(accepted: &Accepted, view: &View) -> Result<Response, Refusal> {
     let Output::Deployment(id) = accepted.output else { return Err(vanished("deployment")) };
-    Ok(created(accepted.revision, view.deployment(id)?.ok_or_else(|| vanished("deployment"))?))
+    Ok(created(
+        accepted.revision,
+        view.deployment(id)?.ok_or_else(|| gone("deployment", id, accepted.revision))?,
+    ))
 }
 
 async fn create_deployment(call: Call, Body(body): Body<CreateDeployment>) -> Result<Response, Refusal> {

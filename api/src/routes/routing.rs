@@ -1,6 +1,6 @@
 //! Routes: hostnames and ports that lead to processes.
 
-use super::apps::{env, vanished};
+use super::apps::{env, gone, vanished};
 use crate::endpoint::{Endpoint, Need, PAGE, Table};
 use crate::problem::Refusal;
 use crate::request::{Body, Call, created, cut, done, page};
@@ -47,7 +47,7 @@ async fn create(call: Call, Body(body): Body<CreateRoute>) -> Result<Response, R
     };
     let (accepted, view) = call.service.write(&call.caller, command).await?;
     let Output::Route(id) = accepted.output else { return Err(vanished("route")) };
-    Ok(created(accepted.revision, view.route(id)?.ok_or_else(|| vanished("route"))?))
+    Ok(created(accepted.revision, view.route(id)?.ok_or_else(|| gone("route", id, accepted.revision))?))
 }
 
 async fn list(call: Call) -> Result<Response, Refusal> {
