@@ -136,12 +136,15 @@ async fn pump(
         }
         let moved = moved_past(&mut revisions, sent);
         tokio::select! {
-            moved = tokio::time::timeout(Duration::from_millis(KEEPALIVE_MS), moved) => {
+            moved = tokio::time::timeout(Duration::from_millis(KEEPALIVE_MS), moved) => match moved {
+                Ok(true) => {}
+                // The member stopped applying for good: nothing will ever come.
+                Ok(false) => return Ok(()),
                 // An empty line is no JSON value and readers skip it.
-                if moved.is_err() && lines.send(Bytes::from_static(b"\n")).await.is_err() {
+                Err(_) => if lines.send(Bytes::from_static(b"\n")).await.is_err() {
                     return Ok(());
-                }
-            }
+                },
+            },
             () = lines.closed() => return Ok(()),
             () = told_to_stop(&mut stopping) => return Ok(()),
         }
