@@ -93,7 +93,7 @@ impl ManySeeds<'_> {
             if output.failed {
                 results.failed.push(seed);
                 stop.fetch_or(self.until_failure, Ordering::Relaxed);
-                print!("{}    again: {}\n", output.text, again(seed, self.plant));
+                println!("{}    again: {}", output.text, again(seed, self.plant));
             }
             if std::io::stderr().is_terminal() {
                 eprint!("\r\x1b[K{} of {} seeds", results.ran, self.seeds);
