@@ -70,6 +70,8 @@ pub struct Endpoint {
     pub pace: Pace,
     /// Query parameters and what they mean.
     pub query: &'static [(&'static str, &'static str)],
+    /// Whether it reads resources, and so may read them as fresh as asked for, or as they were.
+    pub reads: bool,
     /// The body's schema, if it takes one.
     pub body: Option<String>,
     /// The status of success.
@@ -87,6 +89,16 @@ pub const PAGE: &[(&str, &str)] = &[
     ("name", "Only the item with this name."),
 ];
 
+/// How fresh a read must be (I3).
+pub const CONSISTENCY: (&str, &str) =
+    ("consistency", "linearizable by default; stale: what the asked member has now.");
+
+/// The query parameters of a read of resources.
+pub const READ: &[(&str, &str)] = &[
+    CONSISTENCY,
+    ("revision", "Resources as they were at this revision, while it is held; then `compacted`."),
+];
+
 impl Endpoint {
     fn new(method: Method, path: &'static str, need: Need, summary: &'static str) -> Self {
         Self {
@@ -96,6 +108,7 @@ impl Endpoint {
             need,
             pace: Pace::Answer,
             query: &[],
+            reads: false,
             body: None,
             status: 200,
             answer: None,
@@ -138,6 +151,18 @@ impl Endpoint {
     pub const fn query(mut self, query: &'static [(&'static str, &'static str)]) -> Self {
         self.query = query;
         self
+    }
+
+    /// Reads resources: takes [`READ`] as well.
+    #[must_use]
+    pub const fn reads(mut self) -> Self {
+        self.reads = true;
+        self
+    }
+
+    /// Every query parameter that it takes.
+    pub fn parameters(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        self.query.iter().chain(if self.reads { READ } else { &[] }).copied()
     }
 
     /// With an endless answer.

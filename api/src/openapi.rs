@@ -94,9 +94,9 @@ fn operation(endpoint: &Endpoint) -> OperationBuilder {
             ParameterBuilder::new().name(name).parameter_in(ParameterIn::Path).required(Required::True);
         operation = operation.parameter(parameter.schema(Some(text())));
     }
-    for (name, meaning) in endpoint.query {
+    for (name, meaning) in endpoint.parameters() {
         let parameter =
-            ParameterBuilder::new().name(*name).parameter_in(ParameterIn::Query).description(Some(*meaning));
+            ParameterBuilder::new().name(name).parameter_in(ParameterIn::Query).description(Some(meaning));
         operation = operation.parameter(parameter.schema(Some(text())));
     }
     if endpoint.method != Method::GET && matches!(endpoint.need, Need::Scope(_) | Need::Operator(_)) {

@@ -81,7 +81,15 @@ impl From<Rejection> for Refusal {
 
 impl From<StoreError> for Refusal {
     fn from(e: StoreError) -> Self {
-        Self::internal(&e)
+        match e {
+            StoreError::Compacted { oldest, .. } => {
+                Self::new(Code::Compacted, sentence(&e)).with("oldest", oldest)
+            }
+            StoreError::NoSuchRevision { head, .. } => {
+                Self::new(Code::InvalidRequest, sentence(&e)).with("newest", head)
+            }
+            _ => Self::internal(&e),
+        }
     }
 }
 

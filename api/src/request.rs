@@ -57,12 +57,12 @@ fn parse_query(text: &str, endpoint: &Endpoint) -> Result<BTreeMap<String, Strin
         .map_err(|_| Refusal::invalid("The query string is not URL-encoded text."))?;
     let mut query = BTreeMap::new();
     for (key, value) in pairs {
-        if !endpoint.query.iter().any(|(name, _)| *name == key) && key != "consistency" {
-            let known: Vec<_> = endpoint.query.iter().map(|(name, _)| *name).collect();
+        if !endpoint.parameters().any(|(name, _)| name == key) {
+            let known: Vec<_> = endpoint.parameters().map(|(name, _)| name).collect();
             return Err(Refusal::invalid(format!(
                 "The query parameter «{}» does not exist here; there are: {}.",
                 key.chars().take(48).collect::<String>(),
-                if known.is_empty() { "consistency".into() } else { known.join(", ") }
+                if known.is_empty() { "none".into() } else { known.join(", ") }
             )));
         }
         if query.insert(key.clone(), value).is_some() {
@@ -121,14 +121,18 @@ impl Call {
         }
     }
 
-    /// A view to read from, in which the caller's credential still holds (I3, I11).
+    /// A view to read from (I3), which may be an earlier one. The caller's credential holds in the present one (I11).
     ///
     /// # Errors
-    /// When there is no majority, or the credential no longer holds.
+    /// When there is no majority, the credential no longer holds, or the revision asked for is not held.
     pub(crate) async fn view(&self) -> Result<View, Refusal> {
         let view = self.service.read(self.consistency()?).await?;
         crate::caller::still_holds(&self.caller, &view, self.caller.request().now)?;
-        Ok(view)
+        match self.query::<Revision>("revision")? {
+            None => Ok(view),
+            Some(at) if at == view.revision() => Ok(view),
+            Some(at) => Ok(self.service.store().view_at(at)?),
+        }
     }
 }
 

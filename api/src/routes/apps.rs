@@ -25,11 +25,13 @@ pub(super) fn add(table: &mut Table<Arc<Service>>) {
     table.add(
         Endpoint::get(orgs, Need::Scope(Scope::OrgsRead), "List the orgs that the token may see")
             .query(PAGE)
+            .reads()
             .answers::<Page<Org>>(200),
         list_orgs,
     );
     table.add(
         Endpoint::get("/v1/orgs/{org}", Need::Scope(Scope::OrgsRead), "Show an org")
+            .reads()
             .answers::<Answer<Org>>(200),
         show_org,
     );
@@ -43,11 +45,13 @@ pub(super) fn add(table: &mut Table<Arc<Service>>) {
     table.add(
         Endpoint::get(apps, Need::Scope(Scope::AppsRead), "List an org's apps")
             .query(PAGE)
+            .reads()
             .answers::<Page<App>>(200),
         list_apps,
     );
     table.add(
         Endpoint::get("/v1/apps/{app}", Need::Scope(Scope::AppsRead), "Show an app")
+            .reads()
             .answers::<Answer<App>>(200),
         show_app,
     );
@@ -71,11 +75,13 @@ pub(super) fn add(table: &mut Table<Arc<Service>>) {
     table.add(
         Endpoint::get(envs, Need::Scope(Scope::EnvsRead), "List an app's envs")
             .query(PAGE)
+            .reads()
             .answers::<Page<Env>>(200),
         list_envs,
     );
     table.add(
         Endpoint::get("/v1/envs/{env}", Need::Scope(Scope::EnvsRead), "Show an env")
+            .reads()
             .answers::<Answer<Env>>(200),
         show_env,
     );

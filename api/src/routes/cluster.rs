@@ -1,6 +1,6 @@
 //! The cluster: members, nodes, edges, and what operators do with them.
 
-use crate::endpoint::{Endpoint, Need, Table};
+use crate::endpoint::{CONSISTENCY, Endpoint, Need, Table};
 use crate::problem::Refusal;
 use crate::request::{Body, Call, done, found, page};
 use crate::service::Service;
@@ -17,16 +17,19 @@ use std::sync::Arc;
 pub(super) fn add(table: &mut Table<Arc<Service>>) {
     table.add(
         Endpoint::get("/v1/cluster", Need::Operator(Scope::ClusterRead), "How the cluster stands")
+            .query(&[CONSISTENCY])
             .answers::<Answer<ClusterStatus>>(200),
         cluster,
     );
     table.add(
         Endpoint::get("/v1/nodes", Need::Operator(Scope::ClusterRead), "List nodes")
+            .reads()
             .answers::<Page<NodeStatus>>(200),
         nodes,
     );
     table.add(
         Endpoint::get("/v1/edges", Need::Operator(Scope::ClusterRead), "List edges")
+            .reads()
             .answers::<Page<EdgeStatus>>(200),
         edges,
     );

@@ -23,11 +23,13 @@ pub(super) fn add(table: &mut Table<Arc<Service>>) {
     table.add(
         Endpoint::get(releases, Need::Scope(Scope::ReleasesRead), "List an env's releases")
             .query(&PAGE_WITHOUT_NAME)
+            .reads()
             .answers::<Page<Release>>(200),
         list_releases,
     );
     table.add(
         Endpoint::get("/v1/releases/{release}", Need::Scope(Scope::ReleasesRead), "Show a release")
+            .reads()
             .answers::<Answer<Release>>(200),
         show_release,
     );
@@ -41,11 +43,13 @@ pub(super) fn add(table: &mut Table<Arc<Service>>) {
     table.add(
         Endpoint::get(deployments, Need::Scope(Scope::EnvsRead), "List an env's deployments")
             .query(&PAGE_WITHOUT_NAME)
+            .reads()
             .answers::<Page<Deployment>>(200),
         list_deployments,
     );
     table.add(
         Endpoint::get("/v1/deployments/{deployment}", Need::Scope(Scope::EnvsRead), "Show a deployment")
+            .reads()
             .answers::<Answer<Deployment>>(200),
         show_deployment,
     );

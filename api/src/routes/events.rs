@@ -1,7 +1,7 @@
 //! The history, readable: a page, or a stream that goes on.
 
 use crate::caller::{Caller, still_holds};
-use crate::endpoint::{Endpoint, Need, Table};
+use crate::endpoint::{CONSISTENCY, Endpoint, Need, Table};
 use crate::problem::Refusal;
 use crate::request::{Call, page};
 use crate::service::{Service, moved_past, now, told_to_stop};
@@ -37,6 +37,7 @@ pub(super) fn add(table: &mut Table<Arc<Service>>) {
             ("after", "Only events after this revision; from the beginning without it."),
             ("limit", "Events on the page: 50 by default, 200 at most."),
             ("follow", "true: a stream of JSON lines without an end."),
+            CONSISTENCY,
         ])
         .streams()
         .answers::<Page<Event>>(200),

@@ -30,11 +30,13 @@ pub(super) fn add(table: &mut Table<Arc<Service>>) {
     table.add(
         Endpoint::get("/v1/envs/{env}/instances", Need::Scope(Scope::EnvsRead), "List an env's instances")
             .query(&[("all", "true: also those that ended.")])
+            .reads()
             .answers::<Page<Instance>>(200),
         list,
     );
     table.add(
         Endpoint::get("/v1/instances/{instance}", Need::Scope(Scope::EnvsRead), "Show an instance")
+            .reads()
             .answers::<Answer<Instance>>(200),
         show,
     );

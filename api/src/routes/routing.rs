@@ -23,6 +23,7 @@ pub(super) fn add(table: &mut Table<Arc<Service>>) {
     table.add(
         Endpoint::get(routes, Need::Scope(Scope::RoutesRead), "List an env's routes")
             .query(&PAGE_WITHOUT_NAME)
+            .reads()
             .answers::<Page<Route>>(200),
         list,
     );

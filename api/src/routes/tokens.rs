@@ -26,6 +26,7 @@ pub(super) fn add(table: &mut Table<Arc<Service>>) {
     table.add(
         Endpoint::get(tokens, Need::Scope(Scope::OrgsAdmin), "List tokens")
             .query(&TOKEN_PAGE)
+            .reads()
             .answers::<Page<TokenView>>(200),
         list,
     );

@@ -7,3 +7,4 @@ mod access;
 mod agents;
 mod harness;
 mod members;
+mod revisions;
