@@ -268,10 +268,6 @@ async fn run(
     peers.extend(peers_in(machine.opened().membership.membership(), id));
     let (vote, last) = log.ends().map_err(|error| StartError::Core(error.to_string()))?;
     let next = last.map_or(0, |last| last.index() + 1).max(machine.opened().next_index());
-    if let Some(fault) = lost_memory::ask(&channels, &peers, vote, next).await {
-        health.fail(fault.clone());
-        return Err(StartError::OutOfService { path: config.data_dir, fault });
-    }
     let service = MemberService::new(
         health.clone(),
         log.clone(),
@@ -280,6 +276,15 @@ async fn run(
         former_members,
         accused_sender,
     );
+    let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+    // Before the question, which others that start now ask as well: that this one is starting is an answer too, and
+    // nobody waits for it.
+    tasks.spawn(server::serve(link, local, service.clone(), stop.clone()));
+    let unless_started = stop.clone().drop_guard();
+    if let Some(fault) = lost_memory::ask(&channels, &peers, vote, next).await {
+        health.fail(fault.clone());
+        return Err(StartError::OutOfService { path: config.data_dir, fault });
+    }
     let network = NetworkFactory { channels: channels.clone() };
     let raft = Raft::build(id, openraft_config, network, log.clone(), machine)
         .await
@@ -304,11 +309,10 @@ async fn run(
         entries: service.entries.clone(),
         forwards: Arc::default(),
         verifying: Semaphore::new(1),
-        stop: CancellationToken::new(),
-        tasks: TaskTracker::new(),
+        stop,
+        tasks,
         raft_addr,
     });
-    inner.tasks.spawn(server::serve(link, local, service, inner.stop.clone()));
     inner.tasks.spawn(follow_metrics(inner.clone(), leader_sender, config.data_dir.clone()));
     inner.tasks.spawn(scrub::run(inner.clone(), inner.log.checks().clone(), config.scrub_pass));
     inner.tasks.spawn(scrub::run(inner.clone(), inner.store.checks().clone(), config.scrub_pass));
@@ -323,6 +327,7 @@ async fn run(
     inner.tasks.spawn(cluster_version::keep_raising(inner.clone()));
     inner.tasks.spawn(log_time::keep_reporting(inner.clone(), config.log_time_every));
     raft.run();
+    unless_started.disarm();
     let member = Consensus { inner };
     if filled {
         catch_up(&member).await?;
