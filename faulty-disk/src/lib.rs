@@ -190,6 +190,15 @@ impl Disk {
         self.state().current.len() as u64
     }
 
+    /// Loses no power after all, unless it has already.
+    pub fn keep_power(&self) {
+        let mut state = self.state();
+        if !state.off {
+            state.crash_in = None;
+            state.off_at_crash = false;
+        }
+    }
+
     /// Takes nothing any more, from now on.
     pub fn turn_off(&self) {
         self.state().off = true;

@@ -56,6 +56,7 @@ mod start;
 pub mod state_machine;
 pub mod transport;
 pub mod types;
+mod unanswered;
 mod verdict;
 
 pub use config::{Compaction, ConsensusConfig, Timing};

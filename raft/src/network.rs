@@ -28,6 +28,7 @@ use crate::transport::channel::{CallError, Channel, LocalPeer};
 use crate::transport::link::Link;
 use crate::transport::message::{Purpose, Request, Response, SnapshotOffer};
 use crate::types::{MemberNode, TypeConfig, Vote};
+use crate::unanswered::Unanswered;
 
 /// Bytes of a snapshot in one message.
 const SNAPSHOT_CHUNK_BYTES: usize = 256 * 1024;
@@ -313,9 +314,20 @@ impl RaftNetworkV2<TypeConfig> for Network {
             // made: a member that cannot be reached would otherwise be dialled in a tight loop.
             let Some(first) = input.next().await else { return futures::stream::empty().boxed() };
             let vote = first.vote;
-            let requests = futures::stream::iter([first]).chain(input);
+            let unanswered = Unanswered::default();
+            let asking = unanswered.clone();
+            let requests =
+                futures::stream::iter([first]).chain(input).inspect(move |request| asking.asked(request));
             match this.log.append_stream(requests, STREAM_CONNECT_DEADLINE).await {
                 Ok(answers) => answers
+                    .filter(move |answer| {
+                        let pass = match answer {
+                            Ok(Ok(Ok(matched))) => unanswered.answered(matched),
+                            // The stream ends with it.
+                            _ => true,
+                        };
+                        std::future::ready(pass)
+                    })
                     .map(move |answer| match answer {
                         Ok(Ok(result)) => {
                             match &result {

@@ -233,6 +233,12 @@ impl Host {
         disk.lose_power_after(steps);
     }
 
+    /// Loses no power after all.
+    pub(crate) fn keep_power(&self) {
+        self.log_disk.keep_power();
+        self.state_disk.keep_power();
+    }
+
     /// Whether a disk lost its power, so that the host must go down.
     pub(crate) fn lost_power(&self) -> bool {
         self.running.is_some() && (self.log_disk.is_off() || self.state_disk.is_off())
@@ -254,7 +260,8 @@ impl Host {
     }
 }
 
-fn describe(error: &dyn std::error::Error) -> String {
+/// An error and its sources in one line.
+pub(crate) fn describe(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

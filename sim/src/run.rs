@@ -248,7 +248,10 @@ fn judge(world: &mut World) -> Result<(), String> {
         if let Some(watchers) = &world.watchers {
             watchers.judge(member.store()).map_err(|reason| format!("host {}: {reason}", host.id))?;
         }
-        member.store().verify().map_err(|error| format!("I13: host {}: {error}", host.id))?;
+        member
+            .store()
+            .verify()
+            .map_err(|error| format!("I13: host {}: {}", host.id, host::describe(&error)))?;
     }
     history::judge(pool.history())
 }

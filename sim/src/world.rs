@@ -218,9 +218,18 @@ impl World {
         for host in &mut self.hosts {
             host.disk_ms = (0, 2);
             host.set_disk_faults(Faults::default());
+            host.keep_power();
         }
         for (_, due) in due {
             if let Due::Start(id) = due {
+                self.start(id)?;
+            }
+        }
+        // A database that met a failed disk takes nothing more until it is opened again, and may not know it yet.
+        for id in 1..=self.hosts.len() as u64 {
+            let host = &mut self.hosts[id as usize - 1];
+            if host.excused && host.is_running() {
+                host.crash(Crash::Kill, &self.network, false, &mut self.rng);
                 self.start(id)?;
             }
         }
