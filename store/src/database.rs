@@ -214,6 +214,18 @@ impl ReadTables {
         }))
     }
 
+    /// As [`events_after`](Self::events_after), where they lie.
+    pub(crate) fn stored_events(
+        &self,
+        after: Revision,
+    ) -> Result<impl Iterator<Item = Result<(Revision, StoredEvent<'_>), StoreError>>, StoreError> {
+        let range = self.events.range(after.0.saturating_add(1)..).doing("reading events")?;
+        Ok(range.map(|row| {
+            let (revision, bytes) = row.doing("reading events")?;
+            Ok((Revision(revision.value()), StoredEvent(bytes)))
+        }))
+    }
+
     /// Every row of the views, in key order.
     pub(crate) fn view_rows(
         &self,
@@ -228,11 +240,22 @@ impl ReadTables {
         all(&self.log_state)
     }
 
-    /// Every row of the views and then of the log state, in key order.
-    pub(crate) fn all_rows(
-        &self,
-    ) -> Result<impl Iterator<Item = Result<(Vec<u8>, Value), StoreError>>, StoreError> {
-        Ok(self.view_rows()?.chain(self.log_rows()?))
+    /// Shows every row of the views and then of the log state, in key order, where it lies.
+    pub(crate) fn for_each_row(&self, mut show: impl FnMut(&[u8], &[u8])) -> Result<(), StoreError> {
+        for row in self.views.iter().doing(READING)?.chain(self.log_state.iter().doing(READING)?) {
+            let (key, value) = row.doing(READING)?;
+            show(key.value(), value.value());
+        }
+        Ok(())
+    }
+}
+
+/// An encoded event in its page.
+pub(crate) struct StoredEvent<'t>(redb::AccessGuard<'t, Bytes>);
+
+impl AsRef<[u8]> for StoredEvent<'_> {
+    fn as_ref(&self) -> &[u8] {
+        self.0.value()
     }
 }
 

@@ -44,8 +44,9 @@ pub(crate) fn open(bytes: &[u8]) -> Result<Event, StoreError> {
     }
 }
 
-/// Whether an event's bytes continue the chain that ends in `previous`.
-pub(crate) fn continues(previous: Digest, bytes: &[u8]) -> bool {
-    let Some(split) = bytes.len().checked_sub(CHAIN_BYTES) else { return false };
-    link(previous, &bytes[..split]).0 == bytes[split..]
+/// The end of the chain with the event of these bytes, if they continue the chain that ends in `previous`.
+pub(crate) fn continued(previous: Digest, bytes: &[u8]) -> Option<Digest> {
+    let (body, chain) = bytes.split_last_chunk::<CHAIN_BYTES>()?;
+    let linked = link(previous, body);
+    (linked.0 == *chain).then_some(linked)
 }

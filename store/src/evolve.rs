@@ -3,9 +3,9 @@
 //! Never sees a clock, randomness or the caller; a view is a function of the events and nothing else.
 
 use crate::error::StoreError;
-use crate::rows::{RowsMut, remove, write, write_id, write_mark};
+use crate::rows::{RowsMut, remove, write, write_at, write_id, write_mark};
 use crate::settled;
-use crate::tables::{Table, aggregate_key, encode, key, port_claim_key, token_owner, unsettled_key};
+use crate::tables::{Table, aggregate_key, key, port_claim_key, token_owner, unsettled_key};
 use crate::views::{ENV_ENDED_KEPT, NodeLoad, Views, aggregate_seq};
 use holdfast_model::command::AgentRef;
 use holdfast_model::limits::VMM_OVERHEAD_MIB;
@@ -28,7 +28,7 @@ pub(crate) fn evolve(rows: &mut impl RowsMut, event: &Event) -> Result<(), Store
     if seq != event.aggregate_seq {
         return Err(StoreError::corrupt(format!("event {} is not its aggregate's next", event.revision)));
     }
-    rows.put(aggregate_key(&event.aggregate), Some(encode(Table::AggregateSeq, &seq)?))?;
+    write_at(rows, Table::AggregateSeq, aggregate_key(&event.aggregate), &seq)?;
     match &event.payload {
         EventPayload::ClusterInitialised(cluster) => write(rows, cluster),
         EventPayload::OrgCreated(org) => {
@@ -143,7 +143,7 @@ pub(crate) fn evolve(rows: &mut impl RowsMut, event: &Event) -> Result<(), Store
         EventPayload::IncarnationBegan { incarnation, survivor: _, last } => {
             let cluster = rows.cluster()?.ok_or_else(|| missing("a cluster"))?;
             let began = key(Table::Incarnation, &[&incarnation.0.to_be_bytes()]);
-            rows.put(began, Some(encode(Table::Incarnation, last)?))?;
+            write_at(rows, Table::Incarnation, began, last)?;
             write(rows, &Cluster { incarnation: *incarnation, ..cluster })
         }
         EventPayload::ClusterVersionRaised { to } => {
@@ -168,7 +168,7 @@ fn member_enrolled(rows: &mut impl RowsMut, member: &Member) -> Result<(), Store
     cluster.members_enrolled = cluster.members_enrolled.max(member.id.0);
     write(rows, &cluster)?;
     let name = key(Table::MemberByName, &[member.name.as_str().as_bytes()]);
-    rows.put(name, Some(member.id.0.to_be_bytes().as_slice().into()))?;
+    rows.set(name, &member.id.0.to_be_bytes())?;
     write(rows, member)
 }
 
@@ -230,7 +230,7 @@ fn mark_env(rows: &mut impl RowsMut, env: EnvId) -> Result<(), StoreError> {
     let is = rows.is_unsettled(env)?;
     let should = settled::wants_attention(rows, env)?;
     match (is, should) {
-        (false, true) => rows.put(unsettled_key(env), Some([].as_slice().into())),
+        (false, true) => rows.set(unsettled_key(env), &[]),
         (true, false) => rows.put(unsettled_key(env), None),
         _ => Ok(()),
     }
@@ -259,11 +259,10 @@ fn load_changed(rows: &mut impl RowsMut, instance: &Instance, placed: bool) -> R
         cpu_milli: step(load.cpu_milli, instance.cpu_milli),
     };
     let at = key(Table::NodeLoad, &[&instance.node.to_key()]);
-    rows.put(at, Some(encode(Table::NodeLoad, &load)?))?;
+    write_at(rows, Table::NodeLoad, at, &load)?;
     let org_load = step(org_load, 1);
     let at = key(Table::NodeOrgLoad, &[&instance.node.to_key(), &instance.org.to_key()]);
-    let value = if org_load == 0 { None } else { Some(encode(Table::NodeOrgLoad, &org_load)?) };
-    rows.put(at, value)
+    if org_load == 0 { rows.put(at, None) } else { write_at(rows, Table::NodeOrgLoad, at, &org_load) }
 }
 
 fn instance_changed(
@@ -327,7 +326,7 @@ fn route_created(rows: &mut impl RowsMut, route: &Route) -> Result<(), StoreErro
     if let Some(name) = name {
         write_id(rows, Table::HostnameOwner, &[name.as_str().as_bytes()], id)?;
     }
-    rows.put(port_claim_key(route.listen_port, name), Some(id.as_slice().into()))?;
+    rows.set(port_claim_key(route.listen_port, name), &id)?;
     write_mark(rows, Table::RouteByEnv, &[&route.env.to_key(), &id])?;
     write(rows, route)
 }

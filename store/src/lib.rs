@@ -24,6 +24,7 @@ mod head;
 mod merge;
 mod outcomes;
 mod overlay;
+mod packed;
 mod placement;
 #[cfg(feature = "planted-bugs")]
 pub mod planted;

@@ -5,7 +5,7 @@ use crate::error::StoreError;
 use crate::evolve::evolve;
 use crate::head::Head;
 use crate::replay_events::{self, Place, THREADS_FROM_EVENTS};
-use crate::replay_rows::ReplayRows;
+use crate::replay_rows::{Comparison, ReplayRows};
 use crate::tables::{RowSum, is_view};
 use holdfast_model::{Digest, Revision};
 use redb::{ReadableTable, ReadableTableMetadata};
@@ -57,7 +57,7 @@ impl Replay {
     fn go_on(&mut self, tables: &ReadTables, to: Revision) -> Result<(), StoreError> {
         let (from, rows) = (self.at, &mut self.rows);
         let threads = to.0.saturating_sub(from.revision.0) >= THREADS_FROM_EVENTS;
-        let stored = || tables.events_after(from.revision);
+        let stored = || tables.stored_events(from.revision);
         self.at = replay_events::each(from, to, threads, stored, |event| evolve(rows, event))?;
         if self.at.revision < to {
             return Err(StoreError::corrupt(format!("event {} is missing", self.at.revision.next())));
@@ -74,6 +74,15 @@ impl Replay {
     fn head(&self) -> Head {
         let views = if self.is_long() { self.rows.sum_by_threads() } else { self.rows.sum() };
         self.head_with(views)
+    }
+
+    /// The digest of the views, which must be that of `head`.
+    fn leads_to(&self, head: Head) -> Result<Digest, StoreError> {
+        let views = self.head().views_digest();
+        if views != head.views_digest() {
+            return Err(StoreError::corrupt("the events do not lead to the views"));
+        }
+        Ok(views)
     }
 
     fn head_with(&self, views: RowSum) -> Head {
@@ -100,29 +109,49 @@ pub(crate) fn replay_to(tables: &ReadTables, to: Revision) -> Result<Replayed, S
 /// Verifies all, and tells the digest of the views at `at` beside it: both come out of one replay.
 pub(crate) fn verify(tables: &ReadTables, at: Revision) -> Result<(Verified, Digest), StoreError> {
     let head = check_held(tables, at)?;
-    let (mut views, mut log, mut rows) = (RowSum::default(), RowSum::default(), 0);
-    let mut room = Vec::new();
-    for row in tables.all_rows()? {
-        let (key, value) = row?;
-        let sum = if is_view(&key) { &mut views } else { &mut log };
-        sum.add_with(&key, &value, &mut room);
-        rows += 1;
-    }
-    if views != head.views || log != head.log {
-        return Err(StoreError::corrupt("the rows are not those that the digest was made of"));
-    }
-    let mut replay = Replay::new();
-    replay.go_on(tables, at)?;
-    let views_at = replay.head().views_digest();
-    if at < head.revision {
-        replay.go_on(tables, head.revision)?;
-    }
-    if replay.head().views_digest() != head.views_digest() {
-        return Err(StoreError::corrupt("the events do not lead to the views"));
-    }
+    // What is wrong with the rows is told first, whichever is found first.
+    let (rows, views_at) = if head.revision.0 >= THREADS_FROM_EVENTS {
+        std::thread::scope(|scope| {
+            let rows = scope.spawn(|| check_rows(tables, head));
+            let views_at = check_events(tables, head, at);
+            match rows.join() {
+                Ok(rows) => Ok::<_, StoreError>((rows?, views_at?)),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        })?
+    } else {
+        (check_rows(tables, head)?, check_events(tables, head, at)?)
+    };
     let verified =
         Verified { revision: head.revision, rows, events: head.revision.0, state: head.state_digest() };
     Ok((verified, views_at))
+}
+
+/// Reads every row, and tells how many there are.
+fn check_rows(tables: &ReadTables, head: Head) -> Result<u64, StoreError> {
+    let (mut views, mut log, mut rows) = (RowSum::default(), RowSum::default(), 0);
+    let mut room = Vec::new();
+    tables.for_each_row(|key, value| {
+        let sum = if is_view(key) { &mut views } else { &mut log };
+        sum.add_with(key, value, &mut room);
+        rows += 1;
+    })?;
+    if views != head.views || log != head.log {
+        return Err(StoreError::corrupt("the rows are not those that the digest was made of"));
+    }
+    Ok(rows)
+}
+
+/// Replays every event, and tells the digest of the views at `at`.
+fn check_events(tables: &ReadTables, head: Head, at: Revision) -> Result<Digest, StoreError> {
+    let mut replay = Replay::new();
+    replay.go_on(tables, at)?;
+    if at == head.revision {
+        return replay.leads_to(head);
+    }
+    let views_at = replay.head().views_digest();
+    replay.go_on(tables, head.revision)?;
+    replay.leads_to(head).map(|_| views_at)
 }
 
 /// Makes the views anew from the committed events of `tables`, and replaces those in the file if they differ at all.
@@ -168,20 +197,14 @@ fn is_written(txn: &redb::WriteTransaction, rows: &ReplayRows) -> bool {
         if table.len()? != rows.len() as u64 {
             return Ok(false);
         }
-        let mut before: Vec<u8> = Vec::new();
-        let mut same = 0;
+        let mut comparison = Comparison::new(rows);
         for row in table.iter()? {
             let (key, value) = row?;
-            let key = key.value();
-            // In order and each once: as many as there are, each right, are all of them.
-            if key <= before.as_slice() || rows.row(key).is_none_or(|row| **row != *value.value()) {
+            if !comparison.is_same(key.value(), value.value()) {
                 return Ok(false);
             }
-            before.clear();
-            before.extend_from_slice(key);
-            same += 1;
         }
-        Ok(same == rows.len())
+        Ok(comparison.is_whole())
     };
     compare().unwrap_or(false)
 }

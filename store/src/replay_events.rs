@@ -1,6 +1,7 @@
 //! The events of a history, one after the other, each checked to be its chain's next (I12) and decoded.
 //!
-//! For a long history a second thread reads, checks and decodes ahead of whoever evolves. What is shown, and with which
+//! For a long history a second thread reads and checks ahead of whoever decodes and evolves: an event is freed by the
+//! thread that made it, which allocators like, and the two threads have about as much to do. What is shown, and with which
 //! error it ends, does not depend on that: an error comes after every event before it. A short history is not worth a
 //! thread; the simulator, whose process has one, stays below.
 
@@ -13,6 +14,8 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 pub(crate) const THREADS_FROM_EVENTS: u64 = if cfg!(test) { 25 } else { 50_000 };
 /// Events that are handed over at a time.
 const CHUNK_EVENTS: usize = 512;
+/// Room for each event of a chunk; they may take more.
+const EVENT_BYTES_USUAL: usize = 400;
 /// Chunks that may wait to be evolved.
 const CHUNKS_QUEUED_MAX: usize = 8;
 
@@ -25,28 +28,69 @@ pub(crate) struct Place {
     pub(crate) chain: Digest,
 }
 
-/// Checks and decodes stored events one by one.
+/// Follows the chain through stored events.
 struct Reader {
     at: Place,
 }
 
 impl Reader {
-    fn read(&mut self, revision: Revision, bytes: &[u8]) -> Result<Event, StoreError> {
-        if revision != self.at.revision.next() || !event_bytes::continues(self.at.chain, bytes) {
+    fn follow(&mut self, revision: Revision, bytes: &[u8]) -> Result<(), StoreError> {
+        let chain = event_bytes::continued(self.at.chain, bytes);
+        let (true, Some(chain)) = (revision == self.at.revision.next(), chain) else {
             return Err(StoreError::corrupt(format!("event {revision} does not continue the history")));
+        };
+        self.at = Place { revision, chain };
+        Ok(())
+    }
+}
+
+/// The event that is filed as `revision`.
+fn open(revision: Revision, bytes: &[u8]) -> Result<Event, StoreError> {
+    let event = event_bytes::open(bytes)?;
+    if event.revision != revision {
+        return Err(StoreError::corrupt(format!("event {} is filed as {revision}", event.revision)));
+    }
+    // The chain was followed by where the bytes end.
+    if !bytes.ends_with(&event.chain.0) {
+        return Err(StoreError::corrupt(format!("event {revision} does not end in its place in the chain")));
+    }
+    Ok(event)
+}
+
+/// Events that continue the history, in one piece of memory, as they are stored.
+struct Chunk {
+    /// The revision before the first.
+    after: Revision,
+    bytes: Vec<u8>,
+    /// Where each ends.
+    ends: Vec<usize>,
+}
+
+impl Chunk {
+    fn new(after: Revision) -> Self {
+        let bytes = Vec::with_capacity(CHUNK_EVENTS * EVENT_BYTES_USUAL);
+        Self { after, bytes, ends: Vec::with_capacity(CHUNK_EVENTS) }
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+        self.ends.push(self.bytes.len());
+    }
+
+    fn show(&self, mut show: impl FnMut(&Event) -> Result<(), StoreError>) -> Result<(), StoreError> {
+        let (mut revision, mut begin) = (self.after, 0);
+        for end in &self.ends {
+            revision = revision.next();
+            show(&open(revision, &self.bytes[begin..*end])?)?;
+            begin = *end;
         }
-        let event = event_bytes::open(bytes)?;
-        if event.revision != revision {
-            return Err(StoreError::corrupt(format!("event {} is filed as {revision}", event.revision)));
-        }
-        self.at = Place { revision, chain: event.chain };
-        Ok(event)
+        Ok(())
     }
 }
 
 /// Shows the events that come after `from`, up to `to`, and tells where that ended. `stored` yields them as they are
 /// stored, in order.
-pub(crate) fn each<S>(
+pub(crate) fn each<S, B: AsRef<[u8]>>(
     from: Place,
     to: Revision,
     threads: bool,
@@ -54,7 +98,7 @@ pub(crate) fn each<S>(
     mut show: impl FnMut(&Event) -> Result<(), StoreError>,
 ) -> Result<Place, StoreError>
 where
-    S: Iterator<Item = Result<(Revision, Vec<u8>), StoreError>>,
+    S: Iterator<Item = Result<(Revision, B), StoreError>>,
 {
     if !threads {
         let mut reader = Reader { at: from };
@@ -63,7 +107,8 @@ where
             if revision > to {
                 break;
             }
-            show(&reader.read(revision, &bytes)?)?;
+            reader.follow(revision, bytes.as_ref())?;
+            show(&open(revision, bytes.as_ref())?)?;
         }
         return Ok(reader.at);
     }
@@ -71,10 +116,8 @@ where
         let (chunks, queue) = sync_channel(CHUNKS_QUEUED_MAX);
         // It ends with the history, with an error, or when nobody listens any more because evolving failed.
         let ahead = scope.spawn(move || read_ahead(from, to, stored, &chunks));
-        for chunk in &queue {
-            for event in &chunk {
-                show(event)?;
-            }
+        for chunk in queue {
+            chunk.show(&mut show)?;
         }
         match ahead.join() {
             Ok(read) => read,
@@ -83,33 +126,32 @@ where
     })
 }
 
-fn read_ahead<S>(
+fn read_ahead<S, B: AsRef<[u8]>>(
     from: Place,
     to: Revision,
     stored: impl FnOnce() -> Result<S, StoreError>,
-    chunks: &SyncSender<Vec<Event>>,
+    chunks: &SyncSender<Chunk>,
 ) -> Result<Place, StoreError>
 where
-    S: Iterator<Item = Result<(Revision, Vec<u8>), StoreError>>,
+    S: Iterator<Item = Result<(Revision, B), StoreError>>,
 {
     let mut reader = Reader { at: from };
-    let mut chunk = Vec::with_capacity(CHUNK_EVENTS);
+    let mut chunk = Chunk::new(from.revision);
     let mut failed = None;
     for row in stored()? {
         let read = match row {
             Ok((revision, _)) if revision > to => break,
-            Ok((revision, bytes)) => reader.read(revision, &bytes),
+            Ok((revision, bytes)) => {
+                reader.follow(revision, bytes.as_ref()).map(|()| chunk.add(bytes.as_ref()))
+            }
             Err(error) => Err(error),
         };
-        match read {
-            Ok(event) => chunk.push(event),
-            Err(error) => {
-                failed = Some(error);
-                break;
-            }
+        if let Err(error) = read {
+            failed = Some(error);
+            break;
         }
-        if chunk.len() == CHUNK_EVENTS
-            && chunks.send(std::mem::replace(&mut chunk, Vec::with_capacity(CHUNK_EVENTS))).is_err()
+        if chunk.ends.len() == CHUNK_EVENTS
+            && chunks.send(std::mem::replace(&mut chunk, Chunk::new(reader.at.revision))).is_err()
         {
             return Ok(reader.at);
         }

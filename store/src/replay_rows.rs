@@ -5,9 +5,10 @@
 //! hash map: sums commute, scans and [`ReplayRows::for_each_in_order`] sort.
 
 use crate::error::StoreError;
+use crate::packed::Packed;
 use crate::rows::{RowList, Rows, RowsMut, prefix_end, range};
 use crate::tables::{LOG_TAG_FIRST, RowSum, Table, Value};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, btree_map};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Bytes of a key that is a tag or a kind, and an id.
@@ -15,17 +16,21 @@ const ID_KEY_BYTES: usize = 17;
 /// Threads that sum the rows of a long replay.
 const SUM_THREADS: usize = 2;
 
-/// A key of an [`Rank::Ids`] table: its last bytes.
-type IdKey = [u8; ID_KEY_BYTES];
+/// A key of a [`TableRows::Ids`] table: its last bytes as numbers, whose order is theirs and quicker to find out.
+type IdKey = (u8, u128);
+/// A key of another table: a digest, or two ids, or an id and a name as most are, need no memory of their own.
+type RowKey = Packed<38>;
+/// The bytes of a row: marks, ids and counts need no memory of their own.
+type Cell = Packed<22>;
 
 /// The rows of one table.
 enum TableRows {
     /// Keys of one length that end in an id. Ids begin with their time, so a history adds near the end of the tree, whose keys lie in its nodes.
-    Ids(BTreeMap<IdKey, Value>),
+    Ids(BTreeMap<IdKey, Cell>),
     /// Keys that hold names or digests: they come in no order.
-    Names(HashMap<Vec<u8>, Value>),
+    Names(HashMap<RowKey, Cell, foldhash::fast::RandomState>),
     /// Keys that `evolve` scans, and tables of few rows.
-    Ranges(BTreeMap<Vec<u8>, Value>),
+    Ranges(BTreeMap<RowKey, Cell>),
 }
 
 impl TableRows {
@@ -56,7 +61,7 @@ impl TableRows {
                 | Table::TokenByDigest
                 | Table::EnrolmentByDigest
                 | Table::Unsettled,
-            ) => Self::Names(HashMap::new()),
+            ) => Self::Names(HashMap::default()),
             _ => Self::Ranges(BTreeMap::new()),
         }
     }
@@ -69,7 +74,7 @@ impl TableRows {
         }
     }
 
-    fn get(&self, key: &[u8]) -> Option<&Value> {
+    fn get(&self, key: &[u8]) -> Option<&Cell> {
         match self {
             Self::Ids(rows) => rows.get(&id_key(key)?),
             Self::Names(rows) => rows.get(key),
@@ -78,7 +83,7 @@ impl TableRows {
     }
 
     /// Shows every row, in no order that means anything. `key` is made in place.
-    fn each<E>(&self, tag: u8, mut show: impl FnMut(&[u8], &Value) -> Result<(), E>) -> Result<(), E> {
+    fn each<E>(&self, tag: u8, mut show: impl FnMut(&[u8], &[u8]) -> Result<(), E>) -> Result<(), E> {
         match self {
             Self::Ids(rows) => {
                 let mut key = Vec::with_capacity(1 + ID_KEY_BYTES);
@@ -100,7 +105,8 @@ fn id_key(key: &[u8]) -> Option<IdKey> {
     if key.len() != ID_KEY_BYTES && !(key.len() == ID_KEY_BYTES + 1 && key[0] == Table::AggregateSeq as u8) {
         return None;
     }
-    key.last_chunk().copied()
+    let (kind, id) = key.last_chunk::<ID_KEY_BYTES>()?.split_first()?;
+    Some((*kind, u128::from_be_bytes(id.try_into().ok()?)))
 }
 
 /// The whole key that [`id_key`] was made of.
@@ -109,7 +115,8 @@ fn full_key(tag: u8, id: &IdKey, key: &mut Vec<u8>) {
     if tag == Table::AggregateSeq as u8 {
         key.push(tag);
     }
-    key.extend_from_slice(id);
+    key.push(id.0);
+    key.extend_from_slice(&id.1.to_be_bytes());
 }
 
 /// Every row of the views at some revision.
@@ -128,7 +135,7 @@ impl ReplayRows {
     }
 
     /// The row at a key.
-    pub(crate) fn row(&self, key: &[u8]) -> Option<&Value> {
+    fn row(&self, key: &[u8]) -> Option<&Cell> {
         self.table(key)?.get(key)
     }
 
@@ -188,7 +195,7 @@ impl ReplayRows {
     /// Shows every row in key order.
     pub(crate) fn for_each_in_order(
         &self,
-        mut show: impl FnMut(&[u8], &Value) -> Result<(), StoreError>,
+        mut show: impl FnMut(&[u8], &[u8]) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
         for (tag, table) in (0_u8..).zip(&self.tables) {
             match table {
@@ -204,9 +211,79 @@ impl ReplayRows {
     }
 }
 
+/// Compares rows that are shown in key order with those of a replay, without looking each up where both have an order.
+pub(crate) struct Comparison<'r> {
+    rows: &'r ReplayRows,
+    /// The table that is being shown.
+    tag: u8,
+    left: Left<'r>,
+    /// Rows that were the same.
+    same: usize,
+}
+
+/// What of a table was not shown yet.
+enum Left<'r> {
+    Nothing,
+    Ids(btree_map::Iter<'r, IdKey, Cell>),
+    /// All of it, and the last key.
+    Names(&'r HashMap<RowKey, Cell, foldhash::fast::RandomState>, Vec<u8>),
+    Ranges(btree_map::Iter<'r, RowKey, Cell>),
+}
+
+impl<'r> Comparison<'r> {
+    pub(crate) fn new(rows: &'r ReplayRows) -> Self {
+        Self { rows, tag: 0, left: Left::Nothing, same: 0 }
+    }
+
+    /// Whether the next row is the same. Not to be asked again after a row that was not.
+    pub(crate) fn is_same(&mut self, key: &[u8], value: &[u8]) -> bool {
+        let Some(&tag) = key.first() else { return false };
+        if tag > self.tag {
+            // Rows of the table before that were not shown are missed in the end, by their number.
+            self.tag = tag;
+            self.left = match self.rows.tables.get(usize::from(tag)) {
+                Some(TableRows::Ids(rows)) => Left::Ids(rows.iter()),
+                Some(TableRows::Names(rows)) => Left::Names(rows, Vec::new()),
+                Some(TableRows::Ranges(rows)) => Left::Ranges(rows.iter()),
+                None => Left::Nothing,
+            };
+        }
+        let is_same = tag == self.tag
+            && match &mut self.left {
+                Left::Nothing => false,
+                Left::Ids(rows) => {
+                    rows.next().is_some_and(|(id, row)| id_key(key) == Some(*id) && **row == *value)
+                }
+                Left::Ranges(rows) => rows.next().is_some_and(|(at, row)| **at == *key && **row == *value),
+                // In order and each once: as many as there are, each right, are all of them.
+                Left::Names(rows, before) => {
+                    let is_next = *key > **before && rows.get(key).is_some_and(|row| **row == *value);
+                    before.clear();
+                    before.extend_from_slice(key);
+                    is_next
+                }
+            };
+        self.same += usize::from(is_same);
+        is_same
+    }
+
+    /// Whether every row of the replay was shown.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.same == self.rows.len()
+    }
+}
+
 impl Rows for ReplayRows {
     fn get(&self, key: &[u8]) -> Result<Option<Value>, StoreError> {
-        Ok(self.row(key).cloned())
+        Ok(self.row(key).map(|value| Value::from(&**value)))
+    }
+
+    fn look(
+        &self,
+        key: &[u8],
+        show: &mut dyn FnMut(&[u8]) -> Result<(), StoreError>,
+    ) -> Result<bool, StoreError> {
+        self.row(key).map_or(Ok(false), |value| show(value).map(|()| true))
     }
 
     /// Fast for tables that `evolve` scans; right for all.
@@ -220,13 +297,13 @@ impl Rows for ReplayRows {
             let wanted = limit - found.len();
             if let TableRows::Ranges(rows) = table {
                 let rows = rows.range::<[u8], _>((from, to)).take(wanted);
-                found.extend(rows.map(|(key, value)| (key.clone(), value.clone())));
+                found.extend(rows.map(|(key, value)| (key.to_vec(), Value::from(&**value))));
                 continue;
             }
             let mut rows = RowList::new();
             table.each(tag, |key, value| {
                 if std::ops::RangeBounds::<[u8]>::contains(&(from, to), key) {
-                    rows.push((key.to_vec(), value.clone()));
+                    rows.push((key.to_vec(), Value::from(value)));
                 }
                 Ok::<(), StoreError>(())
             })?;
@@ -240,23 +317,34 @@ impl Rows for ReplayRows {
 
 impl RowsMut for ReplayRows {
     fn put(&mut self, key: Vec<u8>, value: Option<Value>) -> Result<(), StoreError> {
+        self.change(&key, value.as_deref())
+    }
+
+    fn set(&mut self, key: Vec<u8>, value: &[u8]) -> Result<(), StoreError> {
+        self.change(&key, Some(value))
+    }
+}
+
+impl ReplayRows {
+    /// Sets or removes a row.
+    fn change(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<(), StoreError> {
         let tag = key.first().copied().map(usize::from);
         let Some(table) = tag.and_then(|tag| self.tables.get_mut(tag)) else {
             return Err(StoreError::corrupt("an event changes a row that is no view's"));
         };
         match (table, value) {
             (TableRows::Ids(rows), value) => {
-                let id = id_key(&key)
+                let id = id_key(key)
                     .ok_or_else(|| StoreError::corrupt("an event changes a row whose key is no id's"))?;
                 match value {
-                    Some(value) => drop(rows.insert(id, value)),
+                    Some(value) => drop(rows.insert(id, value.into())),
                     None => drop(rows.remove(&id)),
                 }
             }
-            (TableRows::Names(rows), Some(value)) => drop(rows.insert(key, value)),
-            (TableRows::Names(rows), None) => drop(rows.remove(&key)),
-            (TableRows::Ranges(rows), Some(value)) => drop(rows.insert(key, value)),
-            (TableRows::Ranges(rows), None) => drop(rows.remove(&key)),
+            (TableRows::Names(rows), Some(value)) => drop(rows.insert(key.into(), value.into())),
+            (TableRows::Names(rows), None) => drop(rows.remove(key)),
+            (TableRows::Ranges(rows), Some(value)) => drop(rows.insert(key.into(), value.into())),
+            (TableRows::Ranges(rows), None) => drop(rows.remove(key)),
         }
         Ok(())
     }
@@ -305,7 +393,7 @@ mod tests {
             );
             let mut shown = RowList::new();
             rows.for_each_in_order(|key, value| {
-                shown.push((key.to_vec(), value.clone()));
+                shown.push((key.to_vec(), Value::from(value)));
                 Ok(())
             })
             .unwrap();
@@ -329,6 +417,42 @@ mod tests {
             }
             let key = random_key(&mut rng);
             assert_eq!(rows.get(&key).unwrap(), model.get(&key).cloned(), "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn i13_only_the_same_rows_each_once_and_in_order_are_the_same() {
+        let is_same = |rows: &ReplayRows, shown: &RowList| {
+            let mut comparison = Comparison::new(rows);
+            shown.iter().all(|(key, value)| comparison.is_same(key, value)) && comparison.is_whole()
+        };
+        for seed in 0..200u64 {
+            let mut rng = StdRng::seed_from_u64(seed);
+            let mut rows = ReplayRows::new();
+            for n in 0..rng.random_range(2..60u8) {
+                rows.put(random_key(&mut rng), Some(Value::from([n].as_slice()))).unwrap();
+            }
+            let mut good = RowList::new();
+            rows.for_each_in_order(|key, value| {
+                good.push((key.to_vec(), Value::from(value)));
+                Ok(())
+            })
+            .unwrap();
+            assert!(is_same(&rows, &good), "seed {seed}");
+            for at in 0..good.len() {
+                let [mut gone, mut twice, mut other, mut added] = [(); 4].map(|()| good.clone());
+                gone.remove(at);
+                twice[at] = good[at.saturating_sub(1)].clone();
+                other[at].1 = Value::from([255].as_slice());
+                added.insert(at, (random_key(&mut rng), Value::from([255].as_slice())));
+                let mut swapped = good.clone();
+                swapped.swap(at, 0);
+                for (what, wrong) in [gone, twice, other, added, swapped].iter().enumerate() {
+                    assert_eq!(is_same(&rows, wrong), *wrong == good, "seed {seed}, at {at}, {what}");
+                }
+            }
+            good.push((vec![Table::Outcome as u8], Value::from([].as_slice())));
+            assert!(!is_same(&rows, &good), "seed {seed}");
         }
     }
 

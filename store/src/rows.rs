@@ -1,7 +1,9 @@
 //! Reading rows, wherever they are: the one thing that `decide` and the API need of a state.
 
 use crate::error::StoreError;
-use crate::tables::{Row, Table, Value, decode, encode, key};
+use crate::tables::{Row, Table, Value, decode, key, with_encoded};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::ops::Bound;
 
 /// Rows of one prefix: keys and values in key order.
@@ -15,6 +17,19 @@ pub trait Rows {
     /// When the database fails.
     fn get(&self, key: &[u8]) -> Result<Option<Value>, StoreError>;
 
+    /// Shows the value at a key, if there is one, and tells whether there was. Costs no copy where rows lie in memory.
+    ///
+    /// # Errors
+    /// When the database fails, and whatever `show` ends with.
+    fn look(
+        &self,
+        key: &[u8],
+        show: &mut dyn FnMut(&[u8]) -> Result<(), StoreError>,
+    ) -> Result<bool, StoreError> {
+        let found = self.get(key)?;
+        found.map_or(Ok(false), |value| show(&value).map(|()| true))
+    }
+
     /// At most `limit` rows whose key begins with `prefix`, in key order, after the key `after`.
     ///
     /// # Errors
@@ -26,6 +41,11 @@ pub trait Rows {
 pub(crate) trait RowsMut: Rows {
     /// Sets or removes the value at a key.
     fn put(&mut self, key: Vec<u8>, value: Option<Value>) -> Result<(), StoreError>;
+
+    /// Sets the value at a key to a copy of `value`, for whoever does not keep values as shared memory.
+    fn set(&mut self, key: Vec<u8>, value: &[u8]) -> Result<(), StoreError> {
+        self.put(key, Some(value.into()))
+    }
 }
 
 /// Where a range of keys begins and ends.
@@ -63,7 +83,21 @@ pub(crate) fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
 
 /// The row of `table` whose key has these parts.
 pub(crate) fn read<T: Row>(rows: &(impl Rows + ?Sized), parts: &[&[u8]]) -> Result<Option<T>, StoreError> {
-    rows.get(&key(T::TABLE, parts))?.map(|bytes| decode(T::TABLE, &bytes)).transpose()
+    read_at(rows, T::TABLE, &key(T::TABLE, parts))
+}
+
+/// What the value at a key of `table` says.
+pub(crate) fn read_at<T: DeserializeOwned>(
+    rows: &(impl Rows + ?Sized),
+    table: Table,
+    key: &[u8],
+) -> Result<Option<T>, StoreError> {
+    let mut found = None;
+    rows.look(key, &mut |bytes| {
+        found = Some(decode(table, bytes)?);
+        Ok(())
+    })?;
+    Ok(found)
 }
 
 /// The 16 bytes that an index row leads to.
@@ -87,7 +121,17 @@ pub(crate) fn id_suffix(key: &[u8]) -> Result<u128, StoreError> {
 
 /// Writes a row at its own key.
 pub(crate) fn write<T: Row>(rows: &mut (impl RowsMut + ?Sized), row: &T) -> Result<(), StoreError> {
-    rows.put(row.row_key(), Some(encode(T::TABLE, row)?))
+    write_at(rows, T::TABLE, row.row_key(), row)
+}
+
+/// Writes what a row of `table` says, at a key.
+pub(crate) fn write_at<T: Serialize>(
+    rows: &mut (impl RowsMut + ?Sized),
+    table: Table,
+    key: Vec<u8>,
+    row: &T,
+) -> Result<(), StoreError> {
+    with_encoded(table, row, |bytes| rows.set(key, bytes))
 }
 
 /// Removes a row.
@@ -106,7 +150,7 @@ pub(crate) fn write_id(
     parts: &[&[u8]],
     id: [u8; 16],
 ) -> Result<(), StoreError> {
-    rows.put(key(table, parts), Some(id.as_slice().into()))
+    rows.set(key(table, parts), &id)
 }
 
 /// Writes an index row that says only that it is there.
@@ -115,5 +159,5 @@ pub(crate) fn write_mark(
     table: Table,
     parts: &[&[u8]],
 ) -> Result<(), StoreError> {
-    rows.put(key(table, parts), Some([].as_slice().into()))
+    rows.set(key(table, parts), &[])
 }

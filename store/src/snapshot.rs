@@ -173,7 +173,7 @@ fn install_row(
         }
         TAG_EVENTS => {
             let revision = Revision(number(key)?);
-            if revision != tally.revision.next() || !event_bytes::continues(tally.chain, value) {
+            if revision != tally.revision.next() || event_bytes::continued(tally.chain, value).is_none() {
                 return Err(StoreError::corrupt(format!("event {revision} of a snapshot breaks the chain")));
             }
             tally.revision = revision;

@@ -164,16 +164,25 @@ thread_local! {
 
 /// The bytes of a row.
 pub(crate) fn encode<T: Serialize>(table: Table, row: &T) -> Result<Value, StoreError> {
+    with_encoded(table, row, |bytes| Ok(Value::from(bytes)))
+}
+
+/// What `then` makes of the bytes of a row, which lie where the next row will.
+pub(crate) fn with_encoded<T: Serialize, R>(
+    table: Table,
+    row: &T,
+    then: impl FnOnce(&[u8]) -> Result<R, StoreError>,
+) -> Result<R, StoreError> {
     let mut room = ENCODED.take();
     room.clear();
     room.push(FORM);
     let bytes = postcard::to_extend(row, room)
         .map_err(|source| StoreError::Encode { table: table.name(), source })?;
-    let value = Value::from(bytes.as_slice());
+    let made = then(&bytes);
     if bytes.capacity() <= ENCODED_KEPT_BYTES {
         ENCODED.set(bytes);
     }
-    Ok(value)
+    made
 }
 
 /// The row of these bytes.

@@ -5,7 +5,7 @@
 //! [`View`]: crate::View
 
 use crate::error::StoreError;
-use crate::rows::{Rows, id_bits, id_suffix, read, read_id};
+use crate::rows::{Rows, id_bits, id_suffix, read, read_at, read_id};
 use crate::tables::{Row, Table, aggregate_key, decode, key, port_claim_key, token_owner, unsettled_key};
 use holdfast_model::resource::{
     App, Cluster, Deployment, Edge, Enrolment, Env, Instance, Member, Node, Org, Release, Route, Token,
@@ -47,8 +47,7 @@ pub(crate) fn required<T>(found: Option<T>, what: &str) -> Result<T, StoreError>
 
 /// How many events an aggregate has.
 pub(crate) fn aggregate_seq(rows: &(impl Rows + ?Sized), aggregate: &Aggregate) -> Result<u64, StoreError> {
-    let value = rows.get(&aggregate_key(aggregate))?;
-    value.map_or(Ok(0), |bytes| decode(Table::AggregateSeq, &bytes))
+    Ok(read_at(rows, Table::AggregateSeq, &aggregate_key(aggregate))?.unwrap_or(0))
 }
 
 /// Rows of `T` in the order of an index under `prefix`, whose values are ids.
@@ -300,8 +299,8 @@ pub trait Views: Rows {
     /// # Errors
     /// When the database fails.
     fn node_load(&self, node: NodeId) -> Result<NodeLoad, StoreError> {
-        let value = self.get(&key(Table::NodeLoad, &[&node.to_key()]))?;
-        value.map_or(Ok(NodeLoad::default()), |bytes| decode(Table::NodeLoad, &bytes))
+        let at = key(Table::NodeLoad, &[&node.to_key()]);
+        Ok(read_at(self, Table::NodeLoad, &at)?.unwrap_or_default())
     }
 
     /// How many instances of an org a node has.
@@ -309,8 +308,8 @@ pub trait Views: Rows {
     /// # Errors
     /// When the database fails.
     fn node_org_load(&self, node: NodeId, org: OrgId) -> Result<u64, StoreError> {
-        let value = self.get(&key(Table::NodeOrgLoad, &[&node.to_key(), &org.to_key()]))?;
-        value.map_or(Ok(0), |bytes| decode(Table::NodeOrgLoad, &bytes))
+        let at = key(Table::NodeOrgLoad, &[&node.to_key(), &org.to_key()]);
+        Ok(read_at(self, Table::NodeOrgLoad, &at)?.unwrap_or(0))
     }
 
     /// An env's routes, by id.
@@ -382,8 +381,7 @@ pub trait Views: Rows {
     /// # Errors
     /// When the database fails.
     fn last_before(&self, incarnation: Incarnation) -> Result<Option<Revision>, StoreError> {
-        let value = self.get(&key(Table::Incarnation, &[&incarnation.0.to_be_bytes()]))?;
-        value.map(|bytes| decode(Table::Incarnation, &bytes)).transpose()
+        read_at(self, Table::Incarnation, &key(Table::Incarnation, &[&incarnation.0.to_be_bytes()]))
     }
 
     /// A page of an org's tokens, or of the operators', by id after `after`.
@@ -414,7 +412,7 @@ pub trait Views: Rows {
     /// # Errors
     /// When the database fails.
     fn is_unsettled(&self, env: EnvId) -> Result<bool, StoreError> {
-        Ok(self.get(&unsettled_key(env))?.is_some())
+        self.look(&unsettled_key(env), &mut |_| Ok(()))
     }
 }
 

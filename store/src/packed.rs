@@ -1,0 +1,100 @@
+//! Bytes that mostly are few: kept where they are named instead of in memory of their own.
+
+use std::borrow::Borrow;
+use std::cmp::Ordering;
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::ops::Deref;
+
+/// Some bytes, equal to, ordered and hashed as a slice of them is. Up to `SHORT` of them, which is at most 255, take no
+/// memory elsewhere; with a `SHORT` of 8n + 6 none of the rest is wasted.
+pub(crate) enum Packed<const SHORT: usize> {
+    /// How many, and the bytes.
+    Short(u8, [u8; SHORT]),
+    /// More than are short.
+    Long(Box<[u8]>),
+}
+
+impl<const SHORT: usize> From<&[u8]> for Packed<SHORT> {
+    fn from(bytes: &[u8]) -> Self {
+        match u8::try_from(bytes.len()) {
+            Ok(length) if bytes.len() <= SHORT => {
+                let mut short = [0; SHORT];
+                short[..bytes.len()].copy_from_slice(bytes);
+                Self::Short(length, short)
+            }
+            _ => Self::Long(bytes.into()),
+        }
+    }
+}
+
+impl<const SHORT: usize> Deref for Packed<SHORT> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Short(length, bytes) => &bytes[..usize::from(*length)],
+            Self::Long(bytes) => bytes,
+        }
+    }
+}
+
+impl<const SHORT: usize> Borrow<[u8]> for Packed<SHORT> {
+    fn borrow(&self) -> &[u8] {
+        self
+    }
+}
+
+impl<const SHORT: usize> PartialEq for Packed<SHORT> {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl<const SHORT: usize> Eq for Packed<SHORT> {}
+
+impl<const SHORT: usize> PartialOrd for Packed<SHORT> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<const SHORT: usize> Ord for Packed<SHORT> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (**self).cmp(&**other)
+    }
+}
+
+impl<const SHORT: usize> Hash for Packed<SHORT> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (**self).hash(state);
+    }
+}
+
+impl<const SHORT: usize> fmt::Debug for Packed<SHORT> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::hash::BuildHasher;
+
+    #[test]
+    fn packed_bytes_are_those_that_were_packed_however_many() {
+        assert_eq!(size_of::<Packed<22>>(), 24);
+        let hasher = std::hash::RandomState::new();
+        for length in [0, 1, 21, 22, 23, 255, 256, 1_000] {
+            let bytes: Vec<u8> = (0..length).map(|n| n as u8).collect();
+            let packed = Packed::<22>::from(bytes.as_slice());
+            assert_eq!(*packed, bytes[..]);
+            assert_eq!(matches!(packed, Packed::Short(..)), length <= 22);
+            assert_eq!(hasher.hash_one(&packed), hasher.hash_one(bytes.as_slice()));
+            let longer = Packed::<22>::from([&bytes[..], &[0]].concat().as_slice());
+            assert!(packed < longer && packed != longer);
+            assert!(longer < Packed::from([255; 30].as_slice()) || length > 255);
+        }
+    }
+}
