@@ -140,17 +140,53 @@ fn members(arguments: &Dev) -> Result<Vec<Member>, Failure> {
         .collect())
 }
 
+/// The lowest port that members get.
+const PORT_FIRST: u16 = 10_000;
+
+/// The first port that the system gives to connections. A member's lies below: while the member is down a connection of
+/// somebody else's could take it, and the member could not come back.
+fn first_ephemeral_port() -> u16 {
+    const USUAL: u16 = 32_768;
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    range.split_whitespace().next().and_then(|first| first.parse().ok()).unwrap_or(USUAL)
+}
+
 /// Ports that nobody listens on now. All are held until all are known, so that they differ.
 fn free_ports(number: u16) -> Result<Vec<u16>, Failure> {
-    let bind = |_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
-    let held: Result<Vec<_>, _> = (0..number).map(bind).collect();
-    let ports = held.and_then(|held| held.iter().map(|l| Ok(l.local_addr()?.port())).collect());
-    ports.map_err(|e| Failure::Host(format!("Cannot find free ports on loopback: {e}.")))
+    let end = first_ephemeral_port().max(PORT_FIRST.saturating_add(1));
+    let span = u32::from(end - PORT_FIRST);
+    // Where to begin differs between clusters that are made at the same time.
+    let begin = std::process::id().wrapping_mul(31) % span;
+    let candidates = (0..span).filter_map(|n| u16::try_from((begin + n) % span).ok());
+    let mut held = Vec::new();
+    for port in candidates.map(|offset| PORT_FIRST + offset) {
+        if held.len() == usize::from(number) {
+            break;
+        }
+        held.extend(TcpListener::bind((Ipv4Addr::LOCALHOST, port)));
+    }
+    let ports: Result<Vec<u16>, _> = held.iter().map(|l| Ok(l.local_addr()?.port())).collect();
+    let ports = ports
+        .map_err(|e: std::io::Error| Failure::Host(format!("Cannot find free ports on loopback: {e}.")))?;
+    if ports.len() < usize::from(number) {
+        return Err(Failure::Host(format!(
+            "Fewer than {number} ports from {PORT_FIRST} to {end} are free: name some with --base-port."
+        )));
+    }
+    Ok(ports)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_connection_takes_the_port_of_a_member_that_is_down() {
+        let ports = free_ports(6).unwrap();
+        assert!(ports.iter().all(|port| (PORT_FIRST..first_ephemeral_port()).contains(port)), "{ports:?}");
+        let distinct: std::collections::BTreeSet<_> = ports.iter().collect();
+        assert_eq!(distinct.len(), 6);
+    }
 
     fn arguments(base_port: Option<u16>) -> Dev {
         Dev {
