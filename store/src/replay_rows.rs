@@ -457,6 +457,19 @@ mod tests {
     }
 
     #[test]
+    fn i13_a_row_of_an_earlier_table_is_not_taken_for_one_with_the_same_last_bytes() {
+        let [first, second] = [1, 2].map(|id| [&[Table::AggregateSeq as u8, 4][..], &[id; 16]].concat());
+        let mut rows = ReplayRows::new();
+        rows.set(first.clone(), &[1]).unwrap();
+        rows.set(second.clone(), &[1]).unwrap();
+        for (next, same) in [(&second[..], true), (&second[1..], false)] {
+            let mut comparison = Comparison::new(&rows);
+            assert!(comparison.is_same(&first, &[1]));
+            assert_eq!(comparison.is_same(next, &[1]), same);
+        }
+    }
+
+    #[test]
     fn i13_a_row_of_the_log_state_is_no_view() {
         let mut rows = ReplayRows::new();
         let value = Some(Value::from([1].as_slice()));
