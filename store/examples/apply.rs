@@ -1,6 +1,7 @@
 //! What applying costs: the CPU time of one command in batches of one and of many, as members spend it for each write.
 //!
-//! `cargo run --release -p holdfast-store --example apply [COMMANDS]`
+//! `cargo run --release -p holdfast-store --example apply [COMMANDS] [--base APPS]`: with a base, that many apps were
+//! created and written down before.
 
 use holdfast_model::command::{NewMember, NewToken};
 use holdfast_model::resource::TokenKind;
@@ -12,8 +13,14 @@ use holdfast_store::{Store, StoreError};
 use std::error::Error;
 use std::time::Duration;
 
+/// As in the binary.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Commands of each run, unless told.
 const COMMANDS: usize = 100_000;
+/// Commands between two checkpoints.
+const CHECKPOINT_EVERY: usize = 25_000;
 /// Commands of a batch, as when hundreds of clients write at once.
 const BATCH: usize = 64;
 
@@ -92,51 +99,83 @@ fn cpu() -> Result<Duration, Box<dyn Error>> {
     Ok(Duration::from_nanos(nanos.parse()?))
 }
 
-/// Creates apps in batches, and tells what applying them cost.
-fn run(commands: usize, batch: usize, keyed: bool) -> Result<(), Box<dyn Error>> {
-    let dir = tempfile::tempdir()?;
-    let (mut bench, org, token) = Bench::new(Store::open(&dir.path().join("state.redb"))?)?;
-    let mut batches = Vec::with_capacity(commands.div_ceil(batch));
-    for first in (0..commands).step_by(batch) {
-        let mut entries = Vec::with_capacity(batch);
-        for n in first..first + batch {
-            let mut context = bench.context(Actor::Token(token), Some(org));
-            context.idempotency_key = keyed.then(|| format!("3f0e5b1c-7d1a-4c55-9b8e-{n:012x}"));
-            // Names in no order, as people give them.
-            let name = format!("app-{:016x}", (n as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15)).parse()?;
-            entries.push(vec![Proposal { context, command: Command::CreateApp { org, name } }]);
+/// What applying and writing down cost.
+#[derive(Default)]
+struct Cost {
+    apply: Duration,
+    checkpoints: Duration,
+}
+
+/// Creates apps in batches, with a checkpoint now and then, as members make them beside the applies.
+fn create(
+    bench: &mut Bench,
+    (org, token): (OrgId, TokenId),
+    (commands, batch, keyed): (usize, usize, bool),
+) -> Result<Cost, Box<dyn Error>> {
+    let mut cost = Cost::default();
+    let mut left = commands;
+    while left > 0 {
+        let round = left.min(CHECKPOINT_EVERY);
+        left -= round;
+        let mut batches = Vec::with_capacity(round.div_ceil(batch));
+        for first in (0..round).step_by(batch) {
+            let mut entries = Vec::with_capacity(batch);
+            for _ in first..round.min(first + batch) {
+                let mut context = bench.context(Actor::Token(token), Some(org));
+                // Keys and names in no order, as clients and people give them.
+                let drawn = (bench.drawn as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+                context.idempotency_key = keyed.then(|| format!("3f0e5b1c-7d1a-4c55-{drawn:016x}"));
+                let name = format!("app-{drawn:016x}").parse()?;
+                entries.push(vec![Proposal { context, command: Command::CreateApp { org, name } }]);
+            }
+            batches.push(entries);
         }
-        batches.push(entries);
+        let mut rejected = 0;
+        let began = cpu()?;
+        for entries in &batches {
+            rejected += bench.apply(entries)?.iter().flatten().filter(|outcome| outcome.is_err()).count();
+        }
+        cost.apply += cpu()?.saturating_sub(began);
+        if rejected > 0 {
+            return Err("a command was rejected".into());
+        }
+        let began = cpu()?;
+        bench.store.checkpoint()?;
+        cost.checkpoints += cpu()?.saturating_sub(began);
     }
-    let made = batches.len() * batch;
-    let mut rejected = 0;
-    let began = cpu()?;
-    for entries in &batches {
-        rejected += bench.apply(entries)?.iter().flatten().filter(|outcome| outcome.is_err()).count();
+    Ok(cost)
+}
+
+/// Tells what commands cost over a base.
+fn measure(commands: usize, base: usize) -> Result<(), Box<dyn Error>> {
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("state.redb");
+    let (mut bench, org, token) = Bench::new(Store::open(&path)?)?;
+    create(&mut bench, (org, token), (base, BATCH, false))?;
+    for batch in [1, BATCH] {
+        for keyed in [false, true] {
+            let cost = create(&mut bench, (org, token), (commands, batch, keyed))?;
+            let each = |cpu: Duration| cpu.as_secs_f64() * 1e6 / commands as f64;
+            println!(
+                "over {base:>7} apps, batches of {batch:>2}, {}: {:>6.2} µs of CPU a command to apply, {:>6.2} µs to write down",
+                if keyed { "with keys   " } else { "without keys" },
+                each(cost.apply),
+                each(cost.checkpoints),
+            );
+        }
     }
-    let took = cpu()?.saturating_sub(began);
-    if rejected > 0 {
-        return Err("a command was rejected".into());
-    }
-    let began = cpu()?;
-    bench.store.checkpoint()?;
-    let checkpoint = cpu()?.saturating_sub(began);
-    let each = |cpu: Duration| cpu.as_secs_f64() * 1e6 / made as f64;
-    println!(
-        "batches of {batch:>3}, {}: {:>6.2} µs of CPU a command to apply, {:>6.2} µs to write down in one checkpoint",
-        if keyed { "with keys   " } else { "without keys" },
-        each(took),
-        each(checkpoint),
-    );
+    println!("digest {}", bench.store.digest());
     Ok(())
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let commands = std::env::args().nth(1).map_or(Ok(COMMANDS), |n| n.parse())?;
-    for batch in [1, BATCH] {
-        for keyed in [false, true] {
-            run(commands, batch, keyed)?;
+    let (mut commands, mut base) = (COMMANDS, 0);
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--base" => base = arguments.next().ok_or("--base takes a number of apps")?.parse()?,
+            number => commands = number.parse()?,
         }
     }
-    Ok(())
+    measure(commands, base)
 }

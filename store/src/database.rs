@@ -3,13 +3,14 @@
 //! What is assumed of the disk, and what each table holds byte by byte, is in `docs/formats/state.md`.
 
 use crate::error::StoreError;
+use crate::greatest::Greatest;
 use crate::head::Head;
 use crate::rows::{RowList, Rows, prefix_end, range};
 use crate::tables::{Value, is_view};
 use holdfast_model::{Digest, LogIndex, Revision};
 use redb::{ReadableTable, TableDefinition};
 
-type Bytes = &'static [u8];
+pub(crate) type Bytes = &'static [u8];
 
 /// Rows of the views: a function of the events.
 pub(crate) const VIEWS: TableDefinition<'static, Bytes, Bytes> = TableDefinition::new("views");
@@ -48,7 +49,7 @@ impl<T, E: Into<redb::Error>> Doing<T> for Result<T, E> {
     }
 }
 
-const READING: &str = "reading a row";
+pub(crate) const READING: &str = "reading a row";
 const WRITING: &str = "writing a row";
 
 fn get(table: &impl ReadableTable<Bytes, Bytes>, key: &[u8]) -> Result<Option<Value>, StoreError> {
@@ -138,6 +139,8 @@ impl Rows for WriteTables<'_> {
 
 /// The rows of a consistent moment.
 pub(crate) struct ReadTables {
+    /// Of the rows of the views and of the log state.
+    greatest: Greatest,
     views: redb::ReadOnlyTable<Bytes, Bytes>,
     log_state: redb::ReadOnlyTable<Bytes, Bytes>,
     events: redb::ReadOnlyTable<u64, Bytes>,
@@ -150,13 +153,24 @@ impl ReadTables {
         use redb::ReadableDatabase;
         const OPENING: &str = "opening a table to read";
         let txn = db.begin_read().doing("beginning to read")?;
+        let views = txn.open_table(VIEWS).doing(OPENING)?;
+        let log_state = txn.open_table(LOG_STATE).doing(OPENING)?;
+        let mut greatest = Greatest::of_nothing();
+        greatest.add(&views)?;
+        greatest.add(&log_state)?;
         Ok(Self {
-            views: txn.open_table(VIEWS).doing(OPENING)?,
-            log_state: txn.open_table(LOG_STATE).doing(OPENING)?,
+            greatest,
+            views,
+            log_state,
             events: txn.open_table(EVENTS).doing(OPENING)?,
             digests: txn.open_table(DIGESTS).doing(OPENING)?,
             meta: txn.open_table(META).doing(OPENING)?,
         })
+    }
+
+    /// Whether no row has this key, as far as can be told without a search.
+    pub(crate) fn excludes(&self, key: &[u8]) -> bool {
+        self.greatest.excludes(key)
     }
 
     pub(crate) fn head(&self) -> Result<Head, StoreError> {
@@ -270,6 +284,9 @@ fn all(
 
 impl Rows for ReadTables {
     fn get(&self, key: &[u8]) -> Result<Option<Value>, StoreError> {
+        if self.excludes(key) {
+            return Ok(None);
+        }
         get(if is_view(key) { &self.views } else { &self.log_state }, key)
     }
 

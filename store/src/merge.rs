@@ -1,7 +1,8 @@
 //! Changes laid over rows, in the order of keys: a removed row hides the one below it, a newer layer the older ones.
 
 use crate::error::StoreError;
-use crate::recent::{Change, Key};
+use crate::recent::Change;
+use crate::row_key::Key;
 use crate::rows::{RowList, Rows};
 use crate::tables::Value;
 use std::borrow::Borrow;

@@ -5,6 +5,7 @@
 //! revision. Never holds log state: that has no readers, and is the writer's (`writer.rs`).
 
 use crate::head::Head;
+use crate::row_key::Key;
 use crate::tables::Value;
 use crossbeam_skiplist::SkipMap;
 use crossbeam_skiplist::map::Entry;
@@ -15,9 +16,6 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
-
-/// A key that is shared by whoever remembers the row.
-pub(crate) type Key = Arc<[u8]>;
 
 /// Memory of a recent row beside its key and value, about.
 const ROW_OVERHEAD_BYTES: usize = 160;

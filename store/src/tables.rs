@@ -313,9 +313,9 @@ impl RowSum {
         }
     }
 
-    /// Takes a row away.
-    pub(crate) fn remove(&mut self, key: &[u8], value: &[u8]) {
-        for (lane, row) in self.0.iter_mut().zip(row_lanes(key, value, &mut Vec::new())) {
+    /// Takes a row away; what was in `room` is overwritten.
+    pub(crate) fn remove_with(&mut self, key: &[u8], value: &[u8], room: &mut Vec<u8>) {
+        for (lane, row) in self.0.iter_mut().zip(row_lanes(key, value, room)) {
             *lane = lane.wrapping_sub(row);
         }
     }

@@ -10,10 +10,12 @@ use crate::generation::{Base, Frozen, Generation};
 use crate::head::Head;
 use crate::merge::{Layered, laid_over};
 use crate::overlay::DraftParts;
-use crate::recent::{Change, History, Key, Recent};
+use crate::recent::{Change, History, Recent};
+use crate::row_key::Key;
 use crate::rows::{RowList, Rows, RowsMut, prefix_end, range};
 use crate::tables::{Table, Value, is_view};
 use crate::views::Views;
+use foldhash::fast::RandomState;
 use holdfast_model::{ClusterVersion, Digest, LogIndex, Revision};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -28,9 +30,9 @@ const ROW_OVERHEAD_BYTES: usize = 64;
 /// order that they happen to have.
 #[derive(Default)]
 pub(crate) struct Latest {
-    views: HashMap<Key, Change>,
+    views: HashMap<Key, Change, RandomState>,
     /// Log state that is only looked up.
-    points: HashMap<Key, Change>,
+    points: HashMap<Key, Change, RandomState>,
     /// Log state that is looked for by its order.
     ends: BTreeMap<Key, Change>,
     bytes: usize,
@@ -89,7 +91,7 @@ pub(crate) struct Writer {
     pub(crate) generation: Arc<Generation>,
     latest: Latest,
     /// What the base answered. Never iterated.
-    seen: RefCell<HashMap<Key, Change>>,
+    seen: RefCell<HashMap<Key, Change, RandomState>>,
     head: Head,
     /// The cluster version after the last command.
     version: ClusterVersion,
@@ -98,6 +100,8 @@ pub(crate) struct Writer {
     pub(crate) meta: Option<Arc<[u8]>>,
     /// Changed and decided, and not published.
     pending: History,
+    /// Memory in which rows are laid out to be hashed.
+    room: Vec<u8>,
     /// No kept outcome ends before this; `None` while nobody looked.
     outcomes_end: Option<u64>,
     /// False after a failed change: what is in memory and on the disk is then unknown to us.
@@ -118,6 +122,7 @@ impl Writer {
             log_time_ms,
             meta,
             pending: History::default(),
+            room: Vec::new(),
             outcomes_end: None,
             in_service: true,
         })
@@ -178,12 +183,12 @@ impl Writer {
         let in_views = is_view(&key);
         let sum = if in_views { &mut self.head.views } else { &mut self.head.log };
         if let Some(old) = &old {
-            sum.remove(&key, old);
+            sum.remove_with(&key, old, &mut self.room);
         }
         if let Some(new) = &value {
-            sum.add(&key, new);
+            sum.add_with(&key, new, &mut self.room);
         }
-        let key: Key = key.into();
+        let key = Key::from(key.as_slice());
         if in_views {
             self.generation.active.put(key.clone(), self.head.revision, value.clone());
         }
@@ -261,7 +266,11 @@ impl Rows for Writer {
         if let Some(change) = seen.get(key) {
             return Ok(change.clone());
         }
-        let value = self.generation.base.tables.get(key)?;
+        let tables = &self.generation.base.tables;
+        if tables.excludes(key) {
+            return Ok(None);
+        }
+        let value = tables.get(key)?;
         if seen.len() >= SEEN_MAX {
             seen.clear();
         }
