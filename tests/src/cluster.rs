@@ -490,8 +490,12 @@ pub fn signal(pid: u32, signal: Signal) {
 /// Whether a process has ended: not there, or waiting to be reaped.
 pub fn gone(pid: u32) -> bool {
     let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
-    // The state follows the name, which is in parentheses and may hold anything.
-    stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z') || rest.starts_with('X'))
+    // The state follows the name, which is in parentheses and may hold anything; the number of threads is 17 fields on.
+    let mut fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
+    let ended = matches!(fields.next(), Some("Z" | "X"));
+    // Another thread may still wait for the disk, and until it ends the process keeps its ports.
+    let threads = fields.nth(16).and_then(|threads| threads.parse().ok());
+    ended && threads.is_none_or(|threads: u32| threads <= 1)
 }
 
 fn log_end(path: &Path) -> String {
