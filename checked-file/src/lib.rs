@@ -6,8 +6,8 @@
 //! error before anybody has seen it. [`Checked::close`], which redb calls when a file is closed in order, leaves the
 //! checksums in a file beside it, so that they outlive the process; the first write takes that file away again.
 //!
-//! After a crash there are no checksums. Then redb itself verifies every page that can be reached, and a block is believed
-//! when it is read for the first time. [`Checks::scrub`] reads what nobody asks for.
+//! After a crash there are no checksums. [`open_database`] then has every page verified that can be reached, and a block is
+//! believed when it is read for the first time. [`Checks::scrub`] reads what nobody asks for.
 //!
 //! It never repairs, never retries, and decides nothing: who is told of a rotten block does (I1, I2). The checksums
 //! catch faults, not forgeries: whoever can write the file can write its checksums.
@@ -15,15 +15,17 @@
 mod blocks;
 mod sidecar;
 
+use std::cell::Cell;
 use std::fmt;
 use std::io;
 use std::ops::Bound;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use redb::backends::FileBackend;
-use redb::{BackendError, DatabaseError, StorageBackend};
+use redb::{BackendError, Database, DatabaseError, StorageBackend, StorageError};
 
 use crate::blocks::Blocks;
 
@@ -108,6 +110,37 @@ impl Checked {
     }
 }
 
+thread_local! {
+    static OPENING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread is opening a database, where a panic of redb's becomes an error.
+pub fn is_opening() -> bool {
+    OPENING.get()
+}
+
+/// Opens a database in a file of which nothing may be true. When its checksums are lost, as after a crash, every page that
+/// can be reached is verified: redb does that by itself only where commits have one phase, takes the others for sound, and
+/// panics on a page that makes no sense.
+///
+/// # Errors
+/// When the storage fails, or the file is damaged.
+pub fn open_database(storage: Checked, cache_bytes: usize) -> Result<Database, DatabaseError> {
+    let knew_nothing = storage.checks().knows_nothing();
+    let open = AssertUnwindSafe(|| {
+        let mut database = Database::builder().set_cache_size(cache_bytes).create_with_backend(storage)?;
+        if knew_nothing {
+            database.check_integrity()?;
+        }
+        Ok(database)
+    });
+    OPENING.set(true);
+    let opened = catch_unwind(open);
+    OPENING.set(false);
+    let nonsense = || StorageError::Corrupted("a page of the file makes no sense".to_owned());
+    opened.unwrap_or_else(|_panic| Err(nonsense().into()))
+}
+
 /// Where the checksums of a file lie.
 pub fn sidecar_of(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
@@ -136,6 +169,11 @@ impl Checks {
         {
             tell(rot);
         }
+    }
+
+    /// Whether no block's checksum is known: the file is new, or was not closed in order and was not read since.
+    pub fn knows_nothing(&self) -> bool {
+        self.0.known().sums().is_empty()
     }
 
     /// How many blocks the file has.

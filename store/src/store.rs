@@ -10,7 +10,7 @@ use crate::snapshot::{self, SnapshotSource, SnapshotSummary};
 use crate::view::View;
 use crate::writer::Writer;
 use arc_swap::ArcSwap;
-use holdfast_checked_file::{Checked, Checks};
+use holdfast_checked_file::{Checked, Checks, open_database};
 use holdfast_model::{ClusterVersion, Digest, LogIndex, Outcome, Proposal, Revision, SupportedVersions};
 use std::collections::VecDeque;
 use std::io;
@@ -77,8 +77,7 @@ impl Store {
             |e: redb::DatabaseError| StoreError::Open { path: path.into(), source: Box::new(e.into()) };
         let checked = Checked::open(path).map_err(open)?;
         let checks = checked.checks();
-        let db = redb::Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(checked);
-        Self::begin(db.map_err(open)?, checks)
+        Self::begin(open_database(checked, CACHE_BYTES).map_err(open)?, checks)
     }
 
     /// Opens the state in a storage of the caller's.
@@ -88,8 +87,7 @@ impl Store {
     pub fn open_with_backend(backend: impl redb::StorageBackend) -> Result<Self, StoreError> {
         let checked = Checked::over(backend);
         let checks = checked.checks();
-        let db = redb::Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(checked);
-        Self::begin(db.doing("opening the state")?, checks)
+        Self::begin(open_database(checked, CACHE_BYTES).doing("opening the state")?, checks)
     }
 
     fn begin(db: redb::Database, checks: Checks) -> Result<Self, StoreError> {
