@@ -14,6 +14,8 @@ use crate::sealed_file::sync_folder;
 
 const MAGIC: &[u8; 8] = b"HFSNAP01";
 const DIGEST_BYTES: u64 = blake3::OUT_LEN as u64;
+/// Digits of a name that say where its snapshot ends.
+const END_DIGITS: usize = 20;
 /// The largest record that a header may announce: thousands of members.
 const RECORD_BYTES_MAX: u32 = 4 * 1024 * 1024;
 const BUFFER_BYTES: usize = 1024 * 1024;
@@ -184,20 +186,24 @@ impl SnapshotFolder {
         self.adopt(&staged).map_err(BuildError::File)
     }
 
-    /// Gives a whole file its final name, durably, and removes older ones.
+    /// Gives a whole file its final name, durably, and removes older ones. A newer one stays: it may have been received while
+    /// this one was being built, and the log may be purged up to its end already.
     fn adopt(&self, staged: &Path) -> Result<SnapshotFile, SnapshotFileError> {
         let file = SnapshotFile::open(staged)?;
-        let name = format!("{:020}-{}{SUFFIX}", file.meta.next_index(), &hex(&file.digest)[..16]);
+        let end = file.meta.next_index();
+        let name = format!("{end:0END_DIGITS$}-{}{SUFFIX}", &hex(&file.digest)[..16]);
         let path = self.path.join(&name);
         at(&path, fs::rename(staged, &path).and_then(|()| sync_folder(&self.path)))?;
-        for older in self.names(SUFFIX)?.into_iter().filter(|other| *other != name) {
+        let ends = |name: &str| name.get(..END_DIGITS).map(str::to_owned);
+        let others = self.names(SUFFIX)?.into_iter().filter(|other| *other != name);
+        for older in others.filter(|other| ends(other) <= ends(&name)) {
             let older = self.path.join(older);
             at(&older, fs::remove_file(&older))?;
         }
         Ok(SnapshotFile { path, ..file })
     }
 
-    /// Makes sure that a snapshot lies in this folder, and is the only one.
+    /// Makes sure that a snapshot lies in this folder, and no older one.
     pub(crate) fn keep(&self, file: SnapshotFile) -> Result<SnapshotFile, SnapshotFileError> {
         if file.path.parent() == Some(self.path.as_path()) {
             return Ok(file);
@@ -346,6 +352,25 @@ mod tests {
         assert_eq!(found.digest, second.digest);
         found.verify().unwrap();
         assert_eq!(body(&found), b"second");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn i02_a_snapshot_that_was_received_outlives_an_older_one_that_was_still_being_built() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = SnapshotFolder::open(dir.path()).unwrap();
+        let at = |index| RaftMeta {
+            last_applied: Some(crate::types::LogId::new(
+                crate::types::LeaderId { term: 1, node_id: 1 },
+                index,
+            )),
+            ..RaftMeta::default()
+        };
+        let received = folder.build(&at(311), |out| out.write_all(b"received")).unwrap();
+        folder.build(&at(293), |out| out.write_all(b"built")).unwrap();
+        assert_eq!(folder.newest().unwrap().unwrap().digest, received.digest);
+        // The next one takes the place of both.
+        folder.build(&at(400), |out| out.write_all(b"next")).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
