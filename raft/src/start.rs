@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use holdfast_model::{MemberId, Revision};
 use holdfast_store::{Store, StoreError};
-use openraft::Raft;
 use openraft::async_runtime::watch::WatchReceiver;
+use openraft::storage::RaftStateMachine;
+use openraft::{Raft, RaftSnapshotBuilder};
 use rand::RngExt;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -263,11 +264,16 @@ async fn run(
         let (store, folder, channels, peers) = (&store, &folder, &channels, &peers);
         Filling { data_dir, pending, store, log, folder, channels, peers }.fill().await?;
     }
-    let machine = StateMachine::open(store.clone(), log.clone(), folder.clone(), progress, health.clone())?;
+    let mut machine =
+        StateMachine::open(store.clone(), log.clone(), folder.clone(), progress, health.clone())?;
     let checkpoints = machine.checkpoints();
     peers.extend(peers_in(machine.opened().membership.membership(), id));
     let (vote, last) = log.ends().map_err(|error| StartError::Core(error.to_string()))?;
-    let next = last.map_or(0, |last| last.index() + 1).max(machine.opened().next_index());
+    let (logged, applied) = (last.map_or(0, |last| last.index() + 1), machine.opened().next_index());
+    let next = logged.max(applied);
+    if logged < applied {
+        reach_with_a_snapshot(&mut machine, &folder, applied).await?;
+    }
     let service = MemberService::new(
         health.clone(),
         log.clone(),
@@ -333,6 +339,23 @@ async fn run(
         catch_up(&member).await?;
     }
     Ok(member)
+}
+
+/// A state may be ahead of its log: what a majority has is applied, also before it is synced here, and a power loss takes
+/// what was not. The log then goes on after the state, and needs a snapshot that reaches as far.
+async fn reach_with_a_snapshot(
+    machine: &mut StateMachine,
+    folder: &SnapshotFolder,
+    applied: u64,
+) -> Result<(), StartError> {
+    let folder = folder.clone();
+    let newest = disk_work::run(move || folder.newest()).await;
+    let newest = newest.map_err(|error| StartError::Core(error.to_string()))??;
+    if newest.is_none_or(|newest| newest.meta.next_index() < applied) {
+        let mut builder = machine.get_snapshot_builder().await;
+        builder.build_snapshot().await.map_err(|error| StartError::Core(error.to_string()))?;
+    }
+    Ok(())
 }
 
 /// Says to the health what is found rotten, whoever reads it.
