@@ -5,7 +5,7 @@
 
 use crate::database::{Bytes, Doing, READING};
 use crate::error::StoreError;
-use crate::row_key::Key;
+use crate::packed::Key;
 use crate::tables::Table;
 use redb::ReadableTable;
 use std::ops::Bound;

@@ -34,7 +34,6 @@ mod replay;
 mod replay_events;
 mod replay_rows;
 mod rollout;
-mod row_key;
 mod rows;
 mod settled;
 mod snapshot;

@@ -1,8 +1,8 @@
 //! Changes laid over rows, in the order of keys: a removed row hides the one below it, a newer layer the older ones.
 
 use crate::error::StoreError;
+use crate::packed::Key;
 use crate::recent::Change;
-use crate::row_key::Key;
 use crate::rows::{RowList, Rows};
 use crate::tables::Value;
 use std::borrow::Borrow;

@@ -5,7 +5,7 @@
 //! revision. Never holds log state: that has no readers, and is the writer's (`writer.rs`).
 
 use crate::head::Head;
-use crate::row_key::Key;
+use crate::packed::Key;
 use crate::tables::Value;
 use crossbeam_skiplist::SkipMap;
 use crossbeam_skiplist::map::Entry;

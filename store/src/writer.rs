@@ -10,8 +10,8 @@ use crate::generation::{Base, Frozen, Generation};
 use crate::head::Head;
 use crate::merge::{Layered, laid_over};
 use crate::overlay::DraftParts;
+use crate::packed::Key;
 use crate::recent::{Change, History, Recent};
-use crate::row_key::Key;
 use crate::rows::{RowList, Rows, RowsMut, prefix_end, range};
 use crate::tables::{Table, Value, is_view};
 use crate::views::Views;
@@ -138,6 +138,11 @@ impl Writer {
         self.log_time_ms
     }
 
+    /// What changed since the base, the newest first.
+    fn layers(&self) -> impl Iterator<Item = &Latest> {
+        std::iter::once(&self.latest).chain(self.generation.frozen.iter().map(|frozen| &*frozen.latest))
+    }
+
     /// A time before which no kept outcome ends, if it is known.
     pub(crate) fn outcomes_end(&self) -> Option<u64> {
         self.outcomes_end
@@ -258,8 +263,7 @@ impl Writer {
 
 impl Rows for Writer {
     fn get(&self, key: &[u8]) -> Result<Option<Value>, StoreError> {
-        let layers = std::iter::once(&self.latest).chain(self.generation.frozen.iter().map(|f| &*f.latest));
-        if let Some(change) = layers.into_iter().find_map(|latest| latest.get(key)) {
+        if let Some(change) = self.layers().find_map(|latest| latest.get(key)) {
             return Ok(change.clone());
         }
         let mut seen = self.seen.borrow_mut();
@@ -287,8 +291,7 @@ impl Rows for Writer {
         }
         let end = prefix_end(prefix);
         let Some(bounds) = range(prefix, after, end.as_deref()) else { return Ok(Vec::new()) };
-        let layers = std::iter::once(&self.latest).chain(self.generation.frozen.iter().map(|f| &*f.latest));
-        let ranges = layers.map(|latest| latest.ends.range::<[u8], _>(bounds));
+        let ranges = self.layers().map(|latest| latest.ends.range::<[u8], _>(bounds));
         let over = Layered::new(ranges.map(|rows| rows.map(|(key, value)| (key.clone(), value.clone()))));
         laid_over(&self.generation.base.tables, over, prefix, after, limit)
     }
