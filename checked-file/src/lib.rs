@@ -13,6 +13,7 @@
 //! catch faults, not forgeries: whoever can write the file can write its checksums.
 
 mod blocks;
+pub mod sealed;
 mod sidecar;
 
 use std::cell::Cell;

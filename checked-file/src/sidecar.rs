@@ -1,9 +1,11 @@
-//! The file in which checksums outlive a process: `HFSUMS01`, BLAKE3 of the rest (32), length of the database file
-//! (8, little-endian), then eight bytes a block. Written beside its place and renamed, so it is whole or absent.
+//! The file in which checksums outlive a process: sealed as `HFSUMS01`, the length of the database file (8, little-endian),
+//! then eight bytes a block.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::Path;
+
+use crate::sealed;
 
 const MAGIC: &[u8; 8] = b"HFSUMS01";
 
@@ -19,11 +21,7 @@ pub(crate) fn read(path: &Path, length: u64) -> io::Result<Option<Vec<u64>>> {
 }
 
 fn parse(bytes: &[u8], length: u64) -> Option<Vec<u64>> {
-    let (digest, body) = bytes.strip_prefix(MAGIC)?.split_at_checked(blake3::OUT_LEN)?;
-    if blake3::hash(body).as_bytes() != digest {
-        return None;
-    }
-    let sums = body.strip_prefix(&length.to_le_bytes())?;
+    let sums = sealed::body(MAGIC, bytes)?.strip_prefix(&length.to_le_bytes())?;
     let (sums, rest) = sums.as_chunks::<8>();
     rest.is_empty().then(|| sums.iter().copied().map(u64::from_le_bytes).collect())
 }
@@ -33,25 +31,11 @@ pub(crate) fn write(path: &Path, length: u64, sums: &[u64]) -> io::Result<()> {
     let mut body = Vec::with_capacity(8 + sums.len() * 8);
     body.extend_from_slice(&length.to_le_bytes());
     sums.iter().for_each(|sum| body.extend_from_slice(&sum.to_le_bytes()));
-    let staged = path.with_extension("sums.new");
-    let mut file = File::create(&staged)?;
-    file.write_all(MAGIC)?;
-    file.write_all(blake3::hash(&body).as_bytes())?;
-    file.write_all(&body)?;
-    file.sync_all()?;
-    fs::rename(&staged, path)?;
-    sync_folder_of(path)
+    sealed::replace(path, MAGIC, &body)
 }
 
 /// Takes them away, durably.
 pub(crate) fn remove(path: &Path) -> io::Result<()> {
     fs::remove_file(path)?;
-    sync_folder_of(path)
-}
-
-fn sync_folder_of(path: &Path) -> io::Result<()> {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => File::open(folder)?.sync_all(),
-        _ => File::open(".")?.sync_all(),
-    }
+    sealed::sync_folder_of(path)
 }

@@ -18,13 +18,14 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use holdfast_checked_file::sealed::sync_folder;
 use holdfast_model::Digest;
 use holdfast_store::StoreError;
 use serde::{Deserialize, Serialize};
 
 use crate::error::StartError;
 use crate::health::Fault;
-use crate::sealed_file::{self, sync_folder};
+use crate::sealed_file;
 
 /// How often a member is filled again before it must be replaced.
 pub(crate) const HEALS_MAX: u32 = 3;
@@ -68,17 +69,12 @@ fn path_in(data_dir: &Path) -> PathBuf {
 
 fn read(data_dir: &Path) -> Result<Record, StartError> {
     let path = path_in(data_dir);
-    let unreadable = |source| StartError::VerdictUnreadable { path: path.clone(), source };
-    match fs::read(&path) {
-        Ok(bytes) => sealed_file::parse(RECORD_MAGIC, &bytes)
-            .ok_or_else(|| unreadable(io::Error::new(io::ErrorKind::InvalidData, "it is damaged"))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Record::default()),
-        Err(source) => Err(unreadable(source)),
-    }
+    let read = sealed_file::read(&path, RECORD_MAGIC);
+    Ok(read.map_err(|source| StartError::VerdictUnreadable { path, source })?.unwrap_or_default())
 }
 
 fn write(data_dir: &Path, record: &Record) -> io::Result<()> {
-    sealed_file::replace(data_dir, RECORD_FILE, RECORD_MAGIC, record)
+    sealed_file::replace(&path_in(data_dir), RECORD_MAGIC, record)
 }
 
 /// Has the member filled at its next start. False when that was done too often, or cannot be counted: then the fault is

@@ -4,7 +4,6 @@
 //! counts as empty.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 use std::path::Path;
 
@@ -20,17 +19,18 @@ pub(crate) type KnownPeers = BTreeMap<u64, String>;
 
 /// What was known last.
 pub(crate) fn read(data_dir: &Path) -> KnownPeers {
-    let bytes = fs::read(data_dir.join(PEERS_FILE)).unwrap_or_default();
-    sealed_file::parse(PEERS_MAGIC, &bytes).unwrap_or_default()
+    sealed_file::read(&data_dir.join(PEERS_FILE), PEERS_MAGIC).ok().flatten().unwrap_or_default()
 }
 
 /// Remembers it.
 pub(crate) fn write(data_dir: &Path, peers: &KnownPeers) -> io::Result<()> {
-    sealed_file::replace(data_dir, PEERS_FILE, PEERS_MAGIC, peers)
+    sealed_file::replace(&data_dir.join(PEERS_FILE), PEERS_MAGIC, peers)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -4,7 +4,6 @@
 //! its whole disk, would otherwise vote a second time in a term in which it voted already, and two quorums could form.
 //! So a folder whose two copies do not agree is refused, and an empty folder is never taken for a known member (I2).
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -82,15 +81,10 @@ pub enum MarkerError {
 /// Reads the marker of a data folder. `None` when there is none.
 pub(crate) fn read(data_dir: &Path) -> Result<Option<MemberIdentity>, MarkerError> {
     let path = data_dir.join(MARKER_FILE);
-    let bytes = match fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(MarkerError::Io { path, source }),
-    };
-    match parse(&bytes) {
-        Some(identity) => Ok(Some(identity)),
-        None => Err(MarkerError::Damaged { path }),
-    }
+    sealed_file::read(&path, MARKER_MAGIC).map_err(|source| match source.kind() {
+        io::ErrorKind::InvalidData => MarkerError::Damaged { path },
+        _ => MarkerError::Io { path, source },
+    })
 }
 
 /// Writes the marker of a data folder, durably and only once.
@@ -105,16 +99,13 @@ pub(crate) fn write(data_dir: &Path, identity: &MemberIdentity) -> Result<(), Ma
 /// Replaces the marker of a data folder, durably and at once.
 pub(crate) fn replace(data_dir: &Path, identity: &MemberIdentity) -> Result<(), MarkerError> {
     let path = data_dir.join(MARKER_FILE);
-    sealed_file::replace(data_dir, MARKER_FILE, MARKER_MAGIC, identity)
-        .map_err(|source| MarkerError::Io { path, source })
-}
-
-fn parse(bytes: &[u8]) -> Option<MemberIdentity> {
-    sealed_file::parse(MARKER_MAGIC, bytes)
+    sealed_file::replace(&path, MARKER_MAGIC, identity).map_err(|source| MarkerError::Io { path, source })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn identity() -> MemberIdentity {

@@ -103,11 +103,7 @@ fn invalid(error: CommandError) -> ConsensusError {
 impl MemberService {
     /// Proposes one command of another member, on this member alone.
     pub(crate) async fn propose_one(&self, command: LogCommand) -> Result<Outcome, Refusal> {
-        check(&command)?;
-        match timeout(WRITE_DEADLINE, self.entries.submit_one(command, None)).await {
-            Ok(told) => told.map_err(refusal),
-            Err(_elapsed) => Err(no_majority()),
-        }
+        self.propose_all(vec![command]).await?.pop().unwrap_or_else(|| Err(no_outcome()))
     }
 
     /// The same for many. One that this build cannot read is refused by itself and spares its neighbours; in the log it

@@ -8,9 +8,10 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use holdfast_checked_file::sealed::sync_folder;
+
 use crate::log_record::RecordError;
 use crate::raft_meta::RaftMeta;
-use crate::sealed_file::sync_folder;
 
 const MAGIC: &[u8; 8] = b"HFSNAP01";
 const DIGEST_BYTES: u64 = blake3::OUT_LEN as u64;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -272,7 +273,8 @@ async fn run(
     let (logged, applied) = (last.map_or(0, |last| last.index() + 1), machine.opened().next_index());
     let next = logged.max(applied);
     if logged < applied {
-        reach_with_a_snapshot(&mut machine, &folder, applied).await?;
+        let made = reach_with_a_snapshot(&mut machine, applied).await;
+        made.map_err(|error| StartError::Core(error.to_string()))?;
     }
     let service = MemberService::new(
         health.clone(),
@@ -343,17 +345,10 @@ async fn run(
 
 /// A state may be ahead of its log: what a majority has is applied, also before it is synced here, and a power loss takes
 /// what was not. The log then goes on after the state, and needs a snapshot that reaches as far.
-async fn reach_with_a_snapshot(
-    machine: &mut StateMachine,
-    folder: &SnapshotFolder,
-    applied: u64,
-) -> Result<(), StartError> {
-    let folder = folder.clone();
-    let newest = disk_work::run(move || folder.newest()).await;
-    let newest = newest.map_err(|error| StartError::Core(error.to_string()))??;
-    if newest.is_none_or(|newest| newest.meta.next_index() < applied) {
-        let mut builder = machine.get_snapshot_builder().await;
-        builder.build_snapshot().await.map_err(|error| StartError::Core(error.to_string()))?;
+async fn reach_with_a_snapshot(machine: &mut StateMachine, applied: u64) -> io::Result<()> {
+    let newest = machine.get_current_snapshot().await?;
+    if newest.is_none_or(|newest| newest.snapshot.meta.next_index() < applied) {
+        machine.get_snapshot_builder().await.build_snapshot().await?;
     }
     Ok(())
 }

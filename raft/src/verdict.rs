@@ -4,7 +4,6 @@
 //! back by a restart (I1, I2). So the verdict is made durable before the member stops, and a folder that has one is
 //! refused. A verdict that cannot be read counts as one. Nothing here removes a verdict: the way back is a new member.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -24,17 +23,10 @@ fn path_in(data_dir: &Path) -> PathBuf {
 /// Refuses a folder whose member may not start again.
 pub(crate) fn check(data_dir: &Path) -> Result<(), StartError> {
     let path = path_in(data_dir);
-    let bytes = match fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(source) => return Err(StartError::VerdictUnreadable { path, source }),
-    };
-    match parse(&bytes) {
-        Some(fault) => Err(StartError::OutOfService { path, fault }),
-        None => {
-            let source = io::Error::new(io::ErrorKind::InvalidData, "it is damaged");
-            Err(StartError::VerdictUnreadable { path, source })
-        }
+    match sealed_file::read(&path, VERDICT_MAGIC) {
+        Ok(None) => Ok(()),
+        Ok(Some(fault)) => Err(StartError::OutOfService { path, fault }),
+        Err(source) => Err(StartError::VerdictUnreadable { path, source }),
     }
 }
 
@@ -44,15 +36,13 @@ pub(crate) fn write(data_dir: &Path, fault: &Fault) -> io::Result<()> {
     if path.exists() {
         return Ok(());
     }
-    sealed_file::replace(data_dir, VERDICT_FILE, VERDICT_MAGIC, fault)
-}
-
-fn parse(bytes: &[u8]) -> Option<Fault> {
-    sealed_file::parse(VERDICT_MAGIC, bytes)
+    sealed_file::replace(&path, VERDICT_MAGIC, fault)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
