@@ -6,8 +6,9 @@
 use holdfast_client::{Client, fresh_key};
 use holdfast_model::api::{Answer, CreateApp, CreateOrg};
 use holdfast_model::resource::App;
-use holdfast_model::{Code, Event, EventPayload, MemberId, OrgId, Revision};
+use holdfast_model::{Code, MemberId, OrgId};
 use holdfast_tests::cluster::{Cluster, Options, wait_until};
+use holdfast_tests::history::apps_created;
 use holdfast_tests::netns;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -69,7 +70,7 @@ async fn i04_a_request_that_is_sent_again_over_changes_of_leader_happens_once() 
     for (name, (key, answer)) in &answers {
         assert_eq!(create(&client, org, name, key).await.item, answer.item, "{name} has its first outcome");
     }
-    let made = created(&client).await;
+    let made = apps_created(&client).await.unwrap();
     for (name, (_, answer)) in &answers {
         assert_eq!(made.get(name), Some(&vec![answer.item.id]), "{name} was made exactly once");
     }
@@ -79,34 +80,6 @@ async fn i04_a_request_that_is_sent_again_over_changes_of_leader_happens_once() 
     let reused =
         client.post_with_key::<_, Answer<App>>(&format!("/v1/orgs/{org}/apps"), &body, key.clone()).await;
     assert_eq!(reused.unwrap_err().code(), Code::IdempotencyKeyReuse.as_str(), "the key of {name}");
-}
-
-/// Every app that the history says was made, by name.
-async fn created(client: &Client) -> BTreeMap<String, Vec<holdfast_model::AppId>> {
-    let mut made: BTreeMap<String, Vec<_>> = BTreeMap::new();
-    let mut after = Revision(0);
-    loop {
-        let page = client.events(after, 200).await.unwrap();
-        for event in &page.items {
-            if let EventPayload::AppCreated(app) = &event.payload {
-                made.entry(app.name.to_string()).or_default().push(app.id);
-            }
-        }
-        check_gapless(after, &page.items);
-        match page.next {
-            Some(next) => after = next.parse().unwrap(),
-            None => return made,
-        }
-    }
-}
-
-/// I1: the history that a member shows has no gap.
-fn check_gapless(after: Revision, events: &[Event]) {
-    let mut expected = after;
-    for event in events {
-        expected = expected.next();
-        assert_eq!(event.revision, expected);
-    }
 }
 
 #[tokio::test]

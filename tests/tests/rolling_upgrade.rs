@@ -9,8 +9,9 @@
 use holdfast_client::{Client, fresh_key};
 use holdfast_model::api::{Answer, CreateApp, CreateOrg};
 use holdfast_model::resource::App;
-use holdfast_model::{AppId, ClusterVersion, EventPayload, MemberId, OrgId, Revision};
+use holdfast_model::{AppId, ClusterVersion, MemberId, OrgId};
 use holdfast_tests::cluster::{Cluster, Options, binary, wait_for, wait_until};
+use holdfast_tests::history::apps_created;
 use holdfast_tests::netns;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -124,20 +125,7 @@ async fn i01_i02_i04_members_are_upgraded_one_by_one_under_writes() {
     let found = client.with_deadline(WAIT_MAX).verify().await.unwrap().item;
     assert!(found.sound, "{found:?}");
     let written = written.lock().unwrap().clone();
-    let mut made: BTreeMap<String, Vec<AppId>> = BTreeMap::new();
-    let mut after = Revision(0);
-    loop {
-        let page = client.events(after, 200).await.unwrap();
-        for event in &page.items {
-            if let EventPayload::AppCreated(app) = &event.payload {
-                made.entry(app.name.to_string()).or_default().push(app.id);
-            }
-        }
-        match page.next {
-            Some(next) => after = next.parse().unwrap(),
-            None => break,
-        }
-    }
+    let made = apps_created(&client).await.unwrap();
     for (name, id) in &written {
         assert_eq!(made.get(name), Some(&vec![*id]), "{name}");
     }
