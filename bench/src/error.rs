@@ -55,12 +55,32 @@ pub enum BenchError {
         /// How long.
         seconds: u64,
     },
+    /// A part of a run took longer than it may.
+    #[error("it was given up after {seconds} s; run that part alone, and see where it waits")]
+    Late {
+        /// How long it was waited for.
+        seconds: u64,
+    },
+    /// Someone asked for an end.
+    #[error("it was interrupted; nothing was recorded")]
+    Interrupted,
     /// Certificates or TLS could not be set up.
     #[error("TLS could not be set up: {0}")]
     Tls(String),
 }
 
 impl BenchError {
+    /// The error with its causes, in one line.
+    pub fn told(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(cause) = source {
+            text.push_str(&format!(": {cause}"));
+            source = cause.source();
+        }
+        text
+    }
+
     /// For `map_err` on what touches a file.
     pub fn file(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> BenchError {
         let path = path.into();

@@ -192,6 +192,11 @@ impl Protocol for Grpc {
         let range_end = Bytes::from(format!("fill-{group}g"));
         call("KV/Range", &RangeRequest { key, range_end })
     }
+
+    fn scanned(&self, told: &Told) -> Result<u64, BenchError> {
+        is_good(told)?;
+        u64::try_from(message::<RangeResponse>(told)?.count).map_err(|e| broken("a scan", e))
+    }
 }
 
 /// Hexadecimal digits of a key that make a group of a scan: about 16 of a million keys share them.

@@ -16,6 +16,7 @@ use holdfast_model::{
 use holdfast_store::{Store, StoreError, Views};
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Commands of one transaction, as a busy cluster has them.
 const BATCH: usize = 512;
@@ -46,6 +47,9 @@ pub enum FillError {
         /// The outcome.
         answer: String,
     },
+    /// Nobody waits for the state any more.
+    #[error("it was stopped before the state was whole; make it again from nothing")]
+    Stopped,
     /// A constant of the generator is no longer accepted.
     #[error("the generator's own {what} is refused: {why}")]
     Own {
@@ -96,6 +100,7 @@ fn own<T, E: Display>(what: &'static str, value: Result<T, E>) -> Result<T, Fill
 struct Filler<'a> {
     store: &'a Store,
     meta: &'a dyn Fn(LogIndex) -> Vec<u8>,
+    stop: &'a AtomicBool,
     operator: TokenId,
     next: LogIndex,
     drawn: u64,
@@ -130,6 +135,9 @@ impl Filler<'_> {
         let mut outputs = Vec::with_capacity(commands.len());
         let mut commands = commands.into_iter().enumerate().peekable();
         while commands.peek().is_some() {
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(FillError::Stopped);
+            }
             let mut entries: Vec<Vec<Proposal>> = Vec::with_capacity(BATCH.div_ceil(ENTRY));
             for (n, (place, command)) in commands.by_ref().take(BATCH).enumerate() {
                 if n % ENTRY == 0 {
@@ -328,19 +336,20 @@ fn init() -> Result<Command, FillError> {
 }
 
 /// Adds to a state until it has as much as is asked for, and makes it durable. A state without a cluster gets one.
-/// `meta` is what is stored for Raft after the entry with an index.
+/// `meta` is what is stored for Raft after the entry with an index; `stop` ends it early, from another thread.
 ///
 /// # Errors
-/// When the store fails, and when a command is rejected.
+/// When the store fails, when a command is rejected, and when it was stopped.
 pub fn fill(
     store: &Store,
     shape: Shape,
     until: Until,
     meta: &dyn Fn(LogIndex) -> Vec<u8>,
+    stop: &AtomicBool,
 ) -> Result<Filled, FillError> {
     let next = store.applied().map_or(LogIndex(0), LogIndex::next);
     let drawn = store.revision().0 << 8;
-    let mut filler = Filler { store, meta, operator: TokenId::from_bits(0), next, drawn, batches: 0 };
+    let mut filler = Filler { store, meta, stop, operator: TokenId::from_bits(0), next, drawn, batches: 0 };
     if store.view()?.cluster()?.is_none() {
         filler.apply("a cluster", |_| Actor::System(MemberId(1)), false, vec![init()?])?;
     }
@@ -385,6 +394,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_fill_that_nobody_waits_for_ends() {
+        let folder = std::env::temp_dir().join(format!("bench-stopped-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let store = Store::open(&folder.join("state.redb")).unwrap();
+        let meta = |_: LogIndex| Vec::new();
+        let made = fill(&store, Shape::Apps, Until::Events(u64::MAX), &meta, &AtomicBool::new(true));
+        assert!(matches!(made, Err(FillError::Stopped)));
+        drop(store);
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
     fn a_filled_state_is_sound_and_is_the_same_whenever_it_is_made() {
         let digests: Vec<_> = (0..2)
             .map(|_| {
@@ -392,11 +413,11 @@ mod tests {
                 std::fs::create_dir_all(&folder).unwrap();
                 let path = folder.join("state.redb");
                 let store = Store::open(&path).unwrap();
-                let meta = |_: LogIndex| Vec::new();
+                let (meta, go) = (|_: LogIndex| Vec::new(), AtomicBool::new(false));
                 let made =
-                    fill(&store, Shape::Tenants { instances: 3 }, Until::Instances(30), &meta).unwrap();
+                    fill(&store, Shape::Tenants { instances: 3 }, Until::Instances(30), &meta, &go).unwrap();
                 assert_eq!(made.instances, 30);
-                let more = fill(&store, Shape::Apps, Until::Events(made.events + 70), &meta).unwrap();
+                let more = fill(&store, Shape::Apps, Until::Events(made.events + 70), &meta, &go).unwrap();
                 assert!(more.events >= made.events + 70);
                 let verified = store.verify().unwrap();
                 drop(store);

@@ -99,6 +99,13 @@ impl Protocol for Http {
     fn scan(&self, group: &str) -> Result<Ask, BenchError> {
         self.request(Method::GET, &format!("/v1/envs/{group}/instances"), Bytes::new())
     }
+
+    fn scanned(&self, told: &Told) -> Result<u64, BenchError> {
+        self.check(Kind::Read, told)?;
+        let page: Value = serde_json::from_slice(&told.body).map_err(|e| broken("a scan", e))?;
+        let rows = page["items"].as_array().ok_or_else(|| broken("a scan", "it has no items"))?;
+        Ok(rows.len() as u64)
+    }
 }
 
 /// Makes and starts a cluster in `folder`, and waits until all three vote.
@@ -116,7 +123,9 @@ pub async fn start(program: &Path, folder: &Path) -> Result<Cluster, BenchError>
         command.args(["--api-addr", &apis[i].to_string(), "--raft-addr", &rafts[i].to_string()]);
         command
     };
-    let printed = run("server init", member("init", 0).arg("--token-file").arg(&token_file), &log)?;
+    let mut init = member("init", 0);
+    init.arg("--token-file").arg(&token_file);
+    let printed = run("server init", init, &log).await?;
     let made: Value = serde_json::from_slice(&printed).map_err(|e| broken("server init", e))?;
     let text =
         |name: &str| made[name].as_str().map(str::to_owned).ok_or_else(|| broken("server init", &made));
@@ -154,7 +163,8 @@ pub async fn start(program: &Path, folder: &Path) -> Result<Cluster, BenchError>
         write_private(&secret_file, secret.as_bytes())?;
         let mut join = member("join", i);
         join.args(["--server", &format!("https://{}", apis[0]), "--ca-pin", &ca_pin, "--secret-file"]);
-        let joined = run("server join", join.arg(&secret_file), &log);
+        join.arg(&secret_file);
+        let joined = run("server join", join, &log).await;
         std::fs::remove_file(&secret_file).map_err(BenchError::file(&secret_file))?;
         joined?;
         found.processes[i].start()?;

@@ -16,7 +16,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
-/// Clients that share a connection; each member gets at least one connection once there are enough clients.
+/// Clients that share a connection, up to [`LINES_MAX`]; each member gets at least one once there are enough clients.
 const CLIENTS_PER_LINE: usize = 8;
 /// Connections of one load at most.
 const LINES_MAX: usize = 36;
@@ -138,6 +138,9 @@ struct Shared {
     done: Cell<u64>,
     errors: Cell<u64>,
     first_error: RefCell<Option<BenchError>>,
+    /// When measuring began.
+    began: Cell<Option<Instant>>,
+    /// Whether it goes on.
     measuring: Cell<bool>,
     latencies: RefCell<Histogram<u64>>,
 }
@@ -149,12 +152,18 @@ impl Shared {
         n
     }
 
+    /// The rate counts what is answered while measuring goes on; a latency counts when its request was due then, however
+    /// late the answer, so that a stall at the end is not lost.
     fn record(&self, due: Instant, outcome: Result<(), BenchError>) {
         if let Err(error) = outcome {
             self.errors.set(self.errors.get() + 1);
             self.first_error.borrow_mut().get_or_insert(error);
-        } else if self.measuring.get() {
+            return;
+        }
+        if self.measuring.get() {
             self.done.set(self.done.get() + 1);
+        }
+        if self.began.get().is_some_and(|began| due >= began) {
             let us = u64::try_from(due.elapsed().as_micros()).unwrap_or(LATENCY_US_MAX);
             self.latencies.borrow_mut().saturating_record(us.max(1));
         }
@@ -183,6 +192,7 @@ pub async fn run(
         done: Cell::new(0),
         errors: Cell::new(0),
         first_error: RefCell::default(),
+        began: Cell::new(None),
         measuring: Cell::new(false),
         latencies: RefCell::new(latencies),
     });
@@ -190,8 +200,10 @@ pub async fn run(
         Pace::Closed(clients) => clients,
         Pace::Open(_) => CLIENTS_PER_LINE * MEMBERS,
     };
-    let lines = clients.div_ceil(CLIENTS_PER_LINE).max(clients.min(MEMBERS)).min(LINES_MAX);
-    // The first connection goes to the leader: one client finds the shortest way in either system.
+    // A write takes the shortest way in either system when there is one client: through the leader. Reads are asked of all
+    // members, by one client in turn.
+    let least = if scenario.mix == Mix::Write { clients.min(MEMBERS) } else { MEMBERS };
+    let lines = clients.div_ceil(CLIENTS_PER_LINE).max(least).min(LINES_MAX);
     let leader = cluster.leader().await?;
     let mut connections = Vec::with_capacity(lines);
     for i in 0..lines {
@@ -202,8 +214,9 @@ pub async fn run(
         tokio::time::sleep(warm).await;
         let counter = SyncCounter::start(&cluster.pids(), folder);
         let (cpu, own) = (cluster.cpu_each(), cpu_of(std::process::id()).unwrap_or_default());
-        shared.measuring.set(true);
         let began = Instant::now();
+        shared.began.set(Some(began));
+        shared.measuring.set(true);
         tokio::time::sleep_until(stop.into()).await;
         shared.measuring.set(false);
         let lasted = began.elapsed();
@@ -216,13 +229,17 @@ pub async fn run(
         match scenario.pace {
             Pace::Closed(_) => {
                 let clients = (0..clients).map(|i| {
-                    let mut line = connections[i % lines].clone();
+                    // Its own connection, or several in turn when there are more of them than clients.
+                    let turn = connections.iter().skip(i % lines).step_by(clients.max(1));
+                    let mut turn: Vec<Line> = turn.cloned().collect();
                     let shared = Rc::clone(&shared);
                     async move {
+                        let mut place = 0;
                         while Instant::now() < stop && shared.errors.get() < ERRORS_MAX {
                             let kind = scenario.mix.kind(shared.take());
                             let began = Instant::now();
-                            shared.record(began, ask(cluster, &mut line, kind).await);
+                            shared.record(began, ask(cluster, &mut turn[place], kind).await);
+                            place = (place + 1) % turn.len();
                         }
                     }
                 });
@@ -238,7 +255,13 @@ pub async fn run(
     {
         return Err(error);
     }
-    let done = shared.done.get().max(1) as f64;
+    if shared.done.get() == 0 {
+        return Err(BenchError::Slow {
+            what: format!("the first answer to a {}", scenario.name()),
+            seconds: time.as_secs(),
+        });
+    }
+    let done = shared.done.get() as f64;
     let us = |time: Duration| time.as_secs_f64() * 1e6 / done;
     let all: Duration = cpu.iter().sum();
     let leading = cpu.get(leader).copied().unwrap_or_default();

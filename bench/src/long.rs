@@ -5,7 +5,7 @@
 //! Both then run as always.
 
 use crate::load::{Mix, Pace, Scenario};
-use crate::report::Results;
+use crate::report::{Found, Results};
 use crate::system::{Cluster, Kind, MEMBERS, READY_MAX, disk};
 use crate::{etcd, holdfast, load};
 use holdfast_bench::error::BenchError;
@@ -17,6 +17,8 @@ use std::cell::Cell;
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Instances of each env of a long history.
@@ -27,10 +29,16 @@ const MANY_INSTANCES: u32 = 16;
 const BEFORE: Scenario = Scenario { mix: Mix::Write, pace: Pace::Closed(64) };
 /// For how long.
 const BEFORE_TIME: Duration = Duration::from_millis(500);
+/// A restart after an end in order, so with a current checkpoint.
+pub const RESTART_TERM: &str = "one member, ended by TERM, s";
 /// Rest between two restarts.
 const REST: Duration = Duration::from_secs(2);
 /// Clients of a scan.
 const SCANNERS: usize = 32;
+/// How long filling a state in may take.
+const FILL_MAX: Duration = Duration::from_secs(240);
+/// How long one round of restarts may take, one of rebuilds, or a reading of sizes.
+const ROUND_MAX: Duration = Duration::from_secs(150);
 /// The version of the records of `log.redb` and of Raft's record in the state that this knows to move.
 const RECORD_VERSION: u8 = 1;
 const CHECKSUM_BYTES: usize = 16;
@@ -72,7 +80,12 @@ fn moved(record: &[u8], to: u64) -> Option<Vec<u8>> {
 }
 
 /// Fills the folders of a stopped cluster; answers with the events in the state and the envs in it.
-fn fill_stopped(folder: &Path, shape: Shape, until: Until) -> Result<(u64, Vec<String>), BenchError> {
+fn fill_stopped(
+    folder: &Path,
+    shape: Shape,
+    until: Until,
+    stop: &AtomicBool,
+) -> Result<(u64, Vec<String>), BenchError> {
     let state = |i: usize| folder.join(format!("m{}", i + 1)).join("state.redb");
     let wrong = failed("the state of a stopped member");
     let mut furthest = (0, None);
@@ -90,7 +103,7 @@ fn fill_stopped(folder: &Path, shape: Shape, until: Until) -> Result<(u64, Vec<S
         return Err(BenchError::Answer { what: path.display().to_string(), why });
     }
     let meta = |at: LogIndex| moved(&record, at.0).unwrap_or_default();
-    let filled = fill(&store, shape, until, &meta).map_err(|e| failed("filling a state")(&e))?;
+    let filled = fill(&store, shape, until, &meta, stop).map_err(|e| failed("filling a state")(&e))?;
     let mut envs = Vec::new();
     let view = store.view().map_err(|e| wrong(&e))?;
     let mut after = None;
@@ -123,6 +136,23 @@ fn forget_checksums(file: &Path) -> Result<(), BenchError> {
     }
 }
 
+/// Work that blocks, in a thread of its own, so that a signal and a deadline are heard meanwhile. It is told when nobody waits
+/// for it any more.
+async fn aside<T: Send + 'static>(
+    work: impl FnOnce(&AtomicBool) -> Result<T, BenchError> + Send + 'static,
+) -> Result<T, BenchError> {
+    struct Stop(Arc<AtomicBool>);
+    impl Drop for Stop {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let stop = Stop(Arc::default());
+    let told = Arc::clone(&stop.0);
+    let done = tokio::task::spawn_blocking(move || work(&told)).await;
+    done.map_err(|e| failed("work in a thread")(&e))?
+}
+
 /// A running Holdfast cluster with a long history: with its events and its envs.
 async fn filled(
     program: &Path,
@@ -131,9 +161,10 @@ async fn filled(
     until: Until,
 ) -> Result<(Cluster, u64, Vec<String>), BenchError> {
     let mut cluster = holdfast::start(program, folder).await?;
-    cluster.processes.iter_mut().for_each(|process| process.stop());
+    cluster.stop().await?;
     let began = Instant::now();
-    let (events, envs) = fill_stopped(folder, shape, until)?;
+    let within = folder.to_owned();
+    let (events, envs) = aside(move |stop| fill_stopped(&within, shape, until, stop)).await?;
     println!("  holdfast {events} events filled in in {:.0} s", began.elapsed().as_secs_f64());
     start_all(&mut cluster).await?;
     Ok((cluster, events, envs))
@@ -171,7 +202,7 @@ async fn restarts(
     what: &str,
     results: &mut Results,
 ) -> Result<(), BenchError> {
-    for kind in ["one member, ended by TERM, s", "one member, killed, s", "all members, killed, s"] {
+    for kind in [RESTART_TERM, "one member, killed, s", "all members, killed, s"] {
         load::run(cluster, BEFORE, Duration::ZERO, BEFORE_TIME, next, folder).await?;
         let member = (cluster.leader().await? + 1) % MEMBERS;
         let took = if kind.starts_with("all") {
@@ -184,7 +215,7 @@ async fn restarts(
             began.elapsed()
         } else {
             if kind.contains("TERM") {
-                cluster.processes[member].stop();
+                cluster.processes[member].stop().await?;
             } else {
                 cluster.processes[member].kill();
             }
@@ -203,27 +234,25 @@ async fn restarts(
     Ok(())
 }
 
-/// Reads every group once, spread over all members.
-async fn scan(cluster: &Cluster, groups: &[String]) -> Result<(), BenchError> {
+/// Reads every group once, spread over all members; answers with the rows.
+async fn scan(cluster: &Cluster, groups: &[String]) -> Result<u64, BenchError> {
     let mut lines = Vec::with_capacity(MEMBERS * 2);
     for i in 0..MEMBERS * 2 {
         lines.push(cluster.dial(i % MEMBERS).await?);
     }
-    let next = Cell::new(0);
+    let (next, rows) = (Cell::new(0), Cell::new(0));
     let clients = (0..SCANNERS).map(|i| {
-        let (mut line, next) = (lines[i % lines.len()].clone(), &next);
+        let (mut line, next, rows) = (lines[i % lines.len()].clone(), &next, &rows);
         async move {
             while let Some(group) = groups.get(next.replace(next.get() + 1)) {
                 let told = line.ask(cluster.protocol.scan(group)?).await?;
-                if !told.status.is_success() {
-                    let why = format!("{} {}", told.status, String::from_utf8_lossy(&told.body));
-                    return Err(BenchError::Answer { what: format!("a scan of {group}"), why });
-                }
+                rows.set(rows.get() + cluster.protocol.scanned(&told)?);
             }
-            Ok(())
+            Ok::<(), BenchError>(())
         }
     });
-    futures::future::try_join_all(clients).await.map(drop)
+    futures::future::try_join_all(clients).await?;
+    Ok(rows.get())
 }
 
 /// What a million rows take: right after a start, and after all were read.
@@ -231,78 +260,77 @@ async fn sizes(
     cluster: &mut Cluster,
     folder: &Path,
     groups: &[String],
+    rows: u64,
     what: &str,
     results: &mut Results,
 ) -> Result<(), BenchError> {
-    cluster.processes.iter_mut().for_each(|process| process.stop());
+    cluster.stop().await?;
     start_all(cluster).await?;
     tokio::time::sleep(REST).await;
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20) / MEMBERS as f64;
-    results.note(what, "memory of one member after its start, MiB", mib(cluster.memory()));
+    let (all, own) = cluster.memory();
+    results.note(what, "memory of one member after its start, MiB", mib(all));
+    results.note(what, "of it not of files, MiB", mib(own));
     let began = Instant::now();
-    scan(cluster, groups).await?;
-    println!("  {:8} scanned in {:.1} s", cluster.name, began.elapsed().as_secs_f64());
-    results.note(what, "memory of one member after a scan, MiB", mib(cluster.memory()));
+    let scanned = scan(cluster, groups).await?;
+    println!("  {:8} {scanned} rows scanned in {:.1} s", cluster.name, began.elapsed().as_secs_f64());
+    if scanned < rows {
+        let why = format!("it found {scanned} rows of {rows}");
+        return Err(BenchError::Answer { what: "a scan of all".into(), why });
+    }
+    let (all, own) = cluster.memory();
+    results.note(what, "memory of one member after a scan, MiB", mib(all));
+    results.note(what, "then not of files, MiB", mib(own));
     results.note(what, "disk of one member, MiB", mib(disk(folder)));
-    Ok(())
+    cluster.is_whole()
 }
+
+/// How views are rebuilt, each with its figure.
+const REBUILDS: [&str; 3] = [REBUILD_TO, "of a file that is right, events/s", REBUILD_FILE];
+/// In memory.
+pub const REBUILD_TO: &str = "in memory (--to), events/s";
+/// In place, everything written.
+pub const REBUILD_FILE: &str = "of a file that lacks a row, events/s";
 
 /// Rebuilds of a stopped member, by the program itself: process start and opening of the file included.
-fn rebuilds(
+async fn rebuilds(
     program: &Path,
     member: &Path,
     events: u64,
-    rounds: u32,
+    what: &str,
     results: &mut Results,
 ) -> Result<(), BenchError> {
-    let what = format!("rebuild of all views from {events} events");
-    let log = member.join("rebuild.log");
-    let all = events.to_string();
-    for _ in 0..rounds {
-        let ways: [(&'static str, Option<&str>); 2] =
-            [("in memory (--to), events/s", Some(&all)), ("of a file that is right, events/s", None)];
-        for (figure, to) in ways {
-            rebuild(program, member, to, &what, figure, events, &log, results)?;
+    for figure in REBUILDS {
+        let mut command = Command::new(program);
+        command.args(["server", "rebuild", "--data-dir"]).arg(member);
+        if figure == REBUILD_TO {
+            command.args(["--to", &events.to_string()]);
         }
-        // With a row less, all of it must be written.
-        let wrong = failed("taking a row away");
-        let path = member.join("state.redb");
-        forget_checksums(&path)?;
-        let damage = || -> Result<(), redb::Error> {
-            let views = redb::TableDefinition::<&[u8], &[u8]>::new("views");
-            let db = redb::Database::open(&path)?;
-            let txn = db.begin_write()?;
-            txn.open_table(views)?.pop_last()?;
-            Ok(txn.commit()?)
-        };
-        damage().map_err(|e| wrong(&e))?;
-        rebuild(program, member, None, &what, "of a file that is wrong, events/s", events, &log, results)?;
+        if figure == REBUILD_FILE {
+            let path = member.join("state.redb");
+            aside(move |_| without_a_row(&path)).await?;
+        }
+        let began = Instant::now();
+        run_program("server rebuild", command, &member.join("rebuild.log")).await?;
+        let rate = events as f64 / began.elapsed().as_secs_f64();
+        println!("  holdfast rebuild {figure}: {rate:.0}");
+        results.note(what, figure, rate);
     }
     Ok(())
 }
 
-#[expect(clippy::too_many_arguments, reason = "each is one word of the sentence that it notes")]
-fn rebuild(
-    program: &Path,
-    member: &Path,
-    to: Option<&str>,
-    what: &str,
-    figure: &'static str,
-    events: u64,
-    log: &Path,
-    results: &mut Results,
-) -> Result<(), BenchError> {
-    let mut command = Command::new(program);
-    command.args(["server", "rebuild", "--data-dir"]).arg(member);
-    if let Some(to) = to {
-        command.args(["--to", to]);
-    }
-    let began = Instant::now();
-    run_program("server rebuild", &mut command, log)?;
-    let rate = events as f64 / began.elapsed().as_secs_f64();
-    println!("  holdfast rebuild {figure}: {rate:.0}");
-    results.note(what, figure, rate);
-    Ok(())
+/// Takes a row of the views away, so that all views must be written anew.
+fn without_a_row(path: &Path) -> Result<(), BenchError> {
+    let wrong = failed("taking a row away");
+    forget_checksums(path)?;
+    let damage = || -> Result<(), redb::Error> {
+        let views = redb::TableDefinition::<&[u8], &[u8]>::new("views");
+        let db = redb::Database::open(path)?;
+        let txn = db.begin_write()?;
+        txn.open_table(views)?.pop_last()?;
+        Ok(txn.commit()?)
+    };
+    damage().map_err(|e| wrong(&e))
 }
 
 /// What is to be measured of long histories, and on what.
@@ -325,70 +353,102 @@ pub struct Long {
     pub parts: (bool, bool, bool),
 }
 
-/// Measures what is asked for.
-pub async fn run(long: &Long, ours: &mut Results, theirs: &mut Results) -> Result<(), BenchError> {
+/// What the figures of restarts stand under.
+pub fn restarted(events: u64) -> String {
+    format!("restart with {events} events or keys → first linearizable read")
+}
+
+/// What the figures of rebuilds stand under.
+pub fn rebuilt(events: u64) -> String {
+    format!("rebuild of all views from {events} events")
+}
+
+/// Measures what is asked for. What fails is noted, and the rest goes on.
+pub async fn run(long: &Long, found: &mut Found) {
     let (restart, memory, rebuild) = long.parts;
-    let restarted = format!("restart with {} events or keys → first linearizable read", long.events);
-    let sized = format!("{} instances, or keys of {} bytes", long.instances, etcd::VALUE_BYTES);
+    let sized =
+        format!("{} instances, or {} keys of {} bytes", long.instances, long.events, etcd::VALUE_BYTES);
     let fresh = |name: &str| -> Result<PathBuf, BenchError> {
         let folder = long.folder.join(name);
-        crate::remove(&folder)?;
+        crate::rounds::remove(&folder)?;
         std::fs::create_dir_all(&folder).map_err(BenchError::file(&folder))?;
         Ok(folder)
     };
-    let mut next = 0;
-    let mut first = None;
+    let (mut first, mut second) = (None, None);
     if long.systems.0 && (restart || rebuild) {
-        let folder = fresh("holdfast-long")?;
-        let shape = Shape::Tenants { instances: ENV_INSTANCES };
-        let made = filled(&long.holdfast, &folder, shape, Until::Events(long.events)).await?;
-        first = Some((made.0, made.1, folder));
+        let work = async {
+            let folder = fresh("holdfast-long")?;
+            let shape = Shape::Tenants { instances: ENV_INSTANCES };
+            let (cluster, ..) = filled(&long.holdfast, &folder, shape, Until::Events(long.events)).await?;
+            Ok((cluster, folder))
+        };
+        first = found.failed.tried("a long history of holdfast", FILL_MAX, work).await;
     }
-    let mut second = None;
     if long.systems.1 && (restart || memory) {
-        let folder = fresh("etcd-long")?;
-        let mut cluster = etcd::start(&long.etcd, &folder).await?;
-        let began = Instant::now();
-        let groups = etcd::fill(&cluster, long.events).await?;
-        println!("  etcd     {} keys filled in in {:.0} s", long.events, began.elapsed().as_secs_f64());
-        if memory {
-            sizes(&mut cluster, &folder, &groups, &sized, theirs).await?;
-        }
-        second = Some((cluster, folder));
+        let work = async {
+            let folder = fresh("etcd-long")?;
+            let cluster = etcd::start(&long.etcd, &folder).await?;
+            let began = Instant::now();
+            let groups = etcd::fill(&cluster, long.events).await?;
+            println!("  etcd     {} keys filled in in {:.0} s", long.events, began.elapsed().as_secs_f64());
+            Ok((cluster, folder, groups))
+        };
+        second = found.failed.tried("a long history of etcd", FILL_MAX, work).await;
     }
-    for _ in 0..if restart { long.rounds } else { 0 } {
-        if let Some((cluster, _, folder)) = &mut first {
-            restarts(cluster, folder, &mut next, &restarted, ours).await?;
-        }
-        if let Some((cluster, folder)) = &mut second {
-            restarts(cluster, folder, &mut next, &restarted, theirs).await?;
+    if let (true, Some((cluster, folder, groups))) = (memory, &mut second) {
+        let work = sizes(cluster, folder, groups, long.events, &sized, &mut found.theirs);
+        found.failed.tried("sizes of etcd", ROUND_MAX, work).await;
+    }
+    let (what, mut next, mut goes_on) = (restarted(long.events), 0, [true; 2]);
+    for round in 0..if restart { long.rounds } else { 0 } {
+        // Each goes first in every other round.
+        let order = if round % 2 == 0 { [0, 1] } else { [1, 0] };
+        for system in order {
+            let (cluster, folder, results) = match (system, &mut first, &mut second) {
+                _ if !goes_on[system] => continue,
+                (0, Some((cluster, folder)), _) => (cluster, folder, &mut found.ours),
+                (1, _, Some((cluster, folder, _))) => (cluster, folder, &mut found.theirs),
+                _ => continue,
+            };
+            let name = format!("restarts of {}, round {}", cluster.name, round + 1);
+            let work = restarts(cluster, folder, &mut next, &what, results);
+            // After a failure, a later round would only find what this one left.
+            goes_on[system] = found.failed.tried(&name, ROUND_MAX, work).await.is_some();
         }
     }
-    if let Some((mut cluster, folder)) = second {
-        cluster.processes.iter_mut().for_each(|process| process.stop());
-        crate::remove(&folder)?;
+    if let Some((mut cluster, folder, _)) = second {
+        found.failed.tried("the end of etcd", ROUND_MAX, cluster.stop()).await;
+        found.failed.done(crate::rounds::remove(&folder));
     }
-    if let Some((mut cluster, events, folder)) = first {
-        cluster.processes.iter_mut().for_each(|process| process.stop());
-        if rebuild {
-            // What was written before the restarts counts, too.
-            let now = Store::open(&folder.join("m1/state.redb")).map_err(|e| failed("a state")(&e))?;
-            let events = now.revision().0.max(events);
-            drop(now);
-            rebuilds(&long.holdfast, &folder.join("m1"), events, long.rounds, ours)?;
+    if let Some((mut cluster, folder)) = first {
+        found.failed.tried("the end of holdfast", ROUND_MAX, cluster.stop()).await;
+        let member = folder.join("m1");
+        for _ in 0..if rebuild { long.rounds } else { 0 } {
+            let work = async {
+                // What was written before the restarts counts, too.
+                let path = member.join("state.redb");
+                let opened = aside(move |_| Store::open(&path).map_err(|e| failed("a state")(&e)));
+                let events = opened.await?.revision().0;
+                rebuilds(&long.holdfast, &member, events, &rebuilt(long.events), &mut found.ours).await
+            };
+            if found.failed.tried("rebuilds", ROUND_MAX, work).await.is_none() {
+                break;
+            }
         }
-        crate::remove(&folder)?;
+        found.failed.done(crate::rounds::remove(&folder));
     }
     if long.systems.0 && memory {
-        let folder = fresh("holdfast-many")?;
-        let shape = Shape::Tenants { instances: MANY_INSTANCES };
-        let (mut cluster, _, envs) =
-            filled(&long.holdfast, &folder, shape, Until::Instances(long.instances)).await?;
-        sizes(&mut cluster, &folder, &envs, &sized, ours).await?;
-        cluster.processes.iter_mut().for_each(|process| process.stop());
-        crate::remove(&folder)?;
+        let work = async {
+            let folder = fresh("holdfast-many")?;
+            let shape = Shape::Tenants { instances: MANY_INSTANCES };
+            let until = Until::Instances(long.instances);
+            let (mut cluster, _, envs) = filled(&long.holdfast, &folder, shape, until).await?;
+            sizes(&mut cluster, &folder, &envs, long.instances, &sized, &mut found.ours).await?;
+            cluster.stop().await?;
+            crate::rounds::remove(&folder)
+        };
+        found.failed.tried("sizes of holdfast", FILL_MAX + ROUND_MAX, work).await;
     }
-    Ok(())
 }
 
 #[cfg(test)]

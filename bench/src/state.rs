@@ -8,6 +8,7 @@ use holdfast_store::Store;
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 /// Makes and measures states.
@@ -41,7 +42,13 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
             let shape = if instances == 0 { Shape::Apps } else { Shape::Tenants { instances } };
             let began = Instant::now();
             let store = Store::open(&arguments.state)?;
-            let made = fill(&store, shape, Until::Events(events), &|_: LogIndex| Vec::new())?;
+            let made = fill(
+                &store,
+                shape,
+                Until::Events(events),
+                &|_: LogIndex| Vec::new(),
+                &AtomicBool::new(false),
+            )?;
             println!("{made:?} in {:.2} s, digest {}", began.elapsed().as_secs_f64(), store.digest());
             Ok(())
         }

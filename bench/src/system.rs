@@ -46,6 +46,9 @@ pub trait Protocol {
 
     /// A request for the rows of one of the groups that a full scan is made of.
     fn scan(&self, group: &str) -> Result<Ask, BenchError>;
+
+    /// How many rows an answer to a scan has.
+    fn scanned(&self, told: &Told) -> Result<u64, BenchError>;
 }
 
 /// A running cluster.
@@ -73,9 +76,32 @@ impl Cluster {
         self.processes.iter().map(Process::cpu).collect()
     }
 
-    /// Resident memory of all members, in bytes.
-    pub fn memory(&self) -> u64 {
-        self.processes.iter().map(Process::memory).sum()
+    /// Resident memory of all members, in bytes: all of it, and what is not of files.
+    pub fn memory(&self) -> (u64, u64) {
+        let each = self.processes.iter().map(Process::memory);
+        each.fold((0, 0), |(all, own), member| (all + member.0, own + member.1))
+    }
+
+    /// Asks all members to end, one after the other, and waits until they did.
+    pub async fn stop(&mut self) -> Result<(), BenchError> {
+        let mut outcome = Ok(());
+        for process in &mut self.processes {
+            // The others are to end, too, whatever became of one.
+            outcome = outcome.and(process.stop().await);
+        }
+        outcome
+    }
+
+    /// That no member ended by itself.
+    pub fn is_whole(&mut self) -> Result<(), BenchError> {
+        for process in &mut self.processes {
+            if let Some(status) = process.ended() {
+                let what = format!("{}, by itself,", process.name());
+                let log = process.log().to_owned();
+                return Err(BenchError::Ended { what, status: status.to_string(), log });
+            }
+        }
+        Ok(())
     }
 
     /// The living members' process ids.
@@ -94,22 +120,28 @@ impl Cluster {
         self.protocol.check(kind, &told)
     }
 
-    /// The leader, as far as any member knows.
+    /// The leader, by its own word: a member that was just started may still name the one before.
     pub async fn leader(&self) -> Result<usize, BenchError> {
         let until = Instant::now() + READY_MAX;
         while Instant::now() < until {
             for member in 0..MEMBERS {
-                let Ok(mut line) = self.dial(member).await else { continue };
-                let Ok(told) = line.ask(self.protocol.ask_leader()?).await else { continue };
-                if let Some(leader) =
-                    self.protocol.leader(&told).filter(|l| self.processes[*l].pid().is_some())
-                {
-                    return Ok(leader);
+                if self.led_by(member).await? == Some(member) {
+                    return Ok(member);
                 }
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
         Err(BenchError::Slow { what: format!("a leader of {}", self.name), seconds: READY_MAX.as_secs() })
+    }
+
+    /// Who leads, as a member knows it; `None` when it knows of none or does not answer.
+    async fn led_by(&self, member: usize) -> Result<Option<usize>, BenchError> {
+        if self.processes[member].pid().is_none() {
+            return Ok(None);
+        }
+        let Ok(mut line) = self.dial(member).await else { return Ok(None) };
+        let told = line.ask(self.protocol.ask_leader()?).await;
+        Ok(told.ok().and_then(|told| self.protocol.leader(&told)))
     }
 
     /// Waits until a member answers a linearizable read; returns how long that took.

@@ -110,6 +110,14 @@ pub async fn run(
     let own = cpu_of(std::process::id()).unwrap_or_default().saturating_sub(own);
     let delays = shared.delays.borrow();
     let what = format!("watch, {watchers} streams, {rate} writes/s");
+    println!(
+        "  {:8} {what}: {} of {} delivered, p50 {:.2} ms, p99 {:.2} ms",
+        cluster.name,
+        shared.delivered.get(),
+        wanted.get(),
+        delays.value_at_quantile(0.5) as f64 / 1e3,
+        delays.value_at_quantile(0.99) as f64 / 1e3,
+    );
     let mut note = |figure, value| results.note(&what, figure, value);
     note("delivered/s", shared.delivered.get() as f64 / lasted.as_secs_f64());
     note("delivered, share of all", shared.delivered.get() as f64 / wanted.get().max(1) as f64);
