@@ -13,6 +13,7 @@ use hyper_util::service::TowerToHyperService;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
@@ -78,7 +79,7 @@ async fn connection(
     source: SocketAddr,
     acceptor: TlsAcceptor,
     router: Router,
-    mut stopping: watch::Receiver<bool>,
+    stopping: watch::Receiver<bool>,
 ) {
     let _ = stream.set_nodelay(true);
     let handshake = tokio::time::timeout(Duration::from_millis(HANDSHAKE_MS_MAX), acceptor.accept(stream));
@@ -89,7 +90,18 @@ async fn connection(
     };
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| facts(chain.first()?).ok());
     let peer = certificate.map(|c| Peer { identity: c.identity, not_after: at(c.not_after) });
-    let known = Connection { source: Some(source.ip()), peer };
+    serve_stream(stream, Connection { source: Some(source.ip()), peer }, router, stopping).await;
+}
+
+/// Serves HTTP on one connection whose handshake is done, until it ends or `stopping` becomes true. `known` is believed: it
+/// is what the handshake proved.
+pub async fn serve_stream(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    known: Connection,
+    router: Router,
+    mut stopping: watch::Receiver<bool>,
+) {
+    let source = known.source;
     let asked = Arc::new(Notify::new());
     let asks = Arc::clone(&asked);
     let service = TowerToHyperService::new(router.map_request(move |request: hyper::Request<_>| {
@@ -121,13 +133,13 @@ async fn connection(
     };
     let result = tokio::select! {
         result = serving.as_mut() => result,
-        () = silent => return tracing::debug!(%source, "a connection asked for nothing and was closed"),
+        () = silent => return tracing::debug!(?source, "a connection asked for nothing and was closed"),
         () = told_to_stop(&mut stopping) => {
             serving.as_mut().graceful_shutdown();
             serving.await
         }
     };
     if let Err(error) = result {
-        tracing::debug!(%source, error, "a connection ended with an error");
+        tracing::debug!(?source, error, "a connection ended with an error");
     }
 }

@@ -1,4 +1,4 @@
-//! One HTTP/2 connection to one member over TLS 1.3, shared by every request to it.
+//! One HTTP/2 connection to one member, shared by every request to it, over whatever [`Dial`] opened: TLS 1.3.
 //!
 //! HTTP/2 only: every member offers it, requests and streams share one connection, and its pings find a peer that went
 //! away without a word, also under a stream that is rightly silent.
@@ -13,9 +13,8 @@ use hyper::client::conn::http2;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls_pki_types::ServerName;
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 
+use crate::dial::{Dial, TlsDial};
 use crate::endpoint::Endpoint;
 use crate::error::TransportError;
 
@@ -28,13 +27,25 @@ pub const PING_MAX: Duration = Duration::from_secs(5);
 
 type Sender = http2::SendRequest<Full<Bytes>>;
 
-/// How TLS is spoken to every endpoint.
+/// How every endpoint is dialled, and whom it must prove to be.
 #[derive(Clone)]
 pub(crate) struct Security {
-    pub(crate) config: Arc<rustls::ClientConfig>,
+    pub(crate) dial: Arc<dyn Dial>,
+    /// The name that every member proves: the authority in a request's URI.
     pub(crate) name: ServerName<'static>,
     /// The cluster's authority, once it is known.
     pub(crate) ca: Option<holdfast_identity::CaCertificate>,
+}
+
+impl Security {
+    /// As the product dials.
+    pub(crate) fn over_tls(
+        config: Arc<rustls::ClientConfig>,
+        name: ServerName<'static>,
+        ca: Option<holdfast_identity::CaCertificate>,
+    ) -> Security {
+        Security { dial: Arc::new(TlsDial { config, name: name.clone() }), name, ca }
+    }
 }
 
 /// An endpoint and the connection to it, if one stands.
@@ -100,23 +111,7 @@ impl Line {
     }
 
     async fn connect(&self, security: &Security) -> Result<Sender, TransportError> {
-        let endpoint = || self.endpoint.to_string();
-        let addresses = tokio::net::lookup_host((self.endpoint.host(), self.endpoint.port()))
-            .await
-            .map_err(|source| TransportError::Resolve { endpoint: endpoint(), source })?;
-        let addresses: Vec<_> = addresses.collect();
-        let stream = TcpStream::connect(addresses.as_slice())
-            .await
-            .map_err(|source| TransportError::Connect { endpoint: endpoint(), source })?;
-        // Requests are small and waited for; losing this only costs latency.
-        let _ = stream.set_nodelay(true);
-        let stream = TlsConnector::from(Arc::clone(&security.config))
-            .connect(security.name.clone(), stream)
-            .await
-            .map_err(|source| TransportError::Tls { endpoint: endpoint(), source })?;
-        if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
-            return Err(TransportError::NotHttp2 { endpoint: endpoint() });
-        }
+        let stream = security.dial.dial(&self.endpoint).await?;
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(PING_INTERVAL)
@@ -124,7 +119,7 @@ impl Line {
             .keep_alive_while_idle(true)
             .handshake(TokioIo::new(stream))
             .await
-            .map_err(|source| TransportError::Http { endpoint: endpoint(), source })?;
+            .map_err(|source| self.broken(source))?;
         // Ends when the peer closes, a ping is not answered, or the last sender and stream are gone.
         tokio::spawn(async move {
             if let Err(error) = connection.await {

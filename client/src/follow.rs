@@ -220,6 +220,10 @@ impl<T: Followed, H: CallHandler> Follower<T, H> {
         let mut path = format!("{FOLLOW_PATH}?protocol={FOLLOW_PROTOCOL}");
         let at = self.on_replica(|replica| {
             replica.begin_stream();
+            #[cfg(feature = "planted-bugs")]
+            if crate::planted::is(crate::planted::Bug::ObeyOlderRevision) {
+                return None;
+            }
             replica.current().map(|view| view.stamp)
         });
         if let Some(stamp) = at.await? {
@@ -345,7 +349,7 @@ impl<T: Followed, H: CallHandler> Follower<T, H> {
             drop(permit);
             outcome
         };
-        tokio::task::spawn_blocking(work).await.map_err(|_| StreamEnd::Stopping)
+        holdfast_disk_work::run(work).await.map_err(|_| StreamEnd::Stopping)
     }
 }
 

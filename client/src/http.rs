@@ -22,6 +22,7 @@ use tokio::time::Instant;
 
 use crate::backoff::Backoff;
 use crate::connection::{Line, Security};
+use crate::dial::Dial;
 use crate::endpoint::{ENDPOINTS_MAX, Endpoint};
 use crate::error::{ApiError, ClientError, TransportError};
 use crate::lines::Lines;
@@ -78,7 +79,7 @@ impl Client {
     ) -> Result<Client, ClientError> {
         let config = holdfast_identity::client_config(ca, None)?;
         let name = holdfast_identity::server_name(ca.cluster())?;
-        Client::with(endpoints, Security { config, name, ca: Some(ca.clone()) }, token)
+        Client::with(endpoints, Security::over_tls(config, name, Some(ca.clone())), token)
     }
 
     /// A client for an agent: it proves itself with its certificate.
@@ -92,7 +93,7 @@ impl Client {
     ) -> Result<Client, ClientError> {
         let config = holdfast_identity::client_config(ca, Some(credential))?;
         let name = holdfast_identity::server_name(ca.cluster())?;
-        Client::with(endpoints, Security { config, name, ca: Some(ca.clone()) }, None)
+        Client::with(endpoints, Security::over_tls(config, name, Some(ca.clone())), None)
     }
 
     /// A client for first contact: it trusts the cluster whose authority has this fingerprint, whatever its name.
@@ -103,7 +104,21 @@ impl Client {
         let config = holdfast_identity::pinned_client_config(pin)?;
         // TLS wants a name; the pin is what is verified.
         let name = holdfast_identity::server_name("first-contact")?;
-        Client::with(endpoints, Security { config, name, ca: None }, None)
+        Client::with(endpoints, Security::over_tls(config, name, None), None)
+    }
+
+    /// A client whose connections `dial` opens: for simulations, and for nothing in the product. It carries no token; whom
+    /// it is taken for is what the dialler proves.
+    ///
+    /// # Errors
+    /// [`ClientError`] when there is no endpoint or the cluster's id cannot be a name.
+    pub fn with_dial(
+        endpoints: Vec<Endpoint>,
+        ca: &CaCertificate,
+        dial: Arc<dyn Dial>,
+    ) -> Result<Client, ClientError> {
+        let name = holdfast_identity::server_name(ca.cluster())?;
+        Client::with(endpoints, Security { dial, name, ca: Some(ca.clone()) }, None)
     }
 
     fn with(
@@ -136,7 +151,7 @@ impl Client {
         let config = holdfast_identity::client_config(ca, Some(credential))?;
         let name: ServerName<'static> = holdfast_identity::server_name(ca.cluster())?;
         *self.shared.security.lock().unwrap_or_else(PoisonError::into_inner) =
-            Security { config, name, ca: Some(ca.clone()) };
+            Security::over_tls(config, name, Some(ca.clone()));
         self.shared.lines.iter().for_each(Line::hang_up);
         Ok(())
     }

@@ -3,6 +3,7 @@
 //!
 //! - [`http`]: requests over several members, with deadlines, retries that do nothing twice (I4), and streams.
 //! - [`follow`] and [`report`]: an agent's stream to the control plane, and what it tells.
+//! - [`dial`]: where the bytes under HTTP/2 come from.
 //! - [`typed`]: one method for each thing that the API offers.
 //! - [`replica`]: an agent's desired state on its own disk (I5–I8).
 //!
@@ -12,6 +13,7 @@
 
 mod backoff;
 pub mod connection;
+pub mod dial;
 pub mod endpoint;
 pub mod error;
 pub mod follow;
@@ -19,15 +21,18 @@ pub mod frames;
 pub mod hand_over;
 pub mod http;
 pub mod lines;
+#[cfg(feature = "planted-bugs")]
+pub mod planted;
 pub mod replica;
 pub mod report;
 pub mod typed;
 
+pub use dial::{ByteStream, Dial, Dialled};
 pub use endpoint::{Endpoint, EndpointError};
 pub use error::{ApiError, ClientError, TransportError, exit};
 pub use follow::{CallHandler, Follower, Link, NoCalls};
 pub use http::{Client, fresh_key};
 pub use lines::Lines;
-pub use replica::{Applied, DiskError, Items, Published, Refusal, Replica, View};
+pub use replica::{Applied, DiskError, Items, Published, Refusal, Replica, ReplicaFile, View};
 pub use report::{ReportSlot, Reporter, reporter};
 pub use typed::All;

@@ -11,6 +11,7 @@
 //! its disk must leave what runs alone.
 
 mod disk;
+mod file;
 mod rules;
 mod staging;
 
@@ -24,6 +25,7 @@ use tokio::sync::watch;
 
 pub use disk::DiskError;
 use disk::{Disk, Loaded, Meta};
+pub use file::ReplicaFile;
 pub use rules::Refusal;
 use rules::{Candidate, Changes, Unconfirmed};
 use staging::Staging;
@@ -95,7 +97,15 @@ impl<T: Followed> Replica<T> {
     /// # Errors
     /// [`DiskError`] when the file is in use, of another cluster or a later format, or the disk fails.
     pub fn open(path: &Path, cluster: ClusterId) -> Result<Replica<T>, DiskError> {
-        let (disk, loaded, quarantined) = Disk::open(path, cluster)?;
+        Self::open_file(file::on_disk(path), cluster)
+    }
+
+    /// Opens the replica in any file, such as one on a disk that fails on purpose.
+    ///
+    /// # Errors
+    /// As [`Replica::open`].
+    pub fn open_file(file: Box<dyn ReplicaFile>, cluster: ClusterId) -> Result<Replica<T>, DiskError> {
+        let (disk, loaded, quarantined) = Disk::open(file, cluster)?;
         let Loaded { view, handed_over } = loaded;
         let published = watch::Sender::new(view.map(Arc::new));
         Ok(Replica {
@@ -147,6 +157,13 @@ impl<T: Followed> Replica<T> {
     pub fn begin_stream(&mut self) {
         self.staging = None;
         self.pending = None;
+        #[cfg(feature = "planted-bugs")]
+        if crate::planted::is(crate::planted::Bug::LostStreamIsEmpty)
+            && let Some(view) = self.current()
+        {
+            let items = Items::<T>::default();
+            self.published.send_replace(Some(Arc::new(View { items, ..(*view).clone() })));
+        }
     }
 
     /// Takes one frame. Blocks on disk; when it returns, what it published is on stable storage.
@@ -232,6 +249,10 @@ impl<T: Followed> Replica<T> {
             _ => candidate.items,
         };
         let view = View { stamp: candidate.stamp, items, held: None };
+        #[cfg(feature = "planted-bugs")]
+        if crate::planted::is(crate::planted::Bug::PublishBeforeDurable) {
+            self.published.send_replace(Some(Arc::new(view.clone())));
+        }
         if !changes.is_empty() {
             self.disk.commit(&self.meta(Some(&view)), &changes)?;
         } else if moved || !same_place {

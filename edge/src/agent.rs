@@ -6,12 +6,11 @@
 
 use crate::config::EdgeConfig;
 use crate::edge::Edge;
+use crate::in_force::{InForce, Put};
 use crate::introspect::{self, Serving, StatusError};
 use crate::listeners::Listeners;
 use crate::probe;
-use holdfast_client::{
-    Client, DiskError, Follower, Items, Link, NoCalls, Published, Replica, ReportSlot, reporter,
-};
+use holdfast_client::{Client, DiskError, Follower, Link, NoCalls, Published, Replica, ReportSlot, reporter};
 use holdfast_model::ClusterId;
 use holdfast_model::agent::{EdgeRoute, Report, ReportDetail, Stamp};
 use holdfast_model::limits::HEARTBEAT_MS;
@@ -177,10 +176,9 @@ impl RunningEdge {
         tokio::spawn(probe::run(Arc::clone(&edge), stop.clone()));
         let agent = Agent {
             listeners: Listeners::new(Arc::clone(&edge)),
-            edge: Arc::clone(&edge),
             routes: feed.routes,
             link: feed.link,
-            in_force: None,
+            in_force: InForce::new(Arc::clone(&edge)),
             serving: serving_changed,
             applied: applied_changed,
             reopen_after: REOPEN_FIRST,
@@ -211,12 +209,10 @@ impl RunningEdge {
 
 /// The main task's state.
 struct Agent {
-    edge: Arc<Edge>,
     listeners: Listeners,
     routes: watch::Receiver<Published<EdgeRoute>>,
     link: watch::Receiver<Link>,
-    /// The items of the table in force.
-    in_force: Option<Items<EdgeRoute>>,
+    in_force: InForce,
     serving: watch::Sender<Serving>,
     applied: watch::Sender<Option<Stamp>>,
     reopen_after: Duration,
@@ -263,21 +259,11 @@ impl Agent {
     }
 
     fn apply(&mut self) {
-        // Nothing is known: that is no reason to change anything (I5).
-        let Some(view) = self.routes.borrow_and_update().clone() else { return };
-        let unchanged = self.in_force.as_ref().is_some_and(|items| Arc::ptr_eq(items, &view.items));
-        let applied = if unchanged { Ok(()) } else { self.edge.apply(view.items.values().map(Arc::as_ref)) };
-        let refused = match applied {
-            Ok(()) if unchanged => None,
-            Ok(()) => {
-                tracing::info!(revision = %view.stamp.revision, routes = view.items.len(), "routes in force");
-                self.in_force = Some(Arc::clone(&view.items));
-                None
-            }
-            Err(error) => {
-                tracing::error!(revision = %view.stamp.revision, %error, "keeping the last good routes");
-                Some(error.to_string())
-            }
+        let published = self.routes.borrow_and_update().clone();
+        let Some((view, put)) = self.in_force.put(published) else { return };
+        let refused = match put {
+            Put::Switched | Put::Same => None,
+            Put::Refused(error) => Some(error.to_string()),
         };
         self.serving.send_modify(|serving| {
             serving.held = view.held;

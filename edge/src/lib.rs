@@ -22,6 +22,7 @@ pub mod config;
 pub mod connect;
 pub mod connection;
 pub mod edge;
+pub mod in_force;
 pub mod introspect;
 pub mod listeners;
 pub mod metrics;

@@ -20,7 +20,6 @@ mod config;
 #[cfg(test)]
 mod conformance_tests;
 mod consensus;
-pub mod disk_work;
 mod divergence;
 mod error;
 mod filling;
@@ -58,6 +57,8 @@ pub mod transport;
 pub mod types;
 mod unanswered;
 mod verdict;
+
+pub use holdfast_disk_work as disk_work;
 
 pub use config::{Compaction, ConsensusConfig, Timing};
 pub use consensus::{Consensus, MemberState, Parts, RaftStatus};

@@ -1,5 +1,6 @@
 //! A member with the API's service layer on it: the real router, gate, handlers and clockwork over the simulated
-//! consensus. Requests go into the router as HTTP requests; the bytes of HTTP and TLS are left out.
+//! consensus. Clients' requests go into the router as HTTP requests, without the bytes of HTTP and TLS; agents come over
+//! connections, by HTTP/2.
 
 use std::sync::{Arc, Weak};
 
@@ -9,14 +10,16 @@ use axum::http::{Request, StatusCode, header};
 use holdfast_api::contacts::Contacts;
 use holdfast_api::peers::Peers;
 use holdfast_api::service::{SecretSeed, Service};
-use holdfast_api::{clockwork, router};
+use holdfast_api::{caller::Peer, clockwork, gate::Connection, router, server};
 use holdfast_identity::{Authority, client_config, server_name};
 use holdfast_model::api::IDEMPOTENCY_HEADER;
-use holdfast_model::{ClusterId, MemberId};
+use holdfast_model::{ClusterId, MemberId, Timestamp};
 use holdfast_raft::Consensus;
 use http_body_util::{BodyExt, Limited};
 use tokio::sync::watch;
 use tower::ServiceExt;
+
+use crate::network::ApiPort;
 
 /// The largest answer of the API that a client takes, in bytes.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
@@ -39,7 +42,12 @@ pub(crate) struct ApiMember {
 
 impl ApiMember {
     /// Puts the API on a member that has started, and starts its clockwork. Must run on the member's runtime.
-    pub(crate) fn start(cluster: &Cluster, member: u64, consensus: Consensus) -> Result<ApiMember, String> {
+    pub(crate) fn start(
+        cluster: &Cluster,
+        member: u64,
+        consensus: Consensus,
+        port: ApiPort,
+    ) -> Result<ApiMember, String> {
         let dialling = client_config(cluster.authority.certificate(), None).map_err(|e| e.to_string())?;
         let name = server_name(&cluster.id.to_string()).map_err(|e| e.to_string())?;
         let consensus = Arc::new(consensus);
@@ -52,7 +60,7 @@ impl ApiMember {
             seed: SecretSeed::of(&cluster.authority),
             peers: Peers::new(dialling, name),
             authority: Arc::clone(&cluster.authority),
-            stopping,
+            stopping: stopping.clone(),
         });
         // Weak, because the consensus would hold itself: a process ends, and a simulated one must be freed.
         let taker: Weak<Service> = Arc::downgrade(&service);
@@ -63,7 +71,9 @@ impl ApiMember {
             Box::pin(async { Vec::new() })
         }));
         tokio::spawn(clockwork::run(Arc::clone(&service)));
-        Ok(ApiMember { consensus, router: router(service), _stop: Arc::new(stop) })
+        let router = router(service);
+        tokio::spawn(serve_agents(port, router.clone(), stopping));
+        Ok(ApiMember { consensus, router, _stop: Arc::new(stop) })
     }
 
     /// Sends a request. The answer's body may go on for as long as the member lives.
@@ -77,6 +87,16 @@ impl ApiMember {
         let (status, body) = self.send(request).await;
         let whole = Limited::new(body, ANSWER_BYTES_MAX).collect().await.map_err(|e| e.to_string())?;
         Ok((status, whole.to_bytes().to_vec()))
+    }
+}
+
+/// Serves the connections of agents. Who an agent is, its connection says, as a handshake would have proved.
+async fn serve_agents(port: ApiPort, router: Router, stopping: watch::Receiver<bool>) {
+    loop {
+        let (identity, stream) = port.accept().await;
+        let peer = identity.map(|identity| Peer { identity, not_after: Timestamp(u64::MAX) });
+        let known = Connection { source: None, peer };
+        tokio::spawn(server::serve_stream(stream, known, router.clone(), stopping.clone()));
     }
 }
 

@@ -3,11 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use holdfast_model::{AppId, AppName, Digest, EventPayload, Revision};
+use holdfast_model::resource::RouteTarget;
+use holdfast_model::{Digest, EventPayload, Revision};
 use holdfast_raft::{Fault, MemberState};
 use holdfast_store::Store;
 
-use crate::client::Answer;
+use crate::client::{Answer, Name, Thing};
 use crate::history::Asked;
 use crate::host::Host;
 use crate::trace::Trace;
@@ -76,7 +77,7 @@ impl Watch {
     }
 }
 
-/// What happened to one app, by the history of events.
+/// What happened to one app or route, by the history of events.
 #[derive(Default)]
 struct Life {
     created: Option<Revision>,
@@ -108,11 +109,11 @@ pub(crate) fn scan(store: &Store, history: &[Asked]) -> Result<u64, String> {
     for (request, asked) in history.iter().enumerate() {
         let found = match asked.answered {
             Some((_, Answer::Created(id, revision))) => {
-                lives.apps.get(&id).and_then(|l| l.created) == Some(revision)
+                lives.things.get(&id).and_then(|l| l.created) == Some(revision)
             }
             Some((_, Answer::Deleted(revision))) => match &asked.question {
                 crate::client::Question::Delete(id, _) => {
-                    lives.apps.get(id).and_then(|l| l.deleted) == Some(revision)
+                    lives.things.get(id).and_then(|l| l.deleted) == Some(revision)
                 }
                 _ => false,
             },
@@ -135,44 +136,53 @@ pub(crate) fn scan(store: &Store, history: &[Asked]) -> Result<u64, String> {
     Ok(last.0)
 }
 
-/// What happened to all apps.
+/// What happened to all apps and routes.
 #[derive(Default)]
 struct Lives {
-    apps: BTreeMap<AppId, Life>,
-    /// Which app had a name from a revision on.
-    names: BTreeMap<(AppName, Revision), Option<AppId>>,
-    name_of: BTreeMap<AppId, AppName>,
+    things: BTreeMap<Thing, Life>,
+    /// What had a name from a revision on.
+    names: BTreeMap<(Name, Revision), Option<Thing>>,
+    name_of: BTreeMap<Thing, Name>,
 }
 
 impl Lives {
     fn note(&mut self, event: &holdfast_model::Event) -> Result<(), String> {
-        let (id, created) = match &event.payload {
-            EventPayload::AppCreated(app) => {
-                self.name_of.insert(app.id, app.name.clone());
-                self.names.insert((app.name.clone(), event.revision), Some(app.id));
-                (app.id, true)
-            }
-            EventPayload::AppDeleted { app } => {
-                if let Some(name) = self.name_of.get(app) {
-                    self.names.insert((name.clone(), event.revision), None);
+        let (thing, created) = match &event.payload {
+            EventPayload::AppCreated(app) => (Thing::App(app.id), Some(Name::App(app.name.clone()))),
+            EventPayload::AppDeleted { app } => (Thing::App(*app), None),
+            EventPayload::RouteCreated(route) => match &route.target {
+                RouteTarget::TlsPassthrough { hostname } => {
+                    (Thing::Route(route.id), Some(Name::Host(hostname.clone())))
                 }
-                (*app, false)
-            }
+                RouteTarget::Tcp => return Ok(()),
+            },
+            EventPayload::RouteDeleted { route } => (Thing::Route(*route), None),
             _ => return Ok(()),
         };
-        let life = self.apps.entry(id).or_default();
-        let slot = if created { &mut life.created } else { &mut life.deleted };
-        match slot.replace(event.revision) {
-            Some(first) => {
-                Err(format!("I4: app {id} was made or deleted twice, at {first} and {}", event.revision))
-            }
-            None => Ok(()),
+        let life = self.things.entry(thing).or_default();
+        let slot = if created.is_some() { &mut life.created } else { &mut life.deleted };
+        if let Some(first) = slot.replace(event.revision) {
+            return Err(format!(
+                "I4: {thing:?} was made or deleted twice, at {first} and {}",
+                event.revision
+            ));
         }
+        if let Some(name) = created {
+            // Routes only: orgs may have apps of one name.
+            if matches!(name, Name::Host(_)) && self.at(&name, event.revision).is_some() {
+                return Err(format!("I8: {name} was given away twice, at {}", event.revision));
+            }
+            self.name_of.insert(thing, name.clone());
+            self.names.insert((name, event.revision), Some(thing));
+        } else if let Some(name) = self.name_of.get(&thing) {
+            self.names.insert((name.clone(), event.revision), None);
+        }
+        Ok(())
     }
 
-    /// Which app had a name at a revision.
-    fn at(&self, name: &AppName, revision: Revision) -> Option<AppId> {
+    /// What had a name at a revision.
+    fn at(&self, name: &Name, revision: Revision) -> Option<Thing> {
         let until = (name.clone(), Revision(0))..=(name.clone(), revision);
-        self.names.range(until).next_back().and_then(|(_, app)| *app)
+        self.names.range(until).next_back().and_then(|(_, thing)| *thing)
     }
 }

@@ -1,14 +1,17 @@
-//! What clients ask, and what they are told: apps of one org come and go under a few names.
+//! What clients ask, and what they are told: apps of one org come and go under a few names, and routes under a few hostnames,
+//! which two envs compete for.
 //!
-//! A name is a register that holds an app or nothing. Most requests are HTTP requests to a member's API. Some writes are
+//! A name is a register that holds an app or a route, or nothing. Most requests are HTTP requests to a member's API. Some writes are
 //! proposals below it, without an idempotency key: what members propose by themselves, and send again by its request id.
+
+use std::fmt;
 
 use axum::http::StatusCode;
 use holdfast_model::api::{Done, Page, Problem};
-use holdfast_model::resource::App;
+use holdfast_model::resource::{App, Route};
 use holdfast_model::{
-    Actor, AppId, AppName, Code, Command, Context, OrgId, Outcome, Output, Proposal, RequestId, Revision,
-    Timestamp, TokenId,
+    Actor, AppId, AppName, Code, Command, Context, EdgeId, EnvId, Hostname, OrgId, Outcome, Output, Proposal,
+    RequestId, Revision, RouteId, Timestamp, TokenId,
 };
 use rand::RngExt;
 use rand::rngs::StdRng;
@@ -24,6 +27,34 @@ pub(crate) struct Account {
     /// The operator's token, as it is shown.
     pub(crate) secret: String,
     pub(crate) org: OrgId,
+    /// Envs of two orgs, where routes are made.
+    pub(crate) envs: Vec<EnvId>,
+    /// An app with most of the routes.
+    pub(crate) crowded: AppId,
+    pub(crate) edges: Vec<EdgeId>,
+}
+
+/// What clients name things by.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Name {
+    App(AppName),
+    Host(Hostname),
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Name::App(name) => name.fmt(f),
+            Name::Host(name) => name.fmt(f),
+        }
+    }
+}
+
+/// What has a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Thing {
+    App(AppId),
+    Route(RouteId),
 }
 
 /// How a write is asked for, the same each time that it is.
@@ -40,8 +71,10 @@ pub(crate) enum Way {
 pub(crate) enum Question {
     /// Make an app of this name.
     Create(Way),
-    /// Delete the app with this id, which was made under this name.
-    Delete(AppId, Way),
+    /// Make a route of this hostname in an env.
+    Claim(EnvId, Way),
+    /// Delete what has this id, and was made under this name.
+    Delete(Thing, Way),
     /// Which app has this name?
     Read,
     /// Which app had this name a moment ago?
@@ -51,23 +84,23 @@ pub(crate) enum Question {
 impl Question {
     /// Whether it changes something: then it may be repeated, and is told the same again.
     pub(crate) fn writes(&self) -> bool {
-        matches!(self, Question::Create(_) | Question::Delete(..))
+        matches!(self, Question::Create(_) | Question::Claim(..) | Question::Delete(..))
     }
 }
 
 /// What a client is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// The app was made.
-    Created(AppId, Revision),
+    /// It was made.
+    Created(Thing, Revision),
     /// The name is taken.
     Taken,
-    /// The app was deleted.
+    /// It was deleted.
     Deleted(Revision),
-    /// There is no such app.
+    /// There is no such thing.
     Absent,
     /// The app of that name, and the revision that was read.
-    Found(Option<AppId>, Revision),
+    Found(Option<Thing>, Revision),
 }
 
 /// An answer, or why there is none.
@@ -101,31 +134,51 @@ pub(crate) fn way(account: &Account, command: Command, rng: &mut StdRng) -> Way 
 }
 
 /// Asks a member.
-pub(crate) async fn ask(member: ApiMember, account: Account, name: AppName, question: Question) -> Told {
+pub(crate) async fn ask(member: ApiMember, account: Account, name: Name, question: Question) -> Told {
     let apps = format!("/v1/orgs/{}/apps", account.org);
     let secret = &account.secret;
     match question {
-        Question::Create(Way::Proposal(proposal)) | Question::Delete(_, Way::Proposal(proposal)) => {
-            match member.consensus.propose(*proposal).await {
-                Ok(outcome) => judge(outcome),
-                Err(error) => Told::Nothing(error.to_string()),
-            }
-        }
+        Question::Create(Way::Proposal(proposal))
+        | Question::Claim(_, Way::Proposal(proposal))
+        | Question::Delete(_, Way::Proposal(proposal)) => match member.consensus.propose(*proposal).await {
+            Ok(outcome) => judge(outcome),
+            Err(error) => Told::Nothing(error.to_string()),
+        },
         Question::Create(Way::Http(key)) => {
             let body = format!("{{\"name\":\"{name}\"}}");
             let told = http(&member, "POST", &apps, secret, Some(&key), Some(body), StatusCode::CREATED);
-            told.await.map_or_else(refused_create, |made: holdfast_model::api::Answer<App>| {
-                Told::Answer(Answer::Created(made.item.id, made.revision))
+            let refused = |failed| refused_create(failed, |id| id.parse().ok().map(Thing::App));
+            told.await.map_or_else(refused, |made: holdfast_model::api::Answer<App>| {
+                Told::Answer(Answer::Created(Thing::App(made.item.id), made.revision))
             })
         }
-        Question::Delete(app, Way::Http(key)) => {
-            let path = format!("/v1/apps/{app}");
+        Question::Claim(env, Way::Http(key)) => {
+            let body = route_body(&name.to_string());
+            let path = format!("/v1/envs/{env}/routes");
+            let told = http(&member, "POST", &path, secret, Some(&key), Some(body), StatusCode::CREATED);
+            let refused = |failed| refused_create(failed, |id| id.parse().ok().map(Thing::Route));
+            told.await.map_or_else(refused, |made: holdfast_model::api::Answer<Route>| {
+                Told::Answer(Answer::Created(Thing::Route(made.item.id), made.revision))
+            })
+        }
+        Question::Delete(thing, Way::Http(key)) => {
+            let path = match thing {
+                Thing::App(app) => format!("/v1/apps/{app}"),
+                Thing::Route(route) => format!("/v1/routes/{route}"),
+            };
             let told = http(&member, "DELETE", &path, secret, Some(&key), None, StatusCode::OK);
             told.await.map_or_else(refused, |done: Done| Told::Answer(Answer::Deleted(done.revision)))
         }
         Question::Read => read(&member, &format!("{apps}?name={name}"), secret).await,
         Question::StaleRead => read(&member, &format!("{apps}?name={name}&consistency=stale"), secret).await,
     }
+}
+
+/// A route of a hostname, as the API takes it.
+pub(crate) fn route_body(hostname: &str) -> String {
+    format!(
+        "{{\"target\":{{\"tls_passthrough\":{{\"hostname\":\"{hostname}\"}}}},\"listen_port\":443,\"process\":\"web\",\"port\":\"https\"}}"
+    )
 }
 
 /// Why the API gave no answer of the right kind.
@@ -159,21 +212,21 @@ async fn read(member: &ApiMember, path: &str, secret: &str) -> Told {
     let told = http(member, "GET", path, secret, None, None, StatusCode::OK);
     told.await.map_or_else(refused, |page: Page<App>| match page.items.as_slice() {
         [] => Told::Answer(Answer::Found(None, page.revision)),
-        [app] => Told::Answer(Answer::Found(Some(app.id), page.revision)),
+        [app] => Told::Answer(Answer::Found(Some(Thing::App(app.id)), page.revision)),
         many => Told::Wrong(format!("one name has {} apps", many.len())),
     })
 }
 
-/// A create that is repeated after its app was deleted is told which app it was.
-fn refused_create(failed: Failed) -> Told {
+/// A create that is repeated after what it made was deleted is told what that was.
+fn refused_create(failed: Failed, parse: impl Fn(&str) -> Option<Thing>) -> Told {
     if let Failed::Refused(problem) = &failed
         && problem.code == Code::NotFound.as_str()
     {
-        let id = problem.details.get("id").and_then(|id| id.parse().ok());
+        let id = problem.details.get("id").and_then(|id| parse(id));
         let revision = problem.details.get("made_at").and_then(|revision| revision.parse().ok());
         return match (id, revision) {
             (Some(id), Some(revision)) => Told::Answer(Answer::Created(id, Revision(revision))),
-            _ => Told::Wrong(format!("an app could not be made because nothing is there: {problem:?}")),
+            _ => Told::Wrong(format!("it could not be made because nothing is there: {problem:?}")),
         };
     }
     refused(failed)
@@ -183,7 +236,11 @@ fn refused(failed: Failed) -> Told {
     match failed {
         Failed::Wrong(reason) => Told::Wrong(reason),
         Failed::Refused(problem) if problem.code == Code::NotFound.as_str() => Told::Answer(Answer::Absent),
-        Failed::Refused(problem) if problem.code == Code::NameTaken.as_str() => Told::Answer(Answer::Taken),
+        Failed::Refused(problem)
+            if [Code::NameTaken, Code::HostnameTaken].iter().any(|code| problem.code == code.as_str()) =>
+        {
+            Told::Answer(Answer::Taken)
+        }
         // Each of them says that the cluster could not answer now, and is repeated.
         Failed::Refused(problem) if problem.retryable && problem.status != 500 => Told::Nothing(problem.code),
         Failed::Refused(problem) if problem.status == 500 => Told::Failed(problem.code),
@@ -194,13 +251,14 @@ fn refused(failed: Failed) -> Told {
 fn judge(outcome: Outcome) -> Told {
     match outcome {
         Ok(accepted) => match accepted.output {
-            Output::App(id) => Told::Answer(Answer::Created(id, accepted.revision)),
+            Output::App(id) => Told::Answer(Answer::Created(Thing::App(id), accepted.revision)),
+            Output::Route(id) => Told::Answer(Answer::Created(Thing::Route(id), accepted.revision)),
             Output::None => Told::Answer(Answer::Deleted(accepted.revision)),
-            other => Told::Wrong(format!("an app was asked for, and {other:?} was made")),
+            other => Told::Wrong(format!("an app or a route was asked for, and {other:?} was made")),
         },
         Err(rejection) => match rejection.code {
             Code::NotFound => Told::Answer(Answer::Absent),
-            Code::NameTaken => Told::Answer(Answer::Taken),
+            Code::NameTaken | Code::HostnameTaken => Told::Answer(Answer::Taken),
             code => Told::Wrong(format!("refused as {code:?}: {rejection:?}")),
         },
     }

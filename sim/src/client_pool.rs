@@ -6,24 +6,30 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use holdfast_model::{AppId, AppName, Command};
+use holdfast_model::agent::ProxyProtocol;
+use holdfast_model::resource::RouteTarget;
+use holdfast_model::{Command, EnvId, Hostname, PortName, ProcessName};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::client::{self, Account, Answer, Question, Told};
+use crate::client::{self, Account, Answer, Name, Question, Thing, Told};
 use crate::history::Asked;
 use crate::host::Host;
 use crate::trace::Trace;
 
 /// Names that clients use; few, so that they meet.
 const NAMES: [&str; 5] = ["alpha", "bravo", "charlie", "delta", "echo"];
+/// Hostnames that clients claim in two envs; fewer still.
+const HOSTNAMES: [&str; 4] = ["one.example", "two.example", "three.example", "four.example"];
 /// How long a client waits for an answer before it asks another member, in milliseconds.
 const PATIENCE_MS: std::ops::Range<u64> = 500..4000;
 
 /// All clients.
 pub(crate) struct ClientPool {
     account: Account,
-    names: Vec<AppName>,
+    names: Vec<Name>,
+    /// What every route leads to.
+    target: (ProcessName, PortName),
     rng: StdRng,
     clients: Vec<Client>,
     /// Answers of tasks that run on hosts.
@@ -49,10 +55,15 @@ enum Client {
 }
 
 impl ClientPool {
-    pub(crate) fn new(seed: u64, account: Account, clients: usize, think_ms: u64) -> Self {
-        ClientPool {
+    pub(crate) fn new(seed: u64, account: Account, clients: usize, think_ms: u64) -> Result<Self, String> {
+        let apps = NAMES.iter().filter_map(|name| name.parse().ok().map(Name::App));
+        let hosts = HOSTNAMES.iter().filter_map(|name| name.parse().ok().map(Name::Host));
+        let process = "web".parse().map_err(|_| "a process's name is wrong")?;
+        let port = "https".parse().map_err(|_| "a port's name is wrong")?;
+        Ok(ClientPool {
             account,
-            names: NAMES.iter().filter_map(|name| name.parse().ok()).collect(),
+            names: apps.chain(hosts).collect(),
+            target: (process, port),
             rng: StdRng::seed_from_u64(seed),
             clients: vec![Client::Thinking { until_ms: 0 }; clients],
             told: Arc::default(),
@@ -64,7 +75,7 @@ impl ClientPool {
             think_ms,
             answered: 0,
             repeats: 0,
-        }
+        })
     }
 
     /// From now on only what was begun is brought to its end.
@@ -135,7 +146,7 @@ impl ClientPool {
             }
         }
         let name = self.names[self.rng.random_range(0..self.names.len())].clone();
-        let known: Vec<AppId> = self
+        let known: Vec<Thing> = self
             .history
             .iter()
             .rev()
@@ -146,22 +157,48 @@ impl ClientPool {
             })
             .take(3)
             .collect();
-        let question = match self.rng.random_range(0..11) {
-            0..4 => {
-                let command = Command::CreateApp { org: self.account.org, name: name.clone() };
-                Question::Create(client::way(&self.account, command, &mut self.rng))
-            }
-            4..7 if !known.is_empty() => {
-                let app = known[self.rng.random_range(0..known.len())];
-                let command = Command::DeleteApp { app, expected_version: None };
-                Question::Delete(app, client::way(&self.account, command, &mut self.rng))
-            }
-            7 => Question::StaleRead,
-            _ => Question::Read,
+        let question = match &name {
+            // Nobody reads routes by their hostname.
+            Name::Host(host) => match self.rng.random_range(0..7) {
+                4.. if !known.is_empty() => self.deletion(&known),
+                _ => self.claim(host.clone()),
+            },
+            Name::App(app) => match self.rng.random_range(0..11) {
+                0..4 => {
+                    let command = Command::CreateApp { org: self.account.org, name: app.clone() };
+                    Question::Create(client::way(&self.account, command, &mut self.rng))
+                }
+                4..7 if !known.is_empty() => self.deletion(&known),
+                7 => Question::StaleRead,
+                _ => Question::Read,
+            },
         };
         self.moments += 1;
         self.history.push(Asked { name, question, called: self.moments, answered: None });
         (self.history.len() - 1, false)
+    }
+
+    fn deletion(&mut self, known: &[Thing]) -> Question {
+        let thing = known[self.rng.random_range(0..known.len())];
+        let command = match thing {
+            Thing::App(app) => Command::DeleteApp { app, expected_version: None },
+            Thing::Route(route) => Command::DeleteRoute { route, expected_version: None },
+        };
+        Question::Delete(thing, client::way(&self.account, command, &mut self.rng))
+    }
+
+    fn claim(&mut self, hostname: Hostname) -> Question {
+        let env: EnvId = self.account.envs[self.rng.random_range(0..self.account.envs.len())];
+        let (process, port) = self.target.clone();
+        let command = Command::CreateRoute {
+            env,
+            target: RouteTarget::TlsPassthrough { hostname },
+            listen_port: 443,
+            process,
+            port,
+            proxy_protocol: ProxyProtocol::Off,
+        };
+        Question::Claim(env, client::way(&self.account, command, &mut self.rng))
     }
 
     fn send(&mut self, number: usize, request: usize, repeats: bool, now_ms: u64, hosts: &[Host]) {

@@ -103,11 +103,10 @@ fn one(seed: u64, options: &Options) -> Result<bool, String> {
 
 #[cfg(feature = "planted-bugs")]
 fn plant(bug: &str) -> Result<(), String> {
-    if holdfast_raft::planted::plant(bug) || holdfast_store::planted::plant(bug) {
-        Ok(())
-    } else {
-        Err(format!("there is no bug «{bug}» to plant"))
-    }
+    let planted = holdfast_raft::planted::plant(bug)
+        || holdfast_store::planted::plant(bug)
+        || holdfast_client::planted::plant(bug);
+    if planted { Ok(()) } else { Err(format!("there is no bug «{bug}» to plant")) }
 }
 
 #[cfg(not(feature = "planted-bugs"))]

@@ -3,17 +3,17 @@
 
 use std::collections::BTreeMap;
 
-use holdfast_model::{AppId, AppName, Revision};
+use holdfast_model::Revision;
 use todc_utils::linearizability::WGLChecker;
 use todc_utils::linearizability::history::{Action, History};
 use todc_utils::specifications::Specification;
 
-use crate::client::{Answer, Question};
+use crate::client::{Answer, Name, Question, Thing};
 
 /// One request, from its first word to its answer.
 #[derive(Clone, Debug)]
 pub(crate) struct Asked {
-    pub(crate) name: AppName,
+    pub(crate) name: Name,
     pub(crate) question: Question,
     /// Counts what happens in the run; gives the order of calls and answers.
     pub(crate) called: u64,
@@ -24,17 +24,17 @@ pub(crate) struct Asked {
 /// What a request did to a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
-    Created(AppId),
+    Created(Thing),
     Taken,
-    Deleted(AppId),
-    Absent(AppId),
-    Found(Option<AppId>),
+    Deleted(Thing),
+    Absent(Thing),
+    Found(Option<Thing>),
 }
 
-struct Name;
+struct Register;
 
-impl Specification for Name {
-    type State = Option<AppId>;
+impl Specification for Register {
+    type State = Option<Thing>;
     type Operation = Step;
 
     fn init() -> Self::State {
@@ -54,8 +54,8 @@ impl Specification for Name {
 
 fn step(question: &Question, answer: Answer) -> Option<Step> {
     match (question, answer) {
-        (Question::Create(_), Answer::Created(id, _)) => Some(Step::Created(id)),
-        (Question::Create(_), Answer::Taken) => Some(Step::Taken),
+        (Question::Create(_) | Question::Claim(..), Answer::Created(id, _)) => Some(Step::Created(id)),
+        (Question::Create(_) | Question::Claim(..), Answer::Taken) => Some(Step::Taken),
         (Question::Delete(id, _), Answer::Deleted(_)) => Some(Step::Deleted(*id)),
         (Question::Delete(id, _), Answer::Absent) => Some(Step::Absent(*id)),
         (Question::Read, Answer::Found(found, _)) => Some(Step::Found(found)),
@@ -69,7 +69,7 @@ type Moment = (u64, usize, Action<Step>);
 /// Judges a history. Every request must have its answer; the run waits for that.
 pub(crate) fn judge(history: &[Asked]) -> Result<(), String> {
     order_of_revisions(history)?;
-    let mut names: BTreeMap<&AppName, Vec<Moment>> = BTreeMap::new();
+    let mut names: BTreeMap<&Name, Vec<Moment>> = BTreeMap::new();
     for (number, asked) in history.iter().enumerate() {
         let Some((at, answer)) = asked.answered else { continue };
         if matches!(asked.question, Question::StaleRead) {
@@ -85,7 +85,7 @@ pub(crate) fn judge(history: &[Asked]) -> Result<(), String> {
     for (name, mut actions) in names {
         actions.sort_by_key(|(at, _, _)| *at);
         let actions = actions.into_iter().map(|(_, number, action)| (number, action)).collect();
-        if !WGLChecker::<Name>::is_linearizable(History::from_actions(actions)) {
+        if !WGLChecker::<Register>::is_linearizable(History::from_actions(actions)) {
             return Err(format!("I3: the history of the name {name} is not linearizable"));
         }
     }

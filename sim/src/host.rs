@@ -1,13 +1,10 @@
-//! One host: a runtime of its own, two disks, a wall clock, and the member that runs on it, if one does.
+//! One host: two disks, a wall clock, and the process of the member that runs on it, if one does.
 //!
-//! A crash drops the runtime with everything in it, in the middle of whatever it does, after its disks were turned off:
+//! A crash drops the process with everything in it, in the middle of whatever it does, after its disks were turned off:
 //! no destructor of a dead process reaches a disk.
 
-use std::cell::Cell;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use holdfast_faulty_disk::{Disk, Faults};
@@ -16,12 +13,11 @@ use holdfast_raft::log_store::LogStore;
 use holdfast_raft::{Compaction, Consensus, ConsensusConfig, MemberIdentity, MemberNode, Parts, RaftTls};
 use holdfast_store::Store;
 use rand::rngs::StdRng;
-use tokio::runtime::Runtime;
 use tokio::task::AbortHandle;
 
 use crate::api_member::{ApiMember, Cluster};
-use crate::machine::{self, Wait};
 use crate::network::Network;
+use crate::process::{Machine, Process};
 
 /// How a host goes down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,10 +34,7 @@ type Started = Arc<Mutex<Option<Result<ApiMember, String>>>>;
 /// A host.
 pub(crate) struct Host {
     pub(crate) id: u64,
-    /// By how much its wall clock is wrong.
-    pub(crate) wall_offset_ms: i64,
-    /// How long a piece of work on its disk takes, in milliseconds: from, to.
-    pub(crate) disk_ms: (u64, u64),
+    pub(crate) machine: Machine,
     /// Whether its disk misbehaved since it started: then it may fail and stop.
     pub(crate) excused: bool,
     /// How often its state rotted. What rots is found late.
@@ -54,34 +47,16 @@ pub(crate) struct Host {
 }
 
 struct Running {
-    runtime: Runtime,
-    idle: Arc<Idle>,
-    /// When the next of its timers is due.
-    wake_ms: Option<u64>,
+    process: Process,
     started: Started,
     member: Option<ApiMember>,
-}
-
-thread_local! {
-    /// What the disk of the host that has the thread takes.
-    static DISK_MS: Cell<(u64, u64)> = const { Cell::new((0, 1)) };
-}
-
-/// Makes work on disks take what the current host's disk takes. Once per process.
-pub(crate) fn pace_disks() {
-    holdfast_raft::disk_work::simulate_on_this_thread(|| {
-        use rand::RngExt;
-        let (from, to) = DISK_MS.get();
-        Duration::from_millis(rand::rng().random_range(from..=to))
-    });
 }
 
 impl Host {
     pub(crate) fn new(id: u64, folder: PathBuf) -> Self {
         Host {
             id,
-            wall_offset_ms: 0,
-            disk_ms: (0, 2),
+            machine: Machine::WELL,
             excused: false,
             rotted: 0,
             folder,
@@ -128,14 +103,7 @@ impl Host {
         compaction: &Compaction,
     ) -> Result<(), String> {
         network.come_up(self.id);
-        let idle = Arc::new(Idle::default());
-        let slept = idle.clone();
-        // With I/O, although there is none, because then it sleeps by `epoll_wait`: see `machine`.
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .on_thread_unpark(move || slept.note())
-            .build()
-            .map_err(|error| format!("a runtime could not be made: {error}"))?;
+        let process = Process::new()?;
         let started = Started::default();
         let mut config = ConsensusConfig::new(
             MemberId(self.id),
@@ -155,8 +123,9 @@ impl Host {
         let folder = self.folder.clone();
         let (log_disk, state_disk) = (self.log_disk.clone(), self.state_disk.clone());
         let (cluster, id) = (cluster.clone(), self.id);
+        let api_port = network.api_port(self.id);
         let (link, raft_addr, slot) = (network.link(self.id), Network::address(self.id), started.clone());
-        runtime.spawn(async move {
+        process.spawn(async move {
             let start = async {
                 let log =
                     LogStore::open_with_backend(log_disk, identity.as_ref()).map_err(|e| describe(&e))?;
@@ -169,39 +138,29 @@ impl Host {
                 let store = store.map_err(|e| describe(&e))?;
                 let parts = Parts { link, raft_addr, log, store: Arc::new(store) };
                 let consensus = Consensus::start_on(config, parts).await.map_err(|e| describe(&e))?;
-                ApiMember::start(&cluster, id, consensus)
+                ApiMember::start(&cluster, id, consensus, api_port)
             };
             let result = start.await;
             *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
         });
-        self.running = Some(Running { runtime, idle, wake_ms: Some(0), started, member: None });
+        self.running = Some(Running { process, started, member: None });
         Ok(())
     }
 
     /// Runs a task on the host, as part of its process.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> Option<AbortHandle> {
-        Some(self.running.as_ref()?.runtime.spawn(task).abort_handle())
+        Some(self.running.as_ref()?.process.spawn(task))
     }
 
     /// Whether anything can run at this time: a timer is due, or something from outside woke a task.
     pub(crate) fn is_due(&self, now_ms: u64) -> bool {
-        self.running.as_ref().is_some_and(|running| {
-            running.wake_ms.is_some_and(|due| due <= now_ms)
-                || running.runtime.metrics().global_queue_depth() > 0
-        })
+        self.running.as_ref().is_some_and(|running| running.process.is_due(now_ms))
     }
 
     /// Runs everything that can run at this time. The error is why the member did not start.
     pub(crate) fn tick(&mut self, now_ms: u64) -> Result<(), String> {
         let Some(running) = &mut self.running else { return Ok(()) };
-        machine::set_time(Duration::from_millis(now_ms), self.wall_offset_ms);
-        DISK_MS.set(self.disk_ms);
-        let wait = running.runtime.block_on(UntilIdle { idle: &running.idle, stage: Stage::Timers });
-        running.wake_ms = match wait {
-            Wait::No => Some(now_ms),
-            Wait::Ms(wait_ms) => Some(now_ms + wait_ms),
-            Wait::ForEver => None,
-        };
+        running.process.run(now_ms, self.machine);
         if running.member.is_none() {
             let started = running.started.lock().unwrap_or_else(PoisonError::into_inner).take();
             match started {
@@ -270,68 +229,4 @@ pub(crate) fn describe(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
-}
-
-/// Notes that a runtime would sleep, and wakes whoever waits for that instead.
-#[derive(Default)]
-struct Idle {
-    slept: Mutex<Option<Wait>>,
-    waker: Mutex<Option<Waker>>,
-}
-
-impl Idle {
-    fn note(&self) {
-        // It looks without waiting when a timer is due at once; then its tasks go on.
-        let wait = machine::last_wait();
-        if wait == Wait::No {
-            return;
-        }
-        *self.slept.lock().unwrap_or_else(PoisonError::into_inner) = Some(wait);
-        if let Some(waker) = self.waker.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            waker.wake();
-        }
-    }
-}
-
-/// Lets a runtime run its timers, then its tasks until none can go on. Answers for how long it would sleep then.
-struct UntilIdle<'a> {
-    idle: &'a Idle,
-    stage: Stage,
-}
-
-enum Stage {
-    /// Once round without waiting, so that timers that are due wake their tasks.
-    Timers,
-    /// The tasks run from now on.
-    Tasks,
-    /// They are running.
-    Waiting,
-}
-
-impl Future for UntilIdle<'_> {
-    type Output = Wait;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Wait> {
-        let mut slept = self.idle.slept.lock().unwrap_or_else(PoisonError::into_inner);
-        match self.stage {
-            Stage::Timers => {
-                drop(slept);
-                self.stage = Stage::Tasks;
-                context.waker().wake_by_ref();
-                return Poll::Pending;
-            }
-            Stage::Tasks => {
-                *slept = None;
-                drop(slept);
-                self.stage = Stage::Waiting;
-            }
-            Stage::Waiting => {
-                if let Some(wait) = slept.take() {
-                    return Poll::Ready(wait);
-                }
-            }
-        }
-        *self.idle.waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(context.waker().clone());
-        Poll::Pending
-    }
 }

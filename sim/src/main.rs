@@ -1,16 +1,20 @@
-//! Whole clusters in one thread from one seed: the real `raft` and `store` over a simulated network, clock and disks.
+//! Whole clusters in one thread from one seed: the real `raft`, `store` and `api`, and the edges'
+//! following side, over a simulated network, clock and disks.
 //!
 //! One process runs one seed, so that nothing of an earlier run (a counter of the standard library or of tokio, a
 //! hash's keys) can leak into the next; with `--seeds` it starts itself once per seed. The same seed gives the same
 //! trace, byte for byte. What is checked, and what is not simulated, is in `docs/testing/simulation.md`.
 //!
-//! This crate is no part of the product and nothing depends on it. It checks I1, I2, I3, I4 and I13.
+//! This crate is no part of the product and nothing depends on it. It checks I1–I8 and I13.
 
 mod api_member;
 mod checks;
 mod client;
 mod client_pool;
 mod command_line;
+mod edge_host;
+mod edges;
+mod errand;
 mod fault_plan;
 mod history;
 mod host;
@@ -19,6 +23,7 @@ mod making;
 mod many_seeds;
 mod network;
 mod pipe;
+mod process;
 mod run;
 mod tally;
 mod trace;

@@ -8,16 +8,19 @@ use holdfast_identity::{Token, TokenKind as SecretKind};
 use holdfast_model::api::Answer;
 use holdfast_model::command::{Joiner, NewCluster, NewMember, NewToken};
 use holdfast_model::limits::TOKEN_MS_MAX;
-use holdfast_model::resource::{Enrolled, EnrolmentKind, Org, TokenKind};
+use holdfast_model::resource::{App, Enrolled, Env, Org, Release, Route, TokenKind};
 use holdfast_model::{
-    Actor, ClusterVersion, Command, Context, Digest, Incarnation, MemberId, Output, Proposal, RequestId,
-    Scope, Timestamp, TokenId,
+    Actor, AppId, ClusterVersion, Command, Context, Digest, EdgeId, EnvId, Incarnation, MemberId, OrgId,
+    Output, Proposal, RequestId, Scope, Timestamp, TokenId,
 };
 use holdfast_raft::MemberNode;
 use holdfast_store::Views;
+use serde::de::DeserializeOwned;
+use serde_json::json;
 
 use crate::api_member::{self, ApiMember, Cluster};
-use crate::client::Account;
+use crate::client::{self, Account};
+use crate::edges::FIRST_EDGE;
 use crate::machine;
 
 /// How long an enrolment is.
@@ -27,6 +30,10 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// The operator's secret.
 const SECRET: [u8; 32] = *b"a secret that everyone may know.";
 
+/// Edges of every cluster.
+const EDGES: u64 = 2;
+/// Routes of the app that has most of them: enough that an edge holds their removal back, whatever clients have made.
+const CROWD: usize = 12;
 /// Makes the cluster on its first member. Ends when all vote.
 pub(crate) async fn make_cluster(
     cluster: Cluster,
@@ -54,21 +61,87 @@ pub(crate) async fn make_cluster(
         view.token_by_digest(&digest).map_err(|e| failed(&e))?.ok_or("the operator's token is missing")?;
     drop(view);
     let secret = secret.reveal().to_string();
-    let body = Some("{\"name\":\"sim\"}".to_owned());
-    let request = api_member::request("POST", "/v1/orgs", &secret, Some("the-org"), body)?;
-    let (status, body) = first.ask(request).await?;
-    if status != StatusCode::CREATED {
-        return Err(format!("an org was not made: {}", String::from_utf8_lossy(&body)));
+    let maker = Maker { first: &first, secret: &secret };
+    let org = maker.org("sim").await?;
+    let (crowded, crowded_env) = maker.env(org, "crowded").await?;
+    for number in 0..CROWD {
+        maker.route(crowded_env, &format!("crowd-{number}.example")).await?;
     }
-    let org: Answer<Org> = serde_json::from_slice(&body).map_err(|e| failed(&e))?;
+    let rival = maker.org("rival").await?;
+    let envs = vec![maker.env(org, "routed").await?.1, maker.env(rival, "routed").await?.1];
     let votes = nodes.len();
     for (id, node) in nodes.into_iter().skip(1) {
-        enrol(&first, token.id, id, Joiner::Member(new_member(id, node)?)).await?;
+        match enrol(&first, token.id, id, Joiner::Member(new_member(id, node)?)).await? {
+            Enrolled::Member(given) if given == MemberId(id) => {}
+            other => return Err(format!("host {id} enrolled as {other:?}")),
+        }
+    }
+    let mut edges: Vec<EdgeId> = Vec::new();
+    for id in FIRST_EDGE..FIRST_EDGE + EDGES {
+        let name = format!("edge-{id}").parse().map_err(|_| failed(&"an edge's name"))?;
+        match enrol(&first, token.id, id, Joiner::Edge { name }).await? {
+            Enrolled::Edge(edge) => edges.push(edge),
+            other => return Err(format!("edge {id} enrolled as {other:?}")),
+        }
     }
     while first.consensus.status().voters.len() < votes {
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
-    Ok(Account { operator: token.id, secret, org: org.item.id })
+    Ok(Account { operator: token.id, secret, org, envs, crowded, edges })
+}
+
+/// Makes what clients find there, through the API of the first member.
+struct Maker<'a> {
+    first: &'a ApiMember,
+    secret: &'a str,
+}
+
+impl Maker<'_> {
+    async fn made<T: DeserializeOwned>(&self, path: &str, body: String) -> Result<T, String> {
+        let key = Digest::of(format!("{path} {body}").as_bytes()).to_string();
+        let request = api_member::request("POST", path, self.secret, Some(&key), Some(body))?;
+        let (status, body) = self.first.ask(request).await?;
+        if status != StatusCode::CREATED {
+            return Err(format!("{path} was not made: {}", String::from_utf8_lossy(&body)));
+        }
+        let answer: Answer<T> = serde_json::from_slice(&body).map_err(|e| format!("{path}: {e}"))?;
+        Ok(answer.item)
+    }
+
+    async fn org(&self, name: &str) -> Result<OrgId, String> {
+        Ok(self.made::<Org>("/v1/orgs", json!({ "name": name }).to_string()).await?.id)
+    }
+
+    /// An app with an env that may have routes.
+    async fn env(&self, org: OrgId, name: &str) -> Result<(AppId, EnvId), String> {
+        let app: App =
+            self.made(&format!("/v1/orgs/{org}/apps"), json!({ "name": name }).to_string()).await?;
+        let env: Env =
+            self.made(&format!("/v1/apps/{}/envs", app.id), json!({ "name": "prod" }).to_string()).await?;
+        let digest = format!("sha256:{}", "ab".repeat(32));
+        let image = json!({ "repository": "registry.example/hello", "digest": digest });
+        let release = json!({ "image": image, "manifest": manifest(name) }).to_string();
+        self.made::<Release>(&format!("/v1/envs/{}/releases", env.id), release).await?;
+        Ok((app.id, env.id))
+    }
+
+    async fn route(&self, env: EnvId, hostname: &str) -> Result<(), String> {
+        self.made::<Route>(&format!("/v1/envs/{env}/routes"), client::route_body(hostname)).await.map(drop)
+    }
+}
+
+/// What the envs of an app run: a process with a port that routes lead to.
+fn manifest(app: &str) -> String {
+    format!(
+        r#"
+schema_version = "v1"
+[app]
+name = "{app}"
+[processes.web]
+resources = {{ memory = "64Mi" }}
+ports = [{{ name = "https", internal = 8443 }}]
+"#
+    )
 }
 
 fn new_member(id: u64, node: MemberNode) -> Result<NewMember, String> {
@@ -76,16 +149,16 @@ fn new_member(id: u64, node: MemberNode) -> Result<NewMember, String> {
     Ok(NewMember { name, raft_addr: node.raft_addr, api_addr: node.api_addr })
 }
 
-/// Enrols a member, which must get this id.
-async fn enrol(first: &ApiMember, operator: TokenId, id: u64, joiner: Joiner) -> Result<(), String> {
+/// Enrols a host, and says as what.
+async fn enrol(first: &ApiMember, operator: TokenId, id: u64, joiner: Joiner) -> Result<Enrolled, String> {
     let digest = Digest::of(format!("enrolment {id}").as_bytes());
     let number = u128::from(id) * 10;
-    let create = Command::CreateEnrolment { kind: EnrolmentKind::Member, digest, ttl_ms: ENROLMENT_MS };
+    let create = Command::CreateEnrolment { kind: joiner.kind(), digest, ttl_ms: ENROLMENT_MS };
     propose(first, create, number, Actor::Operator(operator)).await?;
     let key = Digest::of(format!("key {id}").as_bytes());
     let enrol = Command::Enrol { digest, key, joiner };
     match propose(first, enrol, number + 1, Actor::System(MemberId(1))).await? {
-        Output::Enrolled(Enrolled::Member(given)) if given == MemberId(id) => Ok(()),
+        Output::Enrolled(enrolled) => Ok(enrolled),
         other => Err(format!("host {id} enrolled as {other:?}")),
     }
 }

@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use holdfast_client::{ByteStream, Dial, Dialled, Endpoint, TransportError};
+use holdfast_identity::PeerIdentity;
 use holdfast_raft::{Handshake, Link, LinkError, PeerStream};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -33,13 +35,28 @@ struct State {
     next_pipe: u64,
     pipes: BTreeMap<u64, Pipe>,
     arrivals: BTreeSet<(u64, u64)>,
-    listeners: BTreeMap<u64, Listener>,
+    listeners: BTreeMap<(u64, Port), Listener>,
+}
+
+/// What a host listens for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Port {
+    Raft,
+    Api,
 }
 
 #[derive(Default)]
 struct Listener {
-    dialled: VecDeque<(u64, End)>,
+    dialled: VecDeque<Accepted>,
     waker: Option<Waker>,
+}
+
+/// A connection whose handshake is done.
+struct Accepted {
+    from: u64,
+    /// Whom the dialler's certificate names, if it has one.
+    certificate: Option<PeerIdentity>,
+    end: End,
 }
 
 /// A frame that arrived, for the trace.
@@ -80,6 +97,16 @@ impl Network {
         Arc::new(HostLink { network: self.clone(), host })
     }
 
+    /// Where a member is asked by agents.
+    pub(crate) fn api_port(&self, host: u64) -> ApiPort {
+        ApiPort { network: self.clone(), host }
+    }
+
+    /// What an agent dials members through, with a certificate that names it.
+    pub(crate) fn agent_dial(&self, host: u64, certificate: PeerIdentity) -> Arc<dyn Dial> {
+        Arc::new(AgentDial { network: self.clone(), host, certificate })
+    }
+
     /// Another weather from now on.
     pub(crate) fn set_weather(&self, weather: Weather) {
         self.state().weather = weather;
@@ -104,7 +131,9 @@ impl Network {
         self.break_connections(host);
         let mut state = self.state();
         state.up.insert(host);
-        state.listeners.insert(host, Listener::default());
+        for port in [Port::Raft, Port::Api] {
+            state.listeners.insert((host, port), Listener::default());
+        }
     }
 
     /// A host is gone: its kernel closes its connections, or, without power, nobody says anything.
@@ -115,7 +144,7 @@ impl Network {
             for pipe in state.pipes.values_mut().filter(|pipe| pipe.from == host || pipe.to == host) {
                 pipe.fall_silent();
             }
-            state.listeners.remove(&host)
+            [Port::Raft, Port::Api].map(|port| state.listeners.remove(&(host, port)))
         };
         drop(gone);
         if !silent {
@@ -157,17 +186,17 @@ impl Network {
         arrived
     }
 
-    fn connect(&self, from: u64, to: u64) -> Option<End> {
+    fn connect(&self, from: u64, to: u64, port: Port, certificate: Option<PeerIdentity>) -> Option<End> {
         let (mine, waker) = {
             let state = &mut *self.state();
             let id = state.next_pipe;
             state.next_pipe += 2;
-            let listener = state.listeners.get_mut(&to)?;
+            let listener = state.listeners.get_mut(&(to, port))?;
             let end = |read, write| End { network: self.clone(), read, write };
-            listener.dialled.push_back((from, end(id, id + 1)));
+            listener.dialled.push_back(Accepted { from, certificate, end: end(id, id + 1) });
             let waker = listener.waker.take();
-            state.pipes.insert(id, Pipe::new(from, to));
-            state.pipes.insert(id + 1, Pipe::new(to, from));
+            state.pipes.insert(id, Pipe::new(from, to, port == Port::Raft));
+            state.pipes.insert(id + 1, Pipe::new(to, from, port == Port::Raft));
             (end(id + 1, id), waker)
         };
         if let Some(waker) = waker {
@@ -205,14 +234,18 @@ struct HostLink {
     host: u64,
 }
 
-impl HostLink {
-    async fn dial(&self, target: u64, address: &str) -> Result<PeerStream, LinkError> {
-        let refused = || LinkError::Connect {
-            address: address.to_owned(),
-            source: io::Error::from(io::ErrorKind::ConnectionRefused),
-        };
+impl Network {
+    /// Dials for as long as nobody answers; whoever calls bounds the wait.
+    async fn dial(
+        &self,
+        from: u64,
+        to: u64,
+        port: Port,
+        certificate: Option<PeerIdentity>,
+    ) -> io::Result<End> {
+        let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
         loop {
-            match self.network.way(self.host, target) {
+            match self.way(from, to) {
                 Way::Lost => tokio::time::sleep(DIAL_RETRY).await,
                 Way::Refused(latency) => {
                     tokio::time::sleep(latency).await;
@@ -220,11 +253,62 @@ impl HostLink {
                 }
                 Way::Open(latency) => {
                     tokio::time::sleep(latency).await;
-                    let end = self.network.connect(self.host, target).ok_or_else(refused)?;
-                    return Ok(PeerStream { peer: target, io: Box::new(end) });
+                    return self.connect(from, to, port, certificate).ok_or_else(refused);
                 }
             }
         }
+    }
+
+    /// The next connection to a host.
+    fn poll_accept(&self, host: u64, port: Port, context: &mut Context<'_>) -> Poll<Accepted> {
+        let mut state = self.state();
+        let Some(listener) = state.listeners.get_mut(&(host, port)) else { return Poll::Pending };
+        match listener.dialled.pop_front() {
+            Some(accepted) => Poll::Ready(accepted),
+            None => {
+                listener.waker = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+/// Where a member is asked by agents.
+pub(crate) struct ApiPort {
+    network: Network,
+    host: u64,
+}
+
+impl ApiPort {
+    /// The next connection, and whom the dialler's certificate names.
+    pub(crate) async fn accept(&self) -> (Option<PeerIdentity>, impl ByteStream + use<>) {
+        let next = std::future::poll_fn(|context| self.network.poll_accept(self.host, Port::Api, context));
+        let accepted = next.await;
+        (accepted.certificate, accepted.end)
+    }
+}
+
+/// An agent's way into the network.
+struct AgentDial {
+    network: Network,
+    host: u64,
+    certificate: PeerIdentity,
+}
+
+impl AgentDial {
+    async fn to(&self, endpoint: &Endpoint) -> Result<Box<dyn ByteStream>, TransportError> {
+        let failed = |source| TransportError::Connect { endpoint: endpoint.to_string(), source };
+        // A member's address ends in its id; see [`Network::address`].
+        let member = endpoint.host().rsplit('.').next().and_then(|id| id.parse().ok());
+        let member = member.ok_or_else(|| failed(io::Error::from(io::ErrorKind::AddrNotAvailable)))?;
+        let end = self.network.dial(self.host, member, Port::Api, Some(self.certificate.clone())).await;
+        Ok(Box::new(end.map_err(failed)?))
+    }
+}
+
+impl Dial for AgentDial {
+    fn dial<'a>(&'a self, endpoint: &'a Endpoint) -> Dialled<'a> {
+        Box::pin(self.to(endpoint))
     }
 }
 
@@ -234,24 +318,20 @@ impl Link for HostLink {
         target: u64,
         address: &'a str,
     ) -> Pin<Box<dyn Future<Output = Result<PeerStream, LinkError>> + Send + 'a>> {
-        Box::pin(self.dial(target, address))
+        Box::pin(async move {
+            let end = self.network.dial(self.host, target, Port::Raft, None).await;
+            let end = end.map_err(|source| LinkError::Connect { address: address.to_owned(), source })?;
+            Ok(PeerStream { peer: target, io: Box::new(end) })
+        })
     }
 
     fn accept(&self) -> Pin<Box<dyn Future<Output = Result<Handshake, LinkError>> + Send + '_>> {
         Box::pin(std::future::poll_fn(move |context| {
-            let mut state = self.network.state();
-            let Some(listener) = state.listeners.get_mut(&self.host) else { return Poll::Pending };
-            match listener.dialled.pop_front() {
-                Some((peer, end)) => {
-                    let stream = PeerStream { peer, io: Box::new(end) };
-                    let handshake: Handshake = Box::pin(std::future::ready(Ok(stream)));
-                    Poll::Ready(Ok(handshake))
-                }
-                None => {
-                    listener.waker = Some(context.waker().clone());
-                    Poll::Pending
-                }
-            }
+            self.network.poll_accept(self.host, Port::Raft, context).map(|Accepted { from, end, .. }| {
+                let stream = PeerStream { peer: from, io: Box::new(end) };
+                let handshake: Handshake = Box::pin(std::future::ready(Ok(stream)));
+                Ok(handshake)
+            })
         }))
     }
 }

@@ -1,7 +1,8 @@
-//! One direction of one connection: whole frames on their way, each with the time at which it arrives.
+//! One direction of one connection: whole frames, or bytes as they were written, on their way, each with the time at which
+//! it arrives.
 //!
 //! Log streams keep their order, as TCP does. Questions and answers, which their protocol lets arrive in any order, are
-//! also lost, doubled and overtaken when the weather says so: harsher than TCP, and closer to what Raft promises.
+//! also lost, doubled and overtaken when the weather says so: harsher than TCP, and closer to what Raft promises. Bytes without frames keep their order too.
 
 use std::collections::VecDeque;
 use std::task::Waker;
@@ -28,6 +29,8 @@ enum Item {
 pub(crate) struct Pipe {
     pub(crate) from: u64,
     pub(crate) to: u64,
+    /// Whether what is written are frames of Raft's.
+    framed: bool,
     /// Sorted by arrival; those that are held come last.
     queue: VecDeque<(u64, Item)>,
     /// Bytes of the next frame, until it is whole.
@@ -52,10 +55,11 @@ pub(crate) enum Read {
 }
 
 impl Pipe {
-    pub(crate) fn new(from: u64, to: u64) -> Self {
+    pub(crate) fn new(from: u64, to: u64, framed: bool) -> Self {
         Pipe {
             from,
             to,
+            framed,
             queue: VecDeque::new(),
             partial: Vec::new(),
             arrived: VecDeque::new(),
@@ -104,6 +108,10 @@ impl Pipe {
         if self.ended {
             return arrivals;
         }
+        if !self.framed {
+            self.send(bytes.to_vec(), now_ms, blocked, weather, rng, &mut arrivals);
+            return arrivals;
+        }
         self.partial.extend_from_slice(bytes);
         while let Some(header) = self.partial.first_chunk::<LENGTH_BYTES>() {
             let length = LENGTH_BYTES + u32::from_le_bytes(*header) as usize;
@@ -127,7 +135,7 @@ impl Pipe {
         arrivals: &mut Vec<u64>,
     ) {
         // The greeting comes first; after it a question begins with 0 and an answer with 1 (`Frame` in raft).
-        let loose = self.frames > 0 && matches!(frame.get(LENGTH_BYTES), Some(0 | 1));
+        let loose = self.framed && self.frames > 0 && matches!(frame.get(LENGTH_BYTES), Some(0 | 1));
         self.frames += 1;
         let way = rng.random_range(weather.latency_ms.0..=weather.latency_ms.1);
         if !loose {

@@ -14,11 +14,13 @@ use crate::api_member::Cluster;
 use crate::checks;
 use crate::client::Account;
 use crate::client_pool::ClientPool;
+use crate::edges::Edges;
 use crate::fault_plan::FaultPlan;
 use crate::history;
 use crate::host;
 use crate::machine;
 use crate::making;
+use crate::process;
 use crate::tally::Tally;
 use crate::trace::Trace;
 use crate::watchers::Watchers;
@@ -58,7 +60,7 @@ pub(crate) fn run(seed: u64, trace_path: Option<&Path>) -> std::io::Result<Repor
 
 fn simulate(seed: u64, trace: Trace) -> Report {
     machine::take_over(seed);
-    host::pace_disks();
+    process::pace_disks();
     std::panic::set_hook(Box::new(|panic| {
         // redb's own, over a page that rotted: it becomes an error, and the member is healed.
         if holdfast_checked_file::is_opening() {
@@ -74,6 +76,7 @@ fn simulate(seed: u64, trace: Trace) -> Report {
     let verdict = phases(&mut world);
     let (requests, repeats) = world.pool.as_ref().map_or((0, 0), ClientPool::counts);
     let (watched, streams) = world.watchers.as_ref().map_or((0, 0), Watchers::counts);
+    let (tables, edge_crashes) = world.edges.as_ref().map_or((0, 0), Edges::counts);
     let tally = Tally {
         requests,
         repeats,
@@ -82,6 +85,8 @@ fn simulate(seed: u64, trace: Trace) -> Report {
         entries: world.watch.last_index(),
         watched,
         streams,
+        tables,
+        edge_crashes,
     };
     let summary = format!("{tally}; {} ms; {summary}", world.now_ms);
     if let Err(failure) = &verdict {
@@ -126,7 +131,8 @@ fn phases(world: &mut World) -> Result<(), String> {
     let account = set_up(world)?;
     let (clients, think_ms) = (world.plan.clients, world.plan.think_ms);
     world.watchers = Some(Watchers::new(world.rng.random(), account.secret.clone()));
-    world.pool = Some(ClientPool::new(world.rng.random(), account, clients, think_ms));
+    world.begin_edges(&account);
+    world.pool = Some(ClientPool::new(world.rng.random(), account, clients, think_ms)?);
     suffer(world)?;
     recover(world)?;
     judge(world)
@@ -189,7 +195,11 @@ fn recover(world: &mut World) -> Result<(), String> {
             && let Some(pool) = &mut world.pool
         {
             pool.close();
-            if pool.is_quiet() && has_converged(world) && watchers_are_done(world) {
+            if pool.is_quiet()
+                && has_converged(world)
+                && watchers_are_done(world)
+                && edges_have_arrived(world)?
+            {
                 return Ok(());
             }
         }
@@ -203,6 +213,14 @@ fn recover(world: &mut World) -> Result<(), String> {
 fn watchers_are_done(world: &World) -> bool {
     let last = world.hosts.iter().filter_map(|host| host.member()).map(|m| m.store().revision()).max();
     world.watchers.as_ref().zip(last).is_none_or(|(watchers, last)| watchers.have_seen(last))
+}
+
+/// Whether every edge serves what the state has. The members agree on that.
+fn edges_have_arrived(world: &mut World) -> Result<bool, String> {
+    match (&mut world.edges, world.hosts.iter().find_map(|host| host.member())) {
+        (Some(edges), Some(member)) => edges.have_arrived(member.store()),
+        _ => Ok(true),
+    }
 }
 
 fn has_converged(world: &World) -> bool {
@@ -236,9 +254,10 @@ fn unsettled(world: &World) -> String {
         .collect();
     let waiting = world.pool.as_ref().is_some_and(|pool| !pool.is_quiet());
     format!(
-        "liveness: {RECOVERY_MS_MAX} ms after the last fault the cluster has not settled (requests wait: {waiting}, watchers are done: {}); {}",
+        "liveness: {RECOVERY_MS_MAX} ms after the last fault the cluster has not settled (requests wait: {waiting}, watchers are done: {}); {}; {}",
         watchers_are_done(world),
-        states.join("; ")
+        states.join("; "),
+        world.edges.as_ref().map(Edges::standing).unwrap_or_default()
     )
 }
 
@@ -251,6 +270,9 @@ fn judge(world: &mut World) -> Result<(), String> {
             .map_err(|reason| format!("host {}: {reason}", host.id))?;
         if let Some(watchers) = &world.watchers {
             watchers.judge(member.store()).map_err(|reason| format!("host {}: {reason}", host.id))?;
+        }
+        if let Some(edges) = &world.edges {
+            edges.judge(member.store()).map_err(|reason| format!("host {}: {reason}", host.id))?;
         }
         member
             .store()

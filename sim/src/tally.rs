@@ -20,10 +20,14 @@ pub(crate) struct Tally {
     pub(crate) watched: u64,
     /// Streams on which they did.
     pub(crate) streams: u64,
+    /// Tables that edges put in force.
+    pub(crate) tables: u64,
+    /// How often an edge went down.
+    pub(crate) edge_crashes: u64,
 }
 
 impl Tally {
-    fn fields(&mut self) -> [(&'static str, &mut u64); 7] {
+    fn fields(&mut self) -> [(&'static str, &mut u64); 9] {
         [
             ("requests", &mut self.requests),
             ("repeats", &mut self.repeats),
@@ -32,6 +36,8 @@ impl Tally {
             ("entries", &mut self.entries),
             ("watched events", &mut self.watched),
             ("streams", &mut self.streams),
+            ("tables", &mut self.tables),
+            ("crashes of edges", &mut self.edge_crashes),
         ]
     }
 
@@ -72,8 +78,17 @@ mod tests {
 
     #[test]
     fn a_tally_is_read_as_it_was_written() {
-        let mut tally =
-            Tally { requests: 512, repeats: 4, faults: 17, leaders: 3, entries: 700, watched: 9, streams: 2 };
+        let mut tally = Tally {
+            requests: 512,
+            repeats: 4,
+            faults: 17,
+            leaders: 3,
+            entries: 700,
+            watched: 9,
+            streams: 2,
+            tables: 5,
+            edge_crashes: 1,
+        };
         assert_eq!(Tally::read(&format!("{tally}; 3 members, 5 clients")), tally);
         tally.add(tally);
         assert_eq!((tally.requests, tally.entries), (1024, 1400));

@@ -83,3 +83,22 @@ pub(crate) fn draw_partition(rng: &mut StdRng, members: &[u64], leader: Option<u
     }
     blocked
 }
+
+/// Cuts agents off from members, each in its own way: not at all, from all of them, or from some, in either direction.
+pub(crate) fn cut_agents(rng: &mut StdRng, blocked: &mut Blocked, agents: &[u64], members: &[u64]) {
+    for agent in agents {
+        let (to, from) = match rng.random_range(0..4) {
+            0 => continue,
+            1 => (1.0, 1.0),
+            _ => (rng.random_range(0.0..1.0), rng.random_range(0.0..1.0)),
+        };
+        for member in members {
+            if rng.random_bool(to) {
+                blocked.insert((*agent, *member));
+            }
+            if rng.random_bool(from) {
+                blocked.insert((*member, *agent));
+            }
+        }
+    }
+}

@@ -12,10 +12,13 @@ use rand::rngs::StdRng;
 
 use crate::api_member::Cluster;
 use crate::checks::Watch;
+use crate::client::Account;
 use crate::client_pool::ClientPool;
+use crate::edges::Edges;
 use crate::fault_plan::{FaultKind, FaultPlan};
 use crate::host::{Crash, Host};
 use crate::network::Network;
+use crate::process::Machine;
 use crate::trace::Trace;
 use crate::watchers::Watchers;
 use crate::weather::{self, Blocked, Weather};
@@ -50,6 +53,7 @@ pub(crate) struct World {
     pub(crate) hosts: Vec<Host>,
     pub(crate) pool: Option<ClientPool>,
     pub(crate) watchers: Option<Watchers>,
+    pub(crate) edges: Option<Edges>,
     pub(crate) trace: Trace,
     pub(crate) watch: Watch,
     network: Network,
@@ -76,6 +80,7 @@ impl World {
             hosts,
             pool: None,
             watchers: None,
+            edges: None,
             trace,
             watch: Watch::default(),
             tls,
@@ -92,6 +97,13 @@ impl World {
 
     fn say(&mut self, text: std::fmt::Arguments<'_>) {
         self.trace.line(self.now_ms, text);
+    }
+
+    /// From now on the edges live.
+    pub(crate) fn begin_edges(&mut self, account: &Account) {
+        let (network, cluster) = (self.network.clone(), self.cluster.clone());
+        let edges = Edges::new(self.rng.random(), self.now_ms, network, cluster, self.plan.members, account);
+        self.edges = Some(edges);
     }
 
     /// Starts a host's member.
@@ -134,6 +146,9 @@ impl World {
                 self.stopped(id, &reason)?;
             }
             self.watch.see(self.now_ms, &self.hosts[at], &mut self.trace)?;
+        }
+        if let Some(edges) = &mut self.edges {
+            edges.tick(self.now_ms, &self.hosts, &mut self.trace)?;
         }
         if self.now_ms.is_multiple_of(STATUS_EVERY_MS) {
             self.see_status()?;
@@ -199,7 +214,7 @@ impl World {
                 Due::Start(id) => self.start(id)?,
                 Due::Heal => self.network.set_blocked(Blocked::new()),
                 Due::Calm => self.network.set_weather(Weather::CALM),
-                Due::FastDisk(id) => self.hosts[id as usize - 1].disk_ms = (0, 2),
+                Due::FastDisk(id) => self.hosts[id as usize - 1].machine.disk_ms = Machine::WELL.disk_ms,
                 Due::GoodDisk(id) => self.hosts[id as usize - 1].set_disk_faults(Faults::default()),
             }
         }
@@ -212,11 +227,14 @@ impl World {
         if let Some(watchers) = &mut self.watchers {
             watchers.rest();
         }
+        if let Some(edges) = &mut self.edges {
+            edges.rest(self.now_ms);
+        }
         let due = std::mem::take(&mut self.due);
         self.network.set_blocked(Blocked::new());
         self.network.set_weather(Weather::CALM);
         for host in &mut self.hosts {
-            host.disk_ms = (0, 2);
+            host.machine.disk_ms = Machine::WELL.disk_ms;
             host.set_disk_faults(Faults::default());
             host.keep_power();
         }
@@ -266,7 +284,9 @@ impl World {
             FaultKind::Partition => {
                 let members: Vec<u64> = self.hosts.iter().map(|host| host.id).collect();
                 let leader = self.leader();
-                let blocked = weather::draw_partition(&mut self.rng, &members, leader);
+                let mut blocked = weather::draw_partition(&mut self.rng, &members, leader);
+                let agents = self.edges.as_ref().map(Edges::numbers).unwrap_or_default();
+                weather::cut_agents(&mut self.rng, &mut blocked, &agents, &members);
                 self.say(format_args!("blocked {blocked:?}"));
                 self.network.set_blocked(blocked);
                 self.due.retain(|(_, due)| !matches!(due, Due::Heal));
@@ -288,7 +308,7 @@ impl World {
             }
             FaultKind::SlowDisk => {
                 let slow = self.rng.random_range(5..400);
-                self.hosts[id as usize - 1].disk_ms = (slow / 4, slow);
+                self.hosts[id as usize - 1].machine.disk_ms = (slow / 4, slow);
                 self.due.push((until, Due::FastDisk(id)));
             }
             FaultKind::FullDisk => {
@@ -298,7 +318,7 @@ impl World {
                 self.disk_faults(id, Faults { sync_fails: true, ..Faults::default() }, until);
             }
             FaultKind::ClockJump => {
-                self.hosts[id as usize - 1].wall_offset_ms =
+                self.hosts[id as usize - 1].machine.wall_offset_ms =
                     self.rng.random_range(-CLOCK_JUMP_MS_MAX..=CLOCK_JUMP_MS_MAX);
             }
             FaultKind::Transfer => self.transfer(id),

@@ -38,7 +38,7 @@ fn the_same_seed_gives_the_same_trace_byte_for_byte_and_another_another() {
 }
 
 #[test]
-fn i01_i02_i03_i04_hold_in_a_handful_of_seeds() {
+fn i01_to_i08_hold_in_a_handful_of_seeds() {
     let output = sim(&["--seeds", &SEEDS.to_string(), "--from", &FIRST.to_string()]);
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));

@@ -7,7 +7,8 @@ use std::process::Command;
 
 /// Crates that a run spends its time in: openraft's code is compiled into ours, and unoptimised it takes five times as
 /// long. Everything else is as the tests build it, and so is built once.
-const OPTIMISED: [&str; 7] = ["api", "faulty-disk", "model", "raft", "sim", "snapshots", "store"];
+const OPTIMISED: [&str; 9] =
+    ["api", "client", "edge", "faulty-disk", "model", "raft", "sim", "snapshots", "store"];
 
 /// Builds the simulator and hands it the arguments.
 pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {

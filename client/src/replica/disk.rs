@@ -7,10 +7,9 @@
 //! that fails any check is moved aside, whole, for whoever wants to know why; it is never trusted in part.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use holdfast_model::agent::{Followed, Held, Stamp};
@@ -18,6 +17,7 @@ use holdfast_model::{ClusterId, Incarnation, Revision};
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 
+use super::file::ReplicaFile;
 use super::rules::Changes;
 use super::{ITEMS_MAX, Items, View};
 
@@ -30,8 +30,6 @@ const FORMAT: u16 = 1;
 const CACHE_BYTES: usize = 4 << 20;
 /// Purpose of an item's digest. Part of the stored format: never changes.
 const ITEM_PURPOSE: &str = "holdfast 2026-11 replica item";
-/// What is added to the name of a damaged file; a later one replaces an earlier one.
-const DAMAGED_SUFFIX: &str = ".damaged";
 
 /// Why the replica's file could not be used. The published state is as before.
 #[derive(Debug, thiserror::Error)]
@@ -137,7 +135,7 @@ pub(super) struct Loaded<T: Followed> {
 /// The open file.
 #[derive(Debug)]
 pub(super) struct Disk<T: Followed> {
-    path: PathBuf,
+    file: Box<dyn ReplicaFile>,
     /// `None` after an error, until it is opened anew.
     database: Option<Database>,
     items: u64,
@@ -153,18 +151,12 @@ enum Attempt {
 
 impl<T: Followed> Disk<T> {
     pub(super) fn open(
-        path: &Path,
+        file: Box<dyn ReplicaFile>,
         cluster: ClusterId,
     ) -> Result<(Self, Loaded<T>, Option<PathBuf>), DiskError> {
-        let mut disk = Disk {
-            path: path.to_owned(),
-            database: None,
-            items: 0,
-            digest: [0; 32],
-            kind: std::marker::PhantomData,
-        };
-        let folder = disk.folder();
-        fs::create_dir_all(&folder).map_err(|source| DiskError::Folder { path: path.to_owned(), source })?;
+        let mut disk =
+            Disk { file, database: None, items: 0, digest: [0; 32], kind: std::marker::PhantomData };
+        disk.file.make_folder().map_err(|source| DiskError::Folder { path: disk.path(), source })?;
         match disk.attempt(cluster) {
             Ok(loaded) => Ok((disk, loaded, None)),
             Err(Attempt::Failed(error)) => Err(error),
@@ -255,8 +247,8 @@ impl<T: Followed> Disk<T> {
                 self.database = Some(database);
                 Ok(())
             }
-            Ok(Err(WriteError::Encode(source))) => Err(DiskError::Encode { path: self.path.clone(), source }),
-            Ok(Err(WriteError::Redb(source))) => Err(DiskError::Storage { path: self.path.clone(), source }),
+            Ok(Err(WriteError::Encode(source))) => Err(DiskError::Encode { path: self.path(), source }),
+            Ok(Err(WriteError::Redb(source))) => Err(DiskError::Storage { path: self.path(), source }),
             // redb found its own state broken: the file is looked at anew before it is written again.
             Err(_panic) => {
                 Err(self.storage(redb::Error::Corrupted("redb stopped at an inconsistency".into())))
@@ -266,24 +258,17 @@ impl<T: Followed> Disk<T> {
 
     fn attempt(&mut self, cluster: ClusterId) -> Result<Loaded<T>, Attempt> {
         self.database = None;
-        let existed = self.path.exists();
         let opened = catch_unwind(AssertUnwindSafe(|| self.open_and_load(cluster)));
         let (database, loaded, items, digest) = opened.unwrap_or(Err(Attempt::Damaged))?;
-        if !existed {
-            self.sync_folder()
-                .map_err(|source| Attempt::Failed(DiskError::Folder { path: self.path.clone(), source }))?;
-        }
         (self.database, self.items, self.digest) = (Some(database), items, digest);
         Ok(loaded)
     }
 
     #[allow(clippy::type_complexity)]
     fn open_and_load(&self, cluster: ClusterId) -> Result<(Database, Loaded<T>, u64, [u8; 32]), Attempt> {
-        let database = Database::builder()
-            .set_cache_size(CACHE_BYTES)
-            .set_check_integrity_on_open(true)
-            .create(&self.path)
-            .map_err(|error| self.judge(error.into()))?;
+        let mut builder = Database::builder();
+        builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
+        let database = self.file.open(&builder).map_err(|error| self.judge(error.into()))?;
         let failed = |error: redb::Error| self.judge(error);
         let transaction = database.begin_read().map_err(|error| failed(error.into()))?;
         let stored = match transaction.open_table(META) {
@@ -327,12 +312,12 @@ impl<T: Followed> Disk<T> {
         // The format comes first so that it can be read whatever follows.
         let (format, _) = postcard::take_from_bytes::<u16>(bytes).map_err(|_| Attempt::Damaged)?;
         if format > FORMAT {
-            return Err(Attempt::Failed(DiskError::Format { path: self.path.clone(), found: format }));
+            return Err(Attempt::Failed(DiskError::Format { path: self.path(), found: format }));
         }
         let stored: StoredMeta = postcard::from_bytes(bytes).map_err(|_| Attempt::Damaged)?;
         if stored.meta.cluster != cluster {
             let found = stored.meta.cluster;
-            return Err(Attempt::Failed(DiskError::ForeignCluster { path: self.path.clone(), found }));
+            return Err(Attempt::Failed(DiskError::ForeignCluster { path: self.path(), found }));
         }
         Ok(stored)
     }
@@ -340,9 +325,11 @@ impl<T: Followed> Disk<T> {
     /// Whether an error means a damaged file, or a disk or a neighbour that may recover.
     fn judge(&self, error: redb::Error) -> Attempt {
         match error {
-            redb::Error::DatabaseAlreadyOpen => Attempt::Failed(DiskError::InUse { path: self.path.clone() }),
+            redb::Error::DatabaseAlreadyOpen => Attempt::Failed(DiskError::InUse { path: self.path() }),
             redb::Error::Corrupted(_)
             | redb::Error::RepairAborted
+            // No version of ours wrote an older format: the byte that says so is damaged.
+            | redb::Error::UpgradeRequired(_)
             | redb::Error::TableTypeMismatch { .. }
             | redb::Error::TableIsMultimap(_)
             | redb::Error::TypeDefinitionChanged { .. } => Attempt::Damaged,
@@ -358,39 +345,26 @@ impl<T: Followed> Disk<T> {
     fn quarantine(&mut self) -> Result<PathBuf, DiskError> {
         self.database = None;
         (self.items, self.digest) = (0, [0; 32]);
-        let mut aside = self.path.clone().into_os_string();
-        aside.push(DAMAGED_SUFFIX);
-        let aside = PathBuf::from(aside);
-        fs::rename(&self.path, &aside)
-            .and_then(|()| self.sync_folder())
-            .map_err(|source| DiskError::Quarantine { path: self.path.clone(), source })?;
-        Ok(aside)
+        self.file.set_aside().map_err(|source| DiskError::Quarantine { path: self.path(), source })
     }
 
     fn settled(&self, error: Attempt) -> DiskError {
         match error {
             Attempt::Failed(error) => error,
-            Attempt::Damaged => DiskError::Damaged { path: self.path.clone() },
+            Attempt::Damaged => DiskError::Damaged { path: self.path() },
         }
     }
 
-    fn folder(&self) -> PathBuf {
-        match self.path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-            _ => PathBuf::from("."),
-        }
-    }
-
-    fn sync_folder(&self) -> io::Result<()> {
-        File::open(self.folder())?.sync_all()
+    fn path(&self) -> PathBuf {
+        self.file.path().to_owned()
     }
 
     fn encode<V: Serialize>(&self, value: &V) -> Result<Vec<u8>, DiskError> {
-        postcard::to_stdvec(value).map_err(|source| DiskError::Encode { path: self.path.clone(), source })
+        postcard::to_stdvec(value).map_err(|source| DiskError::Encode { path: self.path(), source })
     }
 
     fn storage(&self, source: redb::Error) -> DiskError {
-        DiskError::Storage { path: self.path.clone(), source: Box::new(source) }
+        DiskError::Storage { path: self.path(), source: Box::new(source) }
     }
 }
 

@@ -1,8 +1,8 @@
 //! Where work that waits for the disk runs: on threads of its own, or, in a simulation, in its place on the one thread
 //! that there is.
 //!
-//! Every piece of such work in this crate goes through here, so that a simulated cluster is the same code with the same
-//! order of steps for the same seed. Nothing here decides how long the product waits; only a simulation does.
+//! Every piece of such work in `raft` and in the following side of `client` goes through here, so that what is simulated is
+//! the same code with the same order of steps for the same seed. Nothing here decides how long the product waits; only a simulation does.
 
 use std::cell::RefCell;
 use std::io;
@@ -22,12 +22,16 @@ pub fn simulate_on_this_thread(pace: impl Fn() -> Duration + 'static) {
 }
 
 /// How long the next piece of work takes, when this thread is a simulation.
-pub(crate) fn simulated_pace() -> Option<Duration> {
+pub fn simulated_pace() -> Option<Duration> {
     SIMULATED.with(|simulated| simulated.borrow().as_ref().map(|pace| pace()))
 }
 
-/// Does work that waits for the disk, off the runtime's threads.
-pub(crate) async fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+/// Does work that waits for the disk, off the runtime's threads. Outside a simulation work that was begun is done to its end,
+/// also when nobody waits for it any more.
+///
+/// # Errors
+/// When the work panicked, or the runtime was torn down before it began.
+pub async fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
     match simulated_pace() {
         Some(pace) => {
             tokio::time::sleep(pace).await;
