@@ -243,6 +243,18 @@ impl Disk {
         Disk::of(image.after_power_loss(rng))
     }
 
+    /// Two files on this disk: one of a fixed length, and one behind it that grows. What happens to the disk happens to both.
+    ///
+    /// # Errors
+    /// When the disk takes nothing.
+    pub fn split(&self, bytes: u64) -> io::Result<(Part, Part)> {
+        if self.bytes() < bytes {
+            self.set_len(bytes)?;
+        }
+        let part = |from, fixed| Part { disk: self.clone(), from, fixed };
+        Ok((part(0, Some(bytes)), part(bytes, None)))
+    }
+
     /// How often its file grew.
     pub fn growths(&self) -> u64 {
         self.state().growths
@@ -292,5 +304,40 @@ impl StorageBackend for Disk {
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {
         self.state().change(Change::Write(offset as usize, data.to_vec()))
+    }
+}
+
+/// One of two files on a disk: see [`Disk::split`].
+#[derive(Clone, Debug)]
+pub struct Part {
+    disk: Disk,
+    from: u64,
+    /// Its length, where that does not change.
+    fixed: Option<u64>,
+}
+
+impl StorageBackend for Part {
+    fn len(&self) -> Result<u64, io::Error> {
+        Ok(self.fixed.unwrap_or_else(|| self.disk.bytes().saturating_sub(self.from)))
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), io::Error> {
+        self.disk.read(self.from + offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> Result<(), io::Error> {
+        match self.fixed {
+            Some(fixed) if fixed == len => Ok(()),
+            Some(_) => Err(io::Error::from(io::ErrorKind::Unsupported)),
+            None => self.disk.set_len(self.from + len),
+        }
+    }
+
+    fn sync_data(&self) -> Result<(), io::Error> {
+        self.disk.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {
+        self.disk.write(self.from + offset, data)
     }
 }

@@ -28,6 +28,8 @@ mod golden_tests;
 mod healing;
 mod health;
 mod known_peers;
+mod log_journal;
+mod log_opening;
 mod log_record;
 pub mod log_store;
 mod log_time;

@@ -11,10 +11,14 @@ use openraft::entry::RaftEntry;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::member_identity::MemberIdentity;
 use crate::types::{Entry, LeaderId, LogCommand, LogId, MemberNode, Membership};
 
-/// The version that this build writes. It reads this one and every earlier one.
+/// The version of every record but one.
 const RECORD_VERSION: u8 = 1;
+/// The version of the identity's row while entries may lie in the journal: a build that knows no journal refuses the log
+/// instead of losing them. The form is the same.
+const RECORD_VERSION_WITH_JOURNAL: u8 = 2;
 /// Bytes of checksum kept per record: enough against rot, short enough not to matter beside an entry.
 const CHECKSUM_BYTES: usize = 16;
 /// Bytes before the body.
@@ -120,12 +124,25 @@ impl Place<'_> {
 
 /// Encodes a value as the record at `place`.
 pub(crate) fn encode<T: Serialize>(place: Place<'_>, value: &T) -> Result<Vec<u8>, RecordError> {
+    encode_version(RECORD_VERSION, place, value)
+}
+
+/// Encodes the identity of a log; `journal` says whether entries may lie beside it.
+pub(crate) fn encode_identity(
+    place: Place<'_>,
+    identity: &MemberIdentity,
+    journal: bool,
+) -> Result<Vec<u8>, RecordError> {
+    encode_version(if journal { RECORD_VERSION_WITH_JOURNAL } else { RECORD_VERSION }, place, identity)
+}
+
+fn encode_version<T: Serialize>(version: u8, place: Place<'_>, value: &T) -> Result<Vec<u8>, RecordError> {
     let mut bytes = Vec::with_capacity(ROOM_BYTES);
     bytes.resize(HEADER_BYTES, 0);
     let mut bytes = postcard::to_extend(value, bytes)
         .map_err(|source| RecordError::Encode { place: place.describe(), source })?;
-    let checksum = place.checksum(RECORD_VERSION, &bytes[HEADER_BYTES..]);
-    bytes[0] = RECORD_VERSION;
+    let checksum = place.checksum(version, &bytes[HEADER_BYTES..]);
+    bytes[0] = version;
     bytes[1..HEADER_BYTES].copy_from_slice(&checksum);
     Ok(bytes)
 }
@@ -136,7 +153,7 @@ pub(crate) fn decode<T: DeserializeOwned>(place: Place<'_>, bytes: &[u8]) -> Res
         return Err(RecordError::Short { place: place.describe() });
     };
     let version = header[0];
-    if version != RECORD_VERSION {
+    if !(RECORD_VERSION..=RECORD_VERSION_WITH_JOURNAL).contains(&version) {
         return Err(RecordError::Version { place: place.describe(), found: version });
     }
     if place.checksum(version, body) != header[1..] {

@@ -1,4 +1,5 @@
-//! The Raft log on disk: `log.redb`, with the vote, the committed log id and the identity of its member.
+//! The Raft log on disk: `log.redb`, with the vote, the committed log id and the identity of its member, and the journal
+//! in which new entries lie until they are taken over ([`crate::log_journal`]).
 //!
 //! Keeps I2 (nothing is acknowledged before it is on stable storage) and its half of I1 (a record that does not carry its
 //! checksum is never applied). It knows nothing of what the entries mean, and it never deletes an entry that the state
@@ -24,9 +25,11 @@ use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefin
 use tokio::sync::{mpsc, oneshot};
 
 use crate::disk_work;
-use crate::log_record::{self, Place, RecordError};
+use crate::log_journal::JournalPlace;
+use crate::log_opening::{self, Recovered};
+use crate::log_record::{self, RecordError};
 use crate::log_view::{LogView, weight_bytes};
-use crate::log_writer::{self, WriteRequest, WriterState};
+use crate::log_writer::{self, Opened, WriteRequest, WriterState};
 use crate::member_identity::MemberIdentity;
 use crate::types::{Entry, LogId, TypeConfig, Vote};
 
@@ -36,6 +39,7 @@ pub(crate) const META_VOTE: &str = "vote";
 pub(crate) const META_COMMITTED: &str = "committed";
 pub(crate) const META_PURGED: &str = "purged";
 pub(crate) const META_IDENTITY: &str = "identity";
+pub(crate) const META_JOURNAL: &str = "journal";
 
 /// redb's page cache for the log. Small: the tail of the log is kept decoded in memory.
 const CACHE_BYTES: usize = 32 * 1024 * 1024;
@@ -80,6 +84,24 @@ pub enum LogStoreError {
         /// The last index that should be there.
         last: u64,
     },
+    /// The journal is gone.
+    #[error(
+        "the journal of the raft log is not there although the log was not closed in order, so entries that this member acknowledged may be lost; remove the member and let a new one join under a new id"
+    )]
+    JournalLost,
+    /// The journal is not what was written.
+    #[error(
+        "the journal of the raft log does not hold at offset {offset} what was written, or belongs to a newer log; the disk returned other bytes, or an older file was put back: remove the member and let a new one join under a new id"
+    )]
+    JournalRotten {
+        /// Where its frame begins.
+        offset: u64,
+    },
+    /// The journal could not be used.
+    #[error(
+        "the journal of the raft log could not be opened, read or written; check the disk and its free space"
+    )]
+    Journal(#[source] io::Error),
     /// Entries came out of order.
     #[error("an entry with index {found} came where {expected} should have been; this is a bug, report it")]
     OutOfOrder {
@@ -131,7 +153,10 @@ impl LogStoreError {
     /// Whether the file holds what was never written to it.
     pub(crate) fn is_damage(&self) -> bool {
         match self {
-            LogStoreError::Hole { .. } | LogStoreError::NoIdentity => true,
+            LogStoreError::Hole { .. }
+            | LogStoreError::NoIdentity
+            | LogStoreError::JournalLost
+            | LogStoreError::JournalRotten { .. } => true,
             LogStoreError::Record(error) => !matches!(error, RecordError::Version { .. }),
             other => crate::healing::is_damage(other),
         }
@@ -171,7 +196,7 @@ impl LogStore {
         if path.exists() {
             return Err(LogStoreError::Exists { path: path.into() });
         }
-        Self::start(Checked::open(path)?, Some(identity))
+        Self::start(Checked::open(path)?, JournalPlace::beside(path), Some(identity))
     }
 
     /// Opens the log of a known member. Fails when there is none.
@@ -179,34 +204,31 @@ impl LogStore {
         if !path.exists() {
             return Err(LogStoreError::Missing { path: path.into() });
         }
-        let store = Self::start(Checked::open(path)?, None)?;
+        let store = Self::start(Checked::open(path)?, JournalPlace::beside(path), None)?;
         if store.inner.identity.is_none() {
             return Err(LogStoreError::NoIdentity);
         }
         Ok(store)
     }
 
-    /// Opens or creates a log on any storage, such as one that fails on purpose. `identity` is written when given.
+    /// Opens or creates a log and its journal on any storages, such as ones that fail on purpose. The journal's keeps the
+    /// length that it has. `identity` is written when given.
     pub fn open_with_backend(
+        journal: impl StorageBackend,
         backend: impl StorageBackend,
         identity: Option<&MemberIdentity>,
     ) -> Result<Self, LogStoreError> {
-        Self::start(Checked::over(backend), identity)
+        Self::start(Checked::over(backend), JournalPlace::Storage(Box::new(journal)), identity)
     }
 
-    fn start(file: Checked, new_identity: Option<&MemberIdentity>) -> Result<Self, LogStoreError> {
+    fn start(
+        file: Checked,
+        journal: JournalPlace,
+        new_identity: Option<&MemberIdentity>,
+    ) -> Result<Self, LogStoreError> {
         let checks = file.checks();
         let database = Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(file)?;
-        let transaction = database.begin_write()?;
-        {
-            transaction.open_table(ENTRIES)?;
-            let mut meta = transaction.open_table(META)?;
-            if let Some(identity) = new_identity {
-                let record = log_record::encode(Place::Meta(META_IDENTITY), identity)?;
-                meta.insert(META_IDENTITY, record.as_slice())?;
-            }
-        }
-        transaction.commit()?;
+        let journal = log_opening::take_over(&database, journal, new_identity)?;
         let recovered = Recovered::read(&database)?;
         let database = Arc::new(database);
         let state = Arc::new(WriterState {
@@ -214,8 +236,13 @@ impl LogStore {
             failure: std::sync::OnceLock::new(),
             commits: AtomicU64::new(0),
         });
-        let (queue, writer) = log_writer::spawn(database.clone(), state.clone(), recovered.purge_backlog)
-            .map_err(LogStoreError::Thread)?;
+        let opened = Opened {
+            database: database.clone(),
+            journal,
+            identity: recovered.identity.clone(),
+            purge_backlog: recovered.purge_backlog,
+        };
+        let (queue, writer) = log_writer::spawn(opened, state.clone()).map_err(LogStoreError::Thread)?;
         Ok(LogStore {
             inner: Arc::new(Inner {
                 database,
@@ -405,60 +432,6 @@ impl Drop for Inner {
         {
             tracing::error!("the writer thread of the raft log panicked");
         }
-    }
-}
-
-/// What a log file was found to hold.
-struct Recovered {
-    view: LogView,
-    identity: Option<MemberIdentity>,
-    purge_backlog: Option<u64>,
-}
-
-impl Recovered {
-    /// Reads the meta rows and both ends of the log, and checks that nothing is missing between them.
-    fn read(database: &Database) -> Result<Self, LogStoreError> {
-        let transaction = database.begin_read()?;
-        let entries = transaction.open_table(ENTRIES)?;
-        let meta = transaction.open_table(META)?;
-        let vote: Option<Vote> = row(&meta, META_VOTE)?;
-        #[cfg(feature = "planted-bugs")]
-        let vote = vote.filter(|_| !crate::planted::is(crate::planted::Bug::ForgetVote));
-        let committed: Option<LogId> = row(&meta, META_COMMITTED)?;
-        let purged: Option<LogId> = row(&meta, META_PURGED)?;
-        let identity = row(&meta, META_IDENTITY)?;
-        let mut last = purged;
-        let mut purge_backlog = None;
-        if let (Some((first_key, _)), Some((last_key, last_value))) = (entries.first()?, entries.last()?) {
-            let (first_index, last_index) = (first_key.value(), last_key.value());
-            let purged_through = purged.as_ref().map(LogId::index);
-            if purged_through.is_some_and(|through| first_index <= through) {
-                purge_backlog = purged_through;
-            }
-            if purged_through.is_none_or(|through| last_index > through) {
-                last = Some(log_record::decode_entry(last_index, last_value.value())?.log_id());
-                let expected_first = purged_through.map_or(first_index, |through| through + 1);
-                let present = entries.range(expected_first..)?.count() as u64;
-                if present != last_index + 1 - expected_first {
-                    return Err(LogStoreError::Hole {
-                        index: expected_first,
-                        first: expected_first,
-                        last: last_index,
-                    });
-                }
-            }
-        }
-        Ok(Recovered { view: LogView::recovered(vote, committed, purged, last), identity, purge_backlog })
-    }
-}
-
-fn row<T: serde::de::DeserializeOwned>(
-    meta: &impl ReadableTable<&'static str, &'static [u8]>,
-    key: &'static str,
-) -> Result<Option<T>, LogStoreError> {
-    match meta.get(key)? {
-        Some(value) => Ok(Some(log_record::decode(Place::Meta(key), value.value())?)),
-        None => Ok(None),
     }
 }
 

@@ -1,8 +1,8 @@
 //! What the log looks like to its readers right now, in memory: the vote, the bounds and the entries at its end.
 //!
 //! openraft may read an entry as soon as `append` returned, long before the writer thread made it durable, so the tail
-//! is kept here until it is. The view never evicts an entry that is not durable, and never grows past its bounds
-//! otherwise. It does no I/O.
+//! is kept here until it is in `log.redb`: the journal before it is never read while the log is open. The view never evicts
+//! an entry that is not there, and never grows past its bounds otherwise. It does no I/O.
 
 use std::collections::VecDeque;
 
@@ -46,6 +46,8 @@ pub(crate) struct LogView {
     tail: VecDeque<Entry>,
     /// Entries below this index are on stable storage. A truncation lowers it.
     durable_next: u64,
+    /// Entries below this index are in `log.redb`, those from here on in its journal or nowhere yet.
+    stored_next: u64,
     tail_bytes: usize,
 }
 
@@ -66,7 +68,8 @@ impl LogView {
         last: Option<LogId>,
     ) -> Self {
         let durable_next = last.as_ref().map_or(0, |last| last.index() + 1);
-        LogView { vote, committed, purged, last, durable_next, ..LogView::default() }
+        let stored_next = durable_next;
+        LogView { vote, committed, purged, last, durable_next, stored_next, ..LogView::default() }
     }
 
     /// The index that the next entry must have.
@@ -98,11 +101,17 @@ impl LogView {
         Ok(())
     }
 
-    /// Notes that everything up to `index` is durable, and evicts what is more than the tail may hold.
+    /// Notes that everything up to `index` is durable, be it in the journal.
     pub(crate) fn made_durable(&mut self, index: u64) {
         self.durable_next = self.durable_next.max(index + 1);
+    }
+
+    /// Notes that everything up to `index` is in `log.redb`, and evicts what is more than the tail may hold.
+    pub(crate) fn made_stored(&mut self, index: u64) {
+        self.made_durable(index);
+        self.stored_next = self.stored_next.max(index + 1);
         while (self.tail.len() > TAIL_ENTRIES_MAX || self.tail_bytes > TAIL_BYTES_MAX)
-            && self.tail.front().is_some_and(|front| front.index() < self.durable_next)
+            && self.tail.front().is_some_and(|front| front.index() < self.stored_next)
         {
             self.evict_front();
         }
@@ -117,6 +126,7 @@ impl LogView {
             }
         }
         self.durable_next = self.durable_next.min(from);
+        self.stored_next = self.stored_next.min(from);
         if from < self.next_index() {
             self.last = last;
         }
@@ -133,6 +143,7 @@ impl LogView {
         if self.last.as_ref().is_none_or(|last| last.index() < upto.index()) {
             self.last = Some(*upto);
             self.durable_next = self.durable_next.max(upto.index() + 1);
+            self.stored_next = self.stored_next.max(upto.index() + 1);
         }
     }
 

@@ -9,16 +9,25 @@ use bytes::Bytes;
 use holdfast_faulty_disk::{Disk, Faults};
 use holdfast_model::MemberId;
 use holdfast_raft::MemberIdentity;
-use holdfast_raft::log_store::LogStore;
+use holdfast_raft::log_store::{LogStore, LogStoreError};
 use holdfast_raft::types::{Entry, LeaderId, LogCommand, LogId, TypeConfig, Vote};
 use openraft::EntryPayload;
 use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage};
 use openraft::type_config::TypeConfigExt;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use redb::{ReadableDatabase, ReadableTableMetadata};
 
 fn identity() -> MemberIdentity {
     MemberIdentity { cluster: "disks".into(), member: MemberId(1), incarnation: 1 }
+}
+
+/// Bytes of a log's journal here: few, so that it is full often.
+const JOURNAL_BYTES: u64 = 16 * 1024;
+
+fn open(disk: &Disk, identity: Option<&MemberIdentity>) -> Result<LogStore, LogStoreError> {
+    let (journal, log) = disk.split(JOURNAL_BYTES).unwrap();
+    LogStore::open_with_backend(journal, log, identity)
 }
 
 fn entry(index: u64, text: &str) -> Entry {
@@ -38,7 +47,7 @@ async fn append(log: &mut LogStore, entries: Vec<Entry>) -> io::Result<()> {
 
 /// Writes votes and entries until the crash, and says what was acknowledged by then: the last index and the last term.
 async fn write_until_crash(disk: &Disk, rng: &mut StdRng) -> (Option<u64>, u64) {
-    let mut log = LogStore::open_with_backend(disk.clone(), Some(&identity())).unwrap();
+    let mut log = open(disk, Some(&identity())).unwrap();
     disk.remember_after(rng.random_range(1..400));
     let (mut index, mut term) = (0, 0);
     let (mut last_acknowledged, mut term_acknowledged) = (None, 0);
@@ -66,13 +75,12 @@ async fn survives(seed: u64, lies: bool) -> Result<(), String> {
     let mut rng = StdRng::seed_from_u64(seed);
     let disk = Disk::default();
     // The file exists, durably, before anything is acknowledged.
-    drop(LogStore::open_with_backend(disk.clone(), Some(&identity())).unwrap());
+    drop(open(&disk, Some(&identity())).unwrap());
     disk.set_faults(Faults { lies, ..Faults::default() });
     let (last, term) = write_until_crash(&disk, &mut rng).await;
     let crashed = disk.crashed().unwrap();
     let image = crashed.after_power_loss(&mut rng);
-    let mut log = LogStore::open_with_backend(Disk::of(image), None)
-        .map_err(|error| format!("it does not open: {error}"))?;
+    let mut log = open(&Disk::of(image), None).map_err(|error| format!("it does not open: {error}"))?;
     if log.identity() != Some(&identity()) {
         return Err("the identity is gone".into());
     }
@@ -113,7 +121,7 @@ const LOSSES: u64 = 2;
 /// Appends to the end on a disk that remembers the moment of one step; tells how many entries and which term were
 /// acknowledged by then.
 async fn append_until(disk: &Disk, step: u64) -> (u64, u64) {
-    let mut log = LogStore::open_with_backend(disk.clone(), None).unwrap();
+    let mut log = open(disk, None).unwrap();
     disk.remember_after(step);
     let mut acknowledged = (0, 0);
     for number in 0..APPENDS {
@@ -139,13 +147,13 @@ async fn i02_power_lost_at_any_step_of_a_growing_commit_loses_nothing_acknowledg
     loop {
         step += 1;
         let disk = Disk::default();
-        drop(LogStore::open_with_backend(disk.clone(), Some(&identity())).unwrap());
+        drop(open(&disk, Some(&identity())).unwrap());
         let (entries, term) = append_until(&disk, step).await;
         let Some(image) = disk.crashed() else { break };
         assert!(disk.growths() > 2, "the file did not grow");
         for loss in 0..LOSSES {
             let mut rng = StdRng::seed_from_u64(step * LOSSES + loss);
-            let mut log = LogStore::open_with_backend(Disk::of(image.after_power_loss(&mut rng)), None)
+            let mut log = open(&Disk::of(image.after_power_loss(&mut rng)), None)
                 .unwrap_or_else(|error| panic!("step {step}, loss {loss}: it does not open: {error:?}"));
             assert_eq!(log.identity(), Some(&identity()), "step {step}, loss {loss}");
             let vote = log.read_vote().await.unwrap().map_or(0, |vote| vote.leader_id.term);
@@ -157,6 +165,89 @@ async fn i02_power_lost_at_any_step_of_a_growing_commit_loses_nothing_acknowledg
     }
     println!("{step} steps");
     assert!(step > 100);
+}
+
+/// The same where nothing but entries is written: frames of the journal, and the commits that take them over when it is full.
+#[tokio::test(flavor = "multi_thread")]
+async fn i02_power_lost_at_any_step_of_filling_a_journal_loses_nothing_acknowledged() {
+    const APPENDS: u64 = 40;
+    let mut step = 0;
+    loop {
+        step += 1;
+        let disk = Disk::default();
+        let mut log = open(&disk, Some(&identity())).unwrap();
+        disk.remember_after(step);
+        let mut acknowledged = 0;
+        for index in 0..APPENDS {
+            append(&mut log, vec![long_entry(index)]).await.unwrap();
+            if disk.crashed().is_none() {
+                acknowledged = index + 1;
+            }
+        }
+        let Some(image) = disk.crashed() else {
+            // Most of them cost one write and one sync.
+            assert!((APPENDS * 2..APPENDS * 4).contains(&step), "{step} steps");
+            break;
+        };
+        for loss in 0..LOSSES {
+            let mut rng = StdRng::seed_from_u64(step * LOSSES + loss);
+            let mut log = open(&Disk::of(image.after_power_loss(&mut rng)), None)
+                .unwrap_or_else(|error| panic!("step {step}, loss {loss}: it does not open: {error:?}"));
+            let found = log.try_get_log_entries(0..acknowledged).await.unwrap();
+            let whole = found.iter().cloned().eq((0..acknowledged).map(long_entry));
+            assert!(whole, "step {step}, loss {loss}: {} of {acknowledged} entries are there", found.len());
+        }
+    }
+}
+
+/// A later vote must not be found without the entries before it, nor entries of a journal that was cut.
+#[tokio::test(flavor = "multi_thread")]
+async fn i02_entries_of_the_journal_that_were_truncated_stay_gone() {
+    let disk = Disk::default();
+    let mut log = open(&disk, Some(&identity())).unwrap();
+    append(&mut log, (0..6).map(|index| entry(index, "old")).collect()).await.unwrap();
+    log.truncate_after(Some(LogId::new(LeaderId { term: 1, node_id: 1 }, 2))).await.unwrap();
+    append(&mut log, vec![entry(3, "new")]).await.unwrap();
+    let mut again = open(&Disk::of(disk.image().synced()), None).unwrap();
+    let expected = [entry(0, "old"), entry(1, "old"), entry(2, "old"), entry(3, "new")];
+    assert_eq!(again.try_get_log_entries(0..10).await.unwrap(), expected);
+    assert_eq!(log.try_get_log_entries(0..10).await.unwrap(), expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i02_a_frame_of_the_journal_that_rots_before_a_start_is_not_taken_for_its_end() {
+    let disk = Disk::default();
+    let mut log = open(&disk, Some(&identity())).unwrap();
+    for index in 0..4 {
+        append(&mut log, vec![entry(index, &format!("needle-{index}"))]).await.unwrap();
+    }
+    let mut image = disk.image().synced();
+    let at = (0..JOURNAL_BYTES as usize).find(|at| image[*at..].starts_with(b"needle-1")).unwrap();
+    image[at] ^= 1;
+    let refused = open(&Disk::of(image), None).map(drop);
+    assert!(matches!(refused, Err(LogStoreError::JournalRotten { .. })), "{refused:?}");
+}
+
+/// The identity's record has a version that a build without a journal refuses, as long as entries may lie there.
+#[tokio::test(flavor = "multi_thread")]
+async fn i02_a_build_that_knows_no_journal_opens_only_a_log_that_was_closed() {
+    const META: redb::TableDefinition<'static, &'static str, &'static [u8]> =
+        redb::TableDefinition::new("meta");
+    const ENTRIES: redb::TableDefinition<'static, u64, &'static [u8]> = redb::TableDefinition::new("entries");
+    let looks = |disk: Disk| {
+        let (_, part) = disk.split(JOURNAL_BYTES).unwrap();
+        let database = redb::Database::builder().create_with_backend(part).unwrap();
+        let transaction = database.begin_read().unwrap();
+        let meta = transaction.open_table(META).unwrap();
+        let version = meta.get("identity").unwrap().unwrap().value()[0];
+        (version, transaction.open_table(ENTRIES).unwrap().len().unwrap())
+    };
+    let disk = Disk::default();
+    let mut log = open(&disk, Some(&identity())).unwrap();
+    append(&mut log, vec![entry(0, "in the journal")]).await.unwrap();
+    assert_eq!(looks(Disk::of(disk.image().synced())), (2, 0));
+    drop(log);
+    assert_eq!(looks(Disk::of(disk.image().synced())), (1, 1));
 }
 
 /// The tests above mean something only if it would notice an acknowledgement that came before its fsync.
@@ -172,7 +263,7 @@ async fn i02_a_disk_that_lies_about_syncing_is_noticed_by_these_tests() {
 #[tokio::test(flavor = "multi_thread")]
 async fn i02_after_a_failed_fsync_nothing_is_acknowledged_any_more() {
     let disk = Disk::default();
-    let mut log = LogStore::open_with_backend(disk.clone(), Some(&identity())).unwrap();
+    let mut log = open(&disk, Some(&identity())).unwrap();
     append(&mut log, vec![entry(0, "good")]).await.unwrap();
     disk.set_faults(Faults { sync_fails: true, ..Faults::default() });
     append(&mut log, vec![entry(1, "lost")]).await.unwrap_err();
@@ -186,21 +277,21 @@ async fn i02_after_a_failed_fsync_nothing_is_acknowledged_any_more() {
 #[tokio::test(flavor = "multi_thread")]
 async fn i02_a_full_disk_stops_the_log_and_loses_nothing() {
     let disk = Disk::default();
-    let mut log = LogStore::open_with_backend(disk.clone(), Some(&identity())).unwrap();
+    let mut log = open(&disk, Some(&identity())).unwrap();
     append(&mut log, vec![entry(0, "good")]).await.unwrap();
     disk.set_faults(Faults { write_fails: true, ..Faults::default() });
     append(&mut log, vec![entry(1, "too much")]).await.unwrap_err();
     append(&mut log, vec![entry(2, "later")]).await.unwrap_err();
     drop(log);
     let image = disk.image().synced();
-    let mut log = LogStore::open_with_backend(Disk::of(image), None).unwrap();
+    let mut log = open(&Disk::of(image), None).unwrap();
     assert_eq!(log.try_get_log_entries(0..=0).await.unwrap(), [entry(0, "good")]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn i01_an_entry_that_rotted_is_refused_and_never_applied() {
     let disk = Disk::default();
-    let mut log = LogStore::open_with_backend(disk.clone(), Some(&identity())).unwrap();
+    let mut log = open(&disk, Some(&identity())).unwrap();
     for index in 0..5 {
         append(&mut log, vec![entry(index, &format!("needle-{index}"))]).await.unwrap();
     }
@@ -213,7 +304,7 @@ async fn i01_an_entry_that_rotted_is_refused_and_never_applied() {
     for at in places {
         image[at] ^= 1;
     }
-    let mut log = LogStore::open_with_backend(Disk::of(image), None).unwrap();
+    let mut log = open(&Disk::of(image), None).unwrap();
     let error = log.try_get_log_entries(0..5).await.unwrap_err();
     let text = format!("{:?}", error);
     assert!(text.contains("Checksum"), "{text}");
@@ -224,7 +315,7 @@ async fn i01_an_entry_that_rotted_is_refused_and_never_applied() {
 async fn purged_entries_leave_the_file_and_stay_gone_after_a_restart() {
     const ENTRIES: u64 = 5000;
     let disk = Disk::default();
-    let mut log = LogStore::open_with_backend(disk.clone(), Some(&identity())).unwrap();
+    let mut log = open(&disk, Some(&identity())).unwrap();
     append(&mut log, (0..ENTRIES).map(|index| entry(index, "e")).collect()).await.unwrap();
     log.allow_purge_below(1000);
     let upto = |index| LogId::new(LeaderId { term: 1, node_id: 1 }, index);
@@ -235,7 +326,7 @@ async fn purged_entries_leave_the_file_and_stay_gone_after_a_restart() {
     log.flush().await.unwrap();
     drop(log);
     let image = disk.current();
-    let mut log = LogStore::open_with_backend(Disk::of(image), None).unwrap();
+    let mut log = open(&Disk::of(image), None).unwrap();
     let state = log.get_log_state().await.unwrap();
     assert_eq!(state.last_purged_log_id, Some(upto(4499)));
     assert_eq!(state.last_log_id, Some(upto(ENTRIES - 1)));
@@ -245,7 +336,7 @@ async fn purged_entries_leave_the_file_and_stay_gone_after_a_restart() {
 #[tokio::test(flavor = "multi_thread")]
 async fn i02_what_no_checkpoint_covers_is_not_purged() {
     let disk = Disk::default();
-    let mut log = LogStore::open_with_backend(disk.clone(), Some(&identity())).unwrap();
+    let mut log = open(&disk, Some(&identity())).unwrap();
     append(&mut log, (0..10).map(|index| entry(index, "kept")).collect()).await.unwrap();
     let upto = |index| LogId::new(LeaderId { term: 1, node_id: 1 }, index);
     // The state machine is durable through entry 3: a crash would need those after it again.
@@ -256,7 +347,7 @@ async fn i02_what_no_checkpoint_covers_is_not_purged() {
     log.purge(upto(3)).await.unwrap();
     append(&mut log, vec![entry(11, "kept")]).await.unwrap();
     drop(log);
-    let mut log = LogStore::open_with_backend(disk, None).unwrap();
+    let mut log = open(&disk, None).unwrap();
     assert_eq!(log.get_log_state().await.unwrap().last_purged_log_id, Some(upto(3)));
     assert_eq!(log.try_get_log_entries(4..12).await.unwrap().len(), 8);
 }

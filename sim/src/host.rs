@@ -19,6 +19,9 @@ use crate::api_member::{ApiMember, Cluster};
 use crate::network::Network;
 use crate::process::{Machine, Process};
 
+/// Bytes of a log's journal: few, so that it is full often.
+const JOURNAL_BYTES: u64 = 16 * 1024;
+
 /// How a host goes down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Crash {
@@ -127,8 +130,9 @@ impl Host {
         let (link, raft_addr, slot) = (network.link(self.id), Network::address(self.id), started.clone());
         process.spawn(async move {
             let start = async {
-                let log =
-                    LogStore::open_with_backend(log_disk, identity.as_ref()).map_err(|e| describe(&e))?;
+                let (journal, log) = log_disk.split(JOURNAL_BYTES).map_err(|e| describe(&e))?;
+                let log = LogStore::open_with_backend(journal, log, identity.as_ref());
+                let log = log.map_err(|e| describe(&e))?;
                 let store = Consensus::open_state(&folder, &log, |given_up| {
                     if given_up {
                         state_disk.wipe();
