@@ -71,26 +71,22 @@ pub enum ExecutorError {
 /// the process in it.
 pub type AfterStep = Arc<dyn Fn(&'static str) + Send + Sync>;
 
-/// What was found on the host.
-#[derive(Debug, Default)]
-pub struct Found {
-    /// Machines that run.
-    pub machines: BTreeMap<InstanceId, Vm>,
-    /// Instances that have a folder.
-    pub folders: BTreeSet<InstanceId>,
-}
-
-/// A machine that was started, with what is needed to watch it.
+/// A machine that runs, with what its start knew of it.
 #[derive(Debug)]
-pub struct Started {
+pub struct Running {
     /// The machine.
     pub vm: Vm,
-    /// What its guest is told.
-    pub config: GuestConfig,
-    /// Its root.
-    pub root: RootImage,
+    /// What its guest is told, and its root; `None` for one that was found.
+    pub guest: Option<(GuestConfig, RootImage)>,
     /// Its turn to boot, given back when the guest is up.
     pub booting: Option<OwnedSemaphorePermit>,
+}
+
+impl Running {
+    /// A machine that was found.
+    pub fn adopted(vm: Vm) -> Self {
+        Self { vm, guest: None, booting: None }
+    }
 }
 
 /// Acts on the host.
@@ -163,11 +159,11 @@ impl Executor {
     }
 
     /// Starts the VMM of an instance that was prepared. On failure no process is left.
-    pub async fn start(&self, spec: &NodeInstance) -> Result<Started, Event> {
+    pub async fn start(&self, spec: &NodeInstance) -> Result<Running, Event> {
         self.try_start(spec).await.map_err(|(cause, detail)| Event::Ended { cause, detail })
     }
 
-    async fn try_start(&self, spec: &NodeInstance) -> Result<Started, (Cause, String)> {
+    async fn try_start(&self, spec: &NodeInstance) -> Result<Running, (Cause, String)> {
         let root = self.root(spec).await?;
         let config = guest_config(spec, &root, 0).map_err(|error| (Cause::VmmStart, chain(&error)))?;
         let failed = |error: VmmError| (Cause::VmmStart, chain(&error));
@@ -186,7 +182,7 @@ impl Executor {
         };
         let vm = vmm.start(&vm_spec).await.map_err(failed)?;
         (self.after_step)("vmm");
-        Ok(Started { vm, config, root, booting })
+        Ok(Running { vm, guest: Some((config, root)), booting })
     }
 
     /// What is needed to watch an instance that runs already; `None` where its image is not here.
@@ -240,13 +236,13 @@ impl Executor {
         Ok(())
     }
 
-    /// Looks for machines. Starts, stops and changes nothing.
-    pub fn scan(&self) -> Result<Found, ExecutorError> {
-        let mut found = Found::default();
+    /// Looks for machines that run. Starts, stops and changes nothing.
+    pub fn scan(&self) -> Result<BTreeMap<InstanceId, Running>, ExecutorError> {
+        let mut found = BTreeMap::new();
         for id in self.folders()? {
             match self.adopt(id) {
                 Ok(Some(vm)) => {
-                    found.machines.insert(id, vm);
+                    found.insert(id, Running::adopted(vm));
                 }
                 Ok(None) => {}
                 // One instance's trouble is no other one's. It is not started beside a machine that may run: the
@@ -255,7 +251,6 @@ impl Executor {
                     tracing::error!(instance = %id, error = %chain(&error), "its machine cannot be looked at");
                 }
             }
-            found.folders.insert(id);
         }
         Ok(found)
     }

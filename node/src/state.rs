@@ -83,21 +83,33 @@ impl State {
     /// Opens the file, or makes it. Held by one process at a time. A damaged file is moved aside: machines that run
     /// are adopted without it, and no instance stops for its loss (I5).
     pub fn open(path: &Path) -> Result<Self, StateError> {
-        match Self::try_open(path) {
+        let aside = path.with_extension("redb.damaged");
+        Self::open_with(path, || Database::create(path), || std::fs::rename(path, &aside))
+    }
+
+    /// The same over any disk: `open` makes or opens the database, `set_aside` moves a damaged one away. `path` is what
+    /// errors call it.
+    ///
+    /// # Errors
+    /// As [`State::open`].
+    pub fn open_with(
+        path: &Path,
+        open: impl Fn() -> Result<Database, redb::DatabaseError>,
+        set_aside: impl FnOnce() -> std::io::Result<()>,
+    ) -> Result<Self, StateError> {
+        match Self::prepared(open(), path) {
             Err(StateError::Open { source, .. }) if is_damage(&source) => {
-                let aside = path.with_extension("redb.damaged");
-                tracing::error!(aside = %aside.display(), error = %source, "the node's state is damaged");
-                std::fs::rename(path, &aside)
-                    .map_err(|source| StateError::Aside { path: path.to_owned(), source })?;
-                Self::try_open(path)
+                tracing::error!(path = %path.display(), error = %source, "the node's state is damaged and moved aside");
+                set_aside().map_err(|source| StateError::Aside { path: path.to_owned(), source })?;
+                Self::prepared(open(), path)
             }
             opened => opened,
         }
     }
 
-    fn try_open(path: &Path) -> Result<Self, StateError> {
-        let database = Database::create(path)
-            .map_err(|source| StateError::Open { path: path.to_owned(), source: Box::new(source) })?;
+    fn prepared(opened: Result<Database, redb::DatabaseError>, path: &Path) -> Result<Self, StateError> {
+        let database =
+            opened.map_err(|source| StateError::Open { path: path.to_owned(), source: Box::new(source) })?;
         let state = Self { path: path.to_owned(), database };
         state.make_tables().map_err(|source| state.access("prepared", source))?;
         Ok(state)

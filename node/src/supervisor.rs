@@ -1,11 +1,12 @@
 //! The agent's one loop: it hears what is desired and what has happened, asks [`crate::reconcile`] what to do, stores
-//! it, and has it done by [`crate::executor`].
+//! it, and has it done by its [`Host`]: [`crate::executor`] in the product.
 //!
 //! Nothing is begun before it is on disk. An unknown desired set is not an empty one: then nothing is begun at all,
 //! and what runs is adopted and watched (I5). When the loop ends the machines run on (I7). Everything that takes
 //! time runs in a task of its own, at most one for each instance.
 
 mod adoption;
+mod host;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -19,13 +20,14 @@ use holdfast_model::agent::NodeInstance;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use crate::executor::{Executor, ExecutorError, Started};
+use crate::executor::ExecutorError;
 use crate::logs::{LogError, Logs, chain};
-use crate::machine::{Brief, Machine, now_ms};
-use crate::phase::{Cause, Event, Observed, RETRY_MS};
+use crate::machine::now_ms;
+use crate::phase::{Cause, Event, Observed, Phase, RETRY_MS};
 use crate::reconcile::{Action, is_ahead, next_wake_ms, plan};
 use crate::state::{State, StateError};
-use crate::vmm::Vm;
+
+pub use host::{Host, Watch};
 
 /// The loop looks at everything at least this often.
 const PERIOD_MS: u64 = 10_000;
@@ -70,29 +72,34 @@ pub struct InstanceView {
 }
 
 /// What a task tells the loop.
-enum Note {
+enum Note<R> {
     /// An action of the instance ended.
     Done { id: InstanceId, ticket: u64, event: Event },
     /// Its VMM runs.
-    Started { id: InstanceId, ticket: u64, started: Box<Started> },
+    Started { id: InstanceId, ticket: u64, started: Box<R> },
     /// Something happened to its machine.
     Machine { id: InstanceId, life: u64, event: Event },
 }
 
 /// What the loop holds for one instance.
-#[derive(Default)]
-struct Slot {
+struct Slot<W> {
     /// The action under way, and its task. A note with another ticket is stale.
     ticket: u64,
     task: Option<JoinHandle<()>>,
     /// The machine, and which one it is. A note of another life is stale.
     life: u64,
-    machine: Option<Arc<Machine>>,
+    machine: Option<Arc<W>>,
     /// Whether it was known what the machine is for when the watching began.
     known: bool,
 }
 
-impl Drop for Slot {
+impl<W> Default for Slot<W> {
+    fn default() -> Self {
+        Self { ticket: 0, task: None, life: 0, machine: None, known: false }
+    }
+}
+
+impl<W> Drop for Slot<W> {
     fn drop(&mut self) {
         if let Some(task) = &self.task {
             task.abort();
@@ -101,17 +108,17 @@ impl Drop for Slot {
 }
 
 /// The loop's state.
-pub struct Supervisor {
-    executor: Arc<Executor>,
+pub struct Supervisor<H: Host> {
+    host: Arc<H>,
     state: Arc<State>,
     logs: Arc<Logs>,
     desired: watch::Receiver<Published<NodeInstance>>,
     observed: BTreeMap<InstanceId, Observed>,
     /// Instances whose record on disk is not what is observed.
     dirty: BTreeSet<InstanceId>,
-    slots: BTreeMap<InstanceId, Slot>,
-    notes: mpsc::Sender<Note>,
-    inbox: mpsc::Receiver<Note>,
+    slots: BTreeMap<InstanceId, Slot<H::Watched>>,
+    notes: mpsc::Sender<Note<H::Running>>,
+    inbox: mpsc::Receiver<Note<H::Running>>,
     /// `None` before the first pass.
     published: watch::Sender<Option<Snapshot>>,
     /// The last ticket or life that was given out.
@@ -124,17 +131,17 @@ pub struct Supervisor {
     not_before_ms: u64,
 }
 
-impl Supervisor {
+impl<H: Host> Supervisor<H> {
     /// A loop over these parts. Nothing happens before [`Supervisor::run`].
     pub fn new(
-        executor: Arc<Executor>,
+        host: Arc<H>,
         state: Arc<State>,
         logs: Arc<Logs>,
         desired: watch::Receiver<Published<NodeInstance>>,
     ) -> Self {
         let (notes, inbox) = mpsc::channel(NOTES_MAX);
         Self {
-            executor,
+            host,
             state,
             logs,
             desired,
@@ -210,13 +217,8 @@ impl Supervisor {
         self.last_number
     }
 
-    fn attach(
-        &mut self,
-        id: InstanceId,
-        vm: Vm,
-        complete: impl FnOnce(Brief) -> Brief,
-        spec: Option<&NodeInstance>,
-    ) {
+    /// Watches a machine that runs.
+    fn attach(&mut self, id: InstanceId, running: H::Running, spec: Option<&NodeInstance>) {
         let ring = match self.logs.ring(id) {
             Ok(ring) => ring,
             Err(error) => return self.give_up(id, &error),
@@ -231,21 +233,14 @@ impl Supervisor {
             }
             .boxed()
         });
-        let brief = Brief {
-            config: None,
-            health: spec.and_then(|spec| spec.health.clone()),
-            known: spec.is_some(),
-            runs: false,
-            ready: false,
-            ring,
-            root: None,
-            booting: None,
-            tell,
-        };
+        let phase = self.observed.get(&id).map(|seen| seen.phase);
+        let ready = phase == Some(Phase::Ready);
+        let runs = !matches!(phase, Some(Phase::Booting) | None);
+        let machine = self.host.watch(running, Watch { spec, runs, ready, ring, tell });
         let slot = self.slots.entry(id).or_default();
         slot.life = life;
         slot.known = spec.is_some();
-        slot.machine = Some(Arc::new(Machine::new(vm, complete(brief))));
+        slot.machine = Some(Arc::new(machine));
     }
 
     /// Without its log an instance's output would be lost: it is started again when the disk is well.
@@ -303,7 +298,7 @@ impl Supervisor {
         }
         let changes: Vec<_> = self.dirty.iter().map(|id| (*id, self.observed.get(id).cloned())).collect();
         let state = Arc::clone(&self.state);
-        let stored = tokio::task::spawn_blocking(move || state.store(&changes)).await;
+        let stored = self.host.on_disk(move || state.store(&changes)).await;
         stored.map_err(|_| SupervisorError::Thread)??;
         self.dirty.clear();
         Ok(())
@@ -313,13 +308,15 @@ impl Supervisor {
     async fn sweep(&mut self, view: Option<&View<NodeInstance>>) {
         let (Some(view), false) = (view, self.swept) else { return };
         let keep: BTreeSet<InstanceId> = view.items.keys().chain(self.observed.keys()).copied().collect();
-        let swept = self.executor.sweep(&keep).await;
+        let swept = self.host.sweep(&keep).await;
         let trimmed = self.logs.retain(&keep);
         // In its own time: a large image takes long to remove.
-        let (executor, specs) = (Arc::clone(&self.executor), Arc::clone(&view.items));
-        let collect = move || executor.collect_images(specs.values().map(Arc::as_ref));
+        let (host, collector) = (Arc::clone(&self.host), Arc::clone(&self.host));
+        let specs = Arc::clone(&view.items);
         if self.collection.as_ref().is_none_or(JoinHandle::is_finished) {
-            self.collection = Some(tokio::task::spawn_blocking(collect));
+            self.collection = Some(tokio::spawn(async move {
+                host.on_disk(move || collector.collect_images(&specs)).await.ok();
+            }));
         }
         match swept {
             Ok(()) => self.swept = true,
@@ -335,16 +332,16 @@ impl Supervisor {
         let id = action.id();
         let spec = view.and_then(|view| view.items.get(&id)).cloned();
         tracing::info!(instance = %id, ?action, "acting");
-        let executor = Arc::clone(&self.executor);
+        let host = Arc::clone(&self.host);
         match (action, spec) {
             (Action::Prepare { .. }, Some(spec)) => {
                 self.spawn(id, |ticket| async move {
-                    Note::Done { id, ticket, event: executor.prepare(&spec).await }
+                    Note::Done { id, ticket, event: host.prepare(&spec).await }
                 });
             }
             (Action::Start { .. }, Some(spec)) => {
                 self.spawn(id, |ticket| async move {
-                    match executor.start(&spec).await {
+                    match host.start(&spec).await {
                         Ok(started) => Note::Started { id, ticket, started: Box::new(started) },
                         Err(event) => Note::Done { id, ticket, event },
                     }
@@ -354,7 +351,7 @@ impl Supervisor {
                 let machine = self.slots.get_mut(&id).and_then(|slot| slot.machine.take());
                 self.spawn(id, |ticket| async move {
                     drop(machine);
-                    Note::Done { id, ticket, event: outcome(executor.back_off(id).await, Event::Killed) }
+                    Note::Done { id, ticket, event: outcome(host.back_off(id).await, Event::Killed) }
                 });
             }
             (Action::Terminate { .. }, _) => {
@@ -369,7 +366,7 @@ impl Supervisor {
                     Note::Done {
                         id,
                         ticket,
-                        event: outcome(executor.terminate(id, machine).await, Event::Removed),
+                        event: outcome(host.terminate(id, machine).await, Event::Removed),
                     }
                 });
             }
@@ -385,7 +382,7 @@ impl Supervisor {
 
     fn spawn<F>(&mut self, id: InstanceId, work: impl FnOnce(u64) -> F)
     where
-        F: Future<Output = Note> + Send + 'static,
+        F: Future<Output = Note<H::Running>> + Send + 'static,
     {
         let ticket = self.number();
         let (notes, work) = (self.notes.clone(), work(ticket));
@@ -398,7 +395,7 @@ impl Supervisor {
         slot.task = Some(task);
     }
 
-    fn take_notes(&mut self, first: Note) {
+    fn take_notes(&mut self, first: Note<H::Running>) {
         self.take(first);
         for _ in 0..NOTES_AT_ONCE_MAX {
             let Ok(note) = self.inbox.try_recv() else { return };
@@ -406,7 +403,7 @@ impl Supervisor {
         }
     }
 
-    fn take(&mut self, note: Note) {
+    fn take(&mut self, note: Note<H::Running>) {
         match note {
             Note::Done { id, ticket, event } => {
                 let Some(slot) = self.slots.get_mut(&id).filter(|slot| slot.ticket == ticket) else { return };
@@ -419,12 +416,10 @@ impl Supervisor {
             Note::Started { id, ticket, started } => {
                 let Some(slot) = self.slots.get_mut(&id).filter(|slot| slot.ticket == ticket) else { return };
                 slot.task = None;
-                let Started { vm, config, root, booting } = *started;
                 let spec = self.view().and_then(|view| view.items.get(&id).cloned());
                 self.begin_life(id);
                 self.step(id, Event::Started);
-                let complete = |brief| Brief { config: Some(config), root: Some(root), booting, ..brief };
-                self.attach(id, vm, complete, spec.as_deref());
+                self.attach(id, *started, spec.as_deref());
             }
             Note::Machine { id, life, event } => {
                 if self.slots.get(&id).is_some_and(|slot| slot.life == life) {
@@ -457,9 +452,7 @@ impl Supervisor {
     fn publish(&self) {
         let view = |(id, observed): (&InstanceId, &Observed)| {
             let machine = self.slots.get(id).and_then(|slot| slot.machine.as_ref());
-            let machine = machine
-                .filter(|machine| machine.vm().is_alive())
-                .map(|machine| (machine.vm().pid(), machine.vm().kind().as_str()));
+            let machine = machine.and_then(|machine| self.host.process(machine));
             (*id, InstanceView { observed: observed.clone(), machine })
         };
         let snapshot = Some(Snapshot { instances: self.observed.iter().map(view).collect() });
