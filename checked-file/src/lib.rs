@@ -18,6 +18,7 @@ mod sidecar;
 
 use std::cell::Cell;
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -63,6 +64,10 @@ struct Shared {
     /// Whether the file beside still says what is in this one.
     sidecar_is_there: AtomicBool,
     closed: AtomicBool,
+    /// The file again, whose cached pages are dropped when a sync fails.
+    file: Option<File>,
+    /// Whether a change failed: what is on the disk is not known then.
+    failed: AtomicBool,
     rot: OnceLock<Rot>,
     on_rot: OnceLock<OnRot>,
 }
@@ -73,19 +78,39 @@ impl Checked {
     /// # Errors
     /// When the file cannot be opened, or the file beside it not be read.
     pub fn open(path: &Path) -> Result<Self, DatabaseError> {
-        let file =
-            std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        let mut options = std::fs::OpenOptions::new();
+        Self::of_file(path, options.read(true).write(true).create(true).truncate(false).open(path)?)
+    }
+
+    /// As [`Checked::open`], and never makes the file.
+    ///
+    /// # Errors
+    /// When the file is not there or cannot be opened, or the file beside it not be read.
+    pub fn open_existing(path: &Path) -> Result<Self, DatabaseError> {
+        Self::of_file(path, std::fs::OpenOptions::new().read(true).write(true).open(path)?)
+    }
+
+    /// Makes a file that must not be there yet.
+    ///
+    /// # Errors
+    /// When the file is there or cannot be made.
+    pub fn create_new(path: &Path) -> Result<Self, DatabaseError> {
+        Self::of_file(path, std::fs::OpenOptions::new().read(true).write(true).create_new(true).open(path)?)
+    }
+
+    fn of_file(path: &Path, file: File) -> Result<Self, DatabaseError> {
         let length = file.metadata()?.len();
         let sidecar = sidecar_of(path);
         let known = sidecar::read(&sidecar, length)?;
         let there = AtomicBool::new(sidecar.exists());
+        let again = file.try_clone()?;
         let storage = Box::new(FileBackend::new(file)?);
-        Ok(Self::new(storage, known.unwrap_or_default(), Some(sidecar), there))
+        Ok(Self::new(storage, known.unwrap_or_default(), Some(sidecar), there, Some(again)))
     }
 
     /// Stands before any storage, whose checksums end with the process.
     pub fn over(storage: impl StorageBackend) -> Self {
-        Self::new(Box::new(storage), Vec::new(), None, AtomicBool::new(false))
+        Self::new(Box::new(storage), Vec::new(), None, AtomicBool::new(false), None)
     }
 
     fn new(
@@ -93,6 +118,7 @@ impl Checked {
         known: Vec<u64>,
         sidecar: Option<PathBuf>,
         sidecar_is_there: AtomicBool,
+        file: Option<File>,
     ) -> Self {
         Checked(Arc::new(Shared {
             storage,
@@ -100,6 +126,8 @@ impl Checked {
             sidecar,
             sidecar_is_there,
             closed: AtomicBool::new(false),
+            file,
+            failed: AtomicBool::new(false),
             rot: OnceLock::new(),
             on_rot: OnceLock::new(),
         }))
@@ -317,11 +345,33 @@ impl Shared {
         }
     }
 
+    /// Remembers that a change failed.
+    fn noted<T>(&self, changed: io::Result<T>) -> io::Result<T> {
+        if changed.is_err() {
+            self.failed.store(true, Ordering::Release);
+        }
+        changed
+    }
+
+    /// After a sync that failed, the kernel takes what it could not write for written and hands it out as long as it is in
+    /// its cache, and no later sync writes it. It is dropped there, so that whoever opens the file next, to go on from
+    /// what is durable, reads what the disk has.
+    fn sync_data(&self) -> io::Result<()> {
+        let synced = self.noted(self.storage.sync_data());
+        if let (Err(_), Some(file)) = (&synced, &self.file) {
+            // Nothing more can be done when this fails too; the member stops in any case.
+            let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed);
+        }
+        synced
+    }
+
     fn close(&self) -> io::Result<()> {
         self.closed.store(true, Ordering::Release);
         let known = self.known();
-        // A file in which rot was found is left without: what was found must be found again.
-        if let Some(path) = self.sidecar.as_ref().filter(|_| self.rot.get().is_none())
+        // A file in which rot was found is left without: what was found must be found again. So is one of which nobody
+        // knows whether the last changes are on the disk.
+        let certain = self.rot.get().is_none() && !self.failed.load(Ordering::Acquire);
+        if let Some(path) = self.sidecar.as_ref().filter(|_| certain)
             && !self.sidecar_is_there.load(Ordering::Acquire)
         {
             sidecar::write(path, self.storage.len()?, known.sums())?;
@@ -352,15 +402,15 @@ impl StorageBackend for Checked {
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {
-        self.0.set_len(length)
+        self.0.noted(self.0.set_len(length))
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.0.storage.sync_data()
+        self.0.sync_data()
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.0.write(offset, data)
+        self.0.noted(self.0.write(offset, data))
     }
 
     fn close(&self) -> io::Result<()> {

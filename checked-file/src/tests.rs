@@ -173,3 +173,28 @@ fn a_file_that_another_process_has_is_refused() {
     assert!(matches!(open(&path), Err(DatabaseError::DatabaseAlreadyOpen)));
     read_all(&first.0, 0).unwrap_err();
 }
+
+/// What a failed sync left is not what the disk has. No checksums say otherwise afterwards, and the next process looks at
+/// all of it.
+#[test]
+fn i02_a_file_whose_sync_failed_is_closed_without_checksums() {
+    let dir = tempfile::tempdir().unwrap();
+    for fails in [false, true] {
+        let (disk, sums) = (Disk::default(), dir.path().join(format!("{fails}.sums")));
+        let not_there = AtomicBool::new(false);
+        let checked = Checked::new(Box::new(disk.clone()), Vec::new(), Some(sums.clone()), not_there, None);
+        let database = Database::builder().create_with_backend(checked).unwrap();
+        fill(&database, 0..10);
+        if fails {
+            disk.fail_next_sync();
+            let transaction = database.begin_write().unwrap();
+            transaction.open_table(ROWS).unwrap().insert(10, value(10).as_slice()).unwrap();
+            transaction.commit().unwrap_err();
+        }
+        drop(database);
+        assert_eq!(sums.exists(), !fails);
+        let durable = Checked::over(Disk::of(disk.image().synced()));
+        let database = Database::builder().create_with_backend(durable).unwrap();
+        read_all(&database, 10).unwrap();
+    }
+}

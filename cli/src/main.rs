@@ -16,7 +16,7 @@ mod server;
 mod session;
 mod trace;
 
-use args::operator::{EdgeCommand, NodeCommand, ServerCommand};
+use args::operator::{EdgeCommand, NodeCommand, Rebuild, ServerCommand};
 use args::{Cli, Command};
 use clap::Parser;
 use failure::Failure;
@@ -110,7 +110,12 @@ async fn run(cli: Cli, output: Output) -> Result<(), Failure> {
                 Some(data_dir) => server::offline::verify(&output, &data_dir),
                 None => commands::members::verify(&session()?).await,
             },
-            ServerCommand::Rebuild(arguments) => server::offline::rebuild(&output, &arguments),
+            ServerCommand::Rebuild(Rebuild { data_dir: Some(data_dir), to }) => {
+                server::offline::rebuild(&output, &data_dir, to)
+            }
+            ServerCommand::Rebuild(Rebuild { data_dir: None, to }) => {
+                commands::members::rebuild(&session()?, to).await
+            }
             ServerCommand::Recover(arguments) => server::offline::recover(&output, &arguments),
             ServerCommand::Openapi { access } => commands::openapi::run(access),
         },

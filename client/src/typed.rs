@@ -8,7 +8,8 @@ use crate::lines::Lines;
 use holdfast_model::api::{
     Answer, ClusterStatus, ConfirmRemovals, CreateApp, CreateDeployment, CreateEnrolment, CreateEnv,
     CreateOrg, CreateRelease, CreateRoute, CreateToken, CreatedEnrolment, CreatedToken, Done, EdgeStatus,
-    Leader, LogPage, NodeStatus, Page, Scale, TokenView, TransferLeader, Verification, WhoAmI,
+    Leader, LogPage, NodeStatus, Page, RebuildViews, RebuiltViews, Scale, TokenView, TransferLeader,
+    Verification, WhoAmI,
 };
 use holdfast_model::limits::PAGE_MAX;
 use holdfast_model::resource::{App, Deployment, Env, Instance, Org, Release, Route};
@@ -268,6 +269,11 @@ impl Client {
     /// Has every member check its state, and compares them.
     pub async fn verify(&self) -> Result<Answer<Verification>, ClientError> {
         self.post("/v1/cluster/verify", &serde_json::json!({})).await
+    }
+
+    /// Has every member replay the events up to a revision, and tells what they lead to. Changes nothing.
+    pub async fn rebuild(&self, body: &RebuildViews) -> Result<Answer<RebuiltViews>, ClientError> {
+        self.post("/v1/cluster/rebuild", body).await
     }
 
     /// Makes a one-time permission to join.

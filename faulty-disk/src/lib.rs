@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use rand::{Rng, RngExt};
 use redb::StorageBackend;
@@ -95,6 +95,12 @@ struct State {
     off_at_crash: bool,
     syncs: u64,
     growths: u64,
+    /// Syncs wait.
+    stalls: bool,
+    /// How many do.
+    stalled: u64,
+    /// The next sync fails, once.
+    fails_next_sync: bool,
 }
 
 impl State {
@@ -126,7 +132,14 @@ impl State {
 
 /// The disk. Clones are the same disk.
 #[derive(Clone, Default)]
-pub struct Disk(Arc<Mutex<State>>);
+pub struct Disk(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// Told when syncs need not wait any more.
+    goes_on: Condvar,
+}
 
 impl fmt::Debug for Disk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -147,12 +160,34 @@ impl Disk {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// From now on misbehaves like this.
     pub fn set_faults(&self, faults: Faults) {
         self.state().faults = faults;
+    }
+
+    /// The next sync fails, and those after it succeed: they say nothing of what was written before the one that failed,
+    /// and that is lost when the power goes.
+    pub fn fail_next_sync(&self) {
+        self.state().fails_next_sync = true;
+    }
+
+    /// From now on syncs wait until [`Disk::go_on`].
+    pub fn stall_syncs(&self) {
+        self.state().stalls = true;
+    }
+
+    /// Syncs wait no more.
+    pub fn go_on(&self) {
+        self.state().stalls = false;
+        self.0.goes_on.notify_all();
+    }
+
+    /// How many syncs wait now.
+    pub fn stalled(&self) -> u64 {
+        self.state().stalled
     }
 
     /// Keeps what is on the disk after so many more writes and syncs; goes on as if nothing had happened.
@@ -230,7 +265,7 @@ impl Disk {
         let mut state = self.state();
         state.off = true;
         let fresh = State { current: state.current.clone(), image: state.image.clone(), ..State::default() };
-        Disk(Arc::new(Mutex::new(fresh)))
+        Disk(Arc::new(Shared { state: Mutex::new(fresh), ..Shared::default() }))
     }
 
     /// The disk after the power came back; the old one stays off.
@@ -287,7 +322,18 @@ impl StorageBackend for Disk {
 
     fn sync_data(&self) -> Result<(), io::Error> {
         let mut state = self.state();
+        while state.stalls {
+            state.stalled += 1;
+            state = self.0.goes_on.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.stalled -= 1;
+        }
         state.powered()?;
+        if state.fails_next_sync {
+            state.fails_next_sync = false;
+            // The kernel takes what it could not write for written: no later sync tries it again.
+            state.image.unsynced.clear();
+            return Err(io::Error::other("the disk could not sync"));
+        }
         if state.faults.sync_fails {
             return Err(io::Error::other("the disk could not sync"));
         }

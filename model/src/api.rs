@@ -470,6 +470,27 @@ pub struct MemberFinding {
     pub problem: Option<String>,
 }
 
+/// Asks what the views were at a revision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RebuildViews {
+    /// Up to which revision the events are replayed.
+    pub to: Revision,
+}
+
+/// What the events lead to at a revision. Nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RebuiltViews {
+    /// Where the replay stopped.
+    pub revision: Revision,
+    /// The digest of the views there.
+    pub views: Digest,
+    /// Rows by table, of tables that had any.
+    pub rows: BTreeMap<String, u64>,
+    /// What every member's own replay leads to at the same revision.
+    pub members: Verification,
+}
+
 /// Hands the leadership over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

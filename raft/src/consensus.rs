@@ -12,7 +12,7 @@ use holdfast_model::{
     Actor, Command, Context, Digest, MemberId, Outcome, Proposal, RequestId, Revision, SupportedVersions,
     Timestamp,
 };
-use holdfast_store::{Store, StoreError, Verified};
+use holdfast_store::{Replayed, Store, StoreError, Verified};
 use openraft::ServerState;
 use openraft::async_runtime::watch::WatchReceiver;
 use rand::RngExt;
@@ -370,6 +370,21 @@ impl Consensus {
     /// also the digest of the views there, by which members are compared. A state that contradicts itself stops the
     /// member for good (I1). One verification runs at a time.
     pub async fn verify(&self, at: Revision) -> Result<(Verified, Digest), ConsensusError> {
+        self.examine(at, move |store| store.verify_at(at)).await
+    }
+
+    /// Replays the events of this member's state up to `to`, once it has reached it, and tells what they lead to; changes
+    /// nothing (I13). It or a verification runs at a time.
+    pub async fn replay_to(&self, to: Revision) -> Result<Replayed, ConsensusError> {
+        self.examine(to, move |store| store.replayed(to)).await
+    }
+
+    /// Does one long piece of reading of the state once it has reached a revision.
+    async fn examine<T: Send + 'static>(
+        &self,
+        at: Revision,
+        read: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, ConsensusError> {
         self.inner.serving()?;
         let _one = self.inner.verifying.try_acquire().map_err(|_| ConsensusError::Busy)?;
         let mut revision = self.revisions();
@@ -378,8 +393,8 @@ impl Consensus {
             return Err(ConsensusError::NoLeader);
         }
         let store = self.inner.store.clone();
-        match crate::disk_work::run(move || store.verify_at(at)).await {
-            Ok(Ok(verified)) => Ok(verified),
+        match crate::disk_work::run(move || read(&store)).await {
+            Ok(Ok(found)) => Ok(found),
             Ok(Err(error)) => {
                 let fault = Fault::Damaged(crate::network::chain(&error));
                 if matches!(error, StoreError::Corrupt { .. } | StoreError::Decode { .. }) {

@@ -53,6 +53,8 @@ mod sealed_file;
 mod service;
 pub mod snapshot_file;
 mod snapshot_source;
+#[cfg(test)]
+mod snapshot_transfer_tests;
 mod start;
 pub mod state_machine;
 pub mod transport;

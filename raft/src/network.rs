@@ -31,7 +31,7 @@ use crate::types::{MemberNode, TypeConfig, Vote};
 use crate::unanswered::Unanswered;
 
 /// Bytes of a snapshot in one message.
-const SNAPSHOT_CHUNK_BYTES: usize = 256 * 1024;
+pub(crate) const SNAPSHOT_CHUNK_BYTES: usize = 256 * 1024;
 /// How long one message of a snapshot may take.
 const SNAPSHOT_CHUNK_DEADLINE: Duration = Duration::from_secs(15);
 /// How long the other side may take to check and install a snapshot.
@@ -174,7 +174,7 @@ impl Network {
         Err(RPCError::Unreachable(Unreachable::from_string("its log went back; it must be replaced")))
     }
 
-    async fn send_snapshot(
+    pub(crate) async fn send_snapshot(
         &self,
         vote: Vote,
         file: SnapshotFile,
@@ -204,7 +204,7 @@ impl Network {
 
 /// Why a snapshot did not arrive.
 #[derive(Debug, thiserror::Error)]
-enum SendError {
+pub(crate) enum SendError {
     #[error(transparent)]
     Call(#[from] CallError),
     #[error("the snapshot could not be read")]

@@ -117,7 +117,7 @@ async fn i01_after_a_failure_nothing_more_is_applied_and_the_member_stops() {
 }
 
 /// A network on which nobody is there.
-struct Nobody;
+pub(crate) struct Nobody;
 
 impl Link for Nobody {
     fn dial<'a>(&'a self, _: u64, _: &'a str) -> BoxFuture<'a, Result<PeerStream, LinkError>> {
@@ -129,7 +129,7 @@ impl Link for Nobody {
     }
 }
 
-fn tls() -> Arc<RaftTls> {
+pub(crate) fn tls() -> Arc<RaftTls> {
     let authority = Authority::create("pipeline", SystemTime::now()).unwrap();
     let key = PrivateKey::generate().unwrap();
     let subject = Subject::Member { id: "1".into(), host_names: vec![], addresses: vec![] };
@@ -141,7 +141,7 @@ fn tls() -> Arc<RaftTls> {
     Arc::new(RaftTls::new("pipeline", server, mutual_client_config(&credential, ca).unwrap()))
 }
 
-fn proposal(number: u64) -> Proposal {
+pub(crate) fn proposal(number: u64) -> Proposal {
     Proposal {
         context: Context {
             actor: Actor::System(MemberId(1)),

@@ -4,7 +4,7 @@
 
 use holdfast_client::Client;
 use holdfast_model::api::{CreateOrg, MemberRole};
-use holdfast_model::{Incarnation, MemberId, OrgId};
+use holdfast_model::{EventPayload, Incarnation, MemberId, OrgId};
 use holdfast_tests::cluster::{Cluster, Options, binary, wait_until};
 use holdfast_tests::netns;
 use serde_json::Value;
@@ -20,10 +20,15 @@ struct Server(Child);
 
 impl Server {
     fn run(data_dir: &Path) -> Server {
+        Self::run_as("server", data_dir, &[])
+    }
+
+    fn run_as(role: &str, data_dir: &Path, more: &[&str]) -> Server {
         let log = std::fs::File::create(data_dir.with_extension("log")).unwrap();
         let child = Command::new(binary().unwrap())
-            .args(["server", "run", "--data-dir"])
+            .args([role, "run", "--data-dir"])
             .arg(data_dir)
+            .args(more)
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -67,6 +72,23 @@ fn join(cluster: &Cluster, name: &str, port: u16, more: &[&str]) -> (Server, Pat
     }
     holdfast(cluster, &arguments);
     (Server::run(&data_dir), data_dir)
+}
+
+/// Joins and runs an edge that knows one member only.
+fn edge_of(cluster: &Cluster, server: &str) -> Server {
+    let secret = cluster.data_dir().join("edge.secret");
+    let secret = secret.to_str().unwrap();
+    let invited = holdfast(cluster, &["server", "invite", "edge", "--out", secret]);
+    let pin = invited["ca_pin"].as_str().unwrap();
+    let data_dir = cluster.data_dir().join("edge-of-one");
+    let folder = data_dir.to_str().unwrap();
+    let arguments = ["edge", "join", "--name", "of-one", "--data-dir", folder, "--server", server];
+    holdfast(cluster, &[&arguments[..], &["--ca-pin", pin, "--secret-file", secret]].concat());
+    let known = data_dir.join("agent.json");
+    let mut agent: Value = serde_json::from_slice(&std::fs::read(&known).unwrap()).unwrap();
+    agent["members"] = serde_json::json!([server.trim_start_matches("https://")]);
+    std::fs::write(&known, agent.to_string()).unwrap();
+    Server::run_as("edge", &data_dir, &["--listen", "127.0.0.1"])
 }
 
 async fn org(client: &Client, name: &str) -> OrgId {
@@ -134,6 +156,15 @@ async fn a_learner_serves_and_becomes_a_voter_the_leader_changes_and_a_removed_m
     let id = has_role(&client, "fourth", MemberRole::Learner).await;
     let of_fourth = cluster.client_of(&["https://127.0.0.1:7471"]).unwrap();
     assert_eq!(of_fourth.org(made).await.unwrap().item.id, made, "a learner answers linearizable reads");
+    let _edge = edge_of(&cluster, "https://127.0.0.1:7471");
+    let written = org(&client, "seen-through-a-learner").await;
+    let revision = of_fourth.events(holdfast_model::Revision(0), 1).await.unwrap().revision;
+    assert_eq!(of_fourth.org(written).await.unwrap().item.id, written);
+    let followed = wait_until("the edge to follow the learner", PATIENCE, async || {
+        let edges = client.edges().await.ok()?.items;
+        edges.iter().any(|e| e.contact.is_some_and(|c| c.applied >= revision)).then_some(())
+    });
+    followed.await.unwrap();
     // It stays what it is: nobody made it a voter meanwhile.
     assert_eq!(has_role(&client, "fourth", MemberRole::Learner).await, id);
 
@@ -158,6 +189,11 @@ async fn a_learner_serves_and_becomes_a_voter_the_leader_changes_and_a_removed_m
     let errors = String::from_utf8_lossy(&again.stderr).into_owned();
     assert!(!again.status.success() && errors.contains("removed from the cluster"), "{errors}");
 
+    // What the views were once, by the members that run, and by the folder of one below.
+    let live = holdfast(&cluster, &["server", "rebuild", "--to", "1"]);
+    assert_eq!((&live["members"]["sound"], &live["revision"]), (&Value::from(true), &Value::from(1)));
+    assert_eq!(live["members"]["members"].as_array().unwrap().len(), 3);
+
     // A stopped member's folder can be checked, rebuilt and looked into.
     let other = cluster.names("server")[2].clone();
     let pid = cluster.process(&other).unwrap().pid.to_string();
@@ -169,12 +205,28 @@ async fn a_learner_serves_and_becomes_a_voter_the_leader_changes_and_a_removed_m
     gone.await.unwrap();
     let folder = cluster.process(&other).unwrap().data_dir.clone();
     let folder = folder.to_str().unwrap();
+    let running = cluster.process(&cluster.names("server")[0]).unwrap().data_dir.clone();
+    let running = running.to_str().unwrap();
     let sound = holdfast(&cluster, &["server", "verify", "--data-dir", folder]);
     let rebuilt = holdfast(&cluster, &["server", "rebuild", "--data-dir", folder]);
     assert_eq!(sound["revision"], rebuilt["revision"]);
     let early = holdfast(&cluster, &["server", "rebuild", "--data-dir", folder, "--to", "1"]);
     assert_eq!((&early["revision"], &early["rows"]["cluster"]), (&Value::from(1), &Value::from(1)));
     assert_ne!(early["views"], rebuilt["views"]);
+    assert_eq!((&early["views"], &early["rows"]), (&live["views"], &live["rows"]));
+    for (exit, wrong) in [
+        (1, &["server", "rebuild", "--data-dir", folder, "--to", "999999999"] as &[&str]),
+        (2, &["server", "rebuild", "--data-dir", "/nonexistent", "--to", "1"]),
+        (2, &["server", "verify", "--data-dir", "/nonexistent"]),
+        // One whose member runs.
+        (1, &["server", "verify", "--data-dir", running]),
+        (1, &["server", "rebuild", "--data-dir", running]),
+    ] {
+        let refused = cluster.holdfast(wrong).unwrap();
+        let errors = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(exit), "{wrong:?}: {errors}");
+    }
+    assert_eq!(holdfast(&cluster, &["server", "verify", "--data-dir", folder])["state"], sound["state"]);
     cluster.restart(&other).unwrap();
     org(&client, "at-the-end").await;
 }
@@ -213,6 +265,15 @@ async fn i06_one_survivor_of_a_lost_majority_goes_on_and_the_edge_follows_it() {
     assert_eq!(present.len(), 1, "{present:?}");
     assert_eq!(survivor.org(kept).await.unwrap().item.id, kept);
     org(&survivor, "after").await;
+
+    // It stands in the history: what happened, from where on, and that no tenant asked for it.
+    let history = survivor.events(holdfast_model::Revision(0), 200).await.unwrap().items;
+    let began = history.iter().find(|e| matches!(e.payload, EventPayload::IncarnationBegan { .. })).unwrap();
+    assert_eq!(began.org, None);
+    assert!(matches!(
+        began.payload,
+        EventPayload::IncarnationBegan { incarnation: Incarnation(2), survivor: MemberId(1), .. }
+    ));
 
     // The edge, which followed incarnation 1, acts on a revision of the new one: it adopted the hand-over.
     let after = survivor.events(holdfast_model::Revision(0), 1).await.unwrap().revision;

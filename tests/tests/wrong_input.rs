@@ -83,6 +83,9 @@ async fn i14_wrong_input_has_stable_codes_and_changes_nothing() {
         (&["route", "remove", "shop.example", "--app", "shop"], 4, "not_found"),
         (&["logs", "--instance", "inst_00000000000000000000000000"], 4, "not_found"),
         (&["logs", "--instance", "shop"], 2, "usage"),
+        (&["server", "rebuild", "--to", "999999999"], 2, "invalid_request"),
+        (&["server", "verify", "--data-dir", "/nonexistent"], 2, "usage"),
+        (&["server", "rebuild", "--data-dir", "/nonexistent", "--to", "1"], 2, "usage"),
         (&["node", "drain", "nobody"], 4, "not_found"),
         (&["confirm", "edge", "nobody", "--yes"], 4, "not_found"),
         (&["token", "revoke", "tok_00000000000000000000000000"], 4, "not_found"),
@@ -99,9 +102,14 @@ async fn i14_wrong_input_has_stable_codes_and_changes_nothing() {
     let (exit, code, _) = login(&foreign_token);
     assert_eq!((exit, code.as_str()), (3, "unauthenticated"));
     // Refused by the command line itself, before anything is sent.
-    for arguments in
-        [&["org", "create", "No_Name"] as &[&str], &["scale", "web"], &["frobnicate"], &["deploy", "--wat"]]
-    {
+    for arguments in [
+        &["org", "create", "No_Name"] as &[&str],
+        &["scale", "web"],
+        &["frobnicate"],
+        &["deploy", "--wat"],
+        &["server", "rebuild"],
+        &["server", "rebuild", "--to", "-1"],
+    ] {
         assert_eq!(cluster.holdfast(arguments).unwrap().status.code(), Some(2), "{arguments:?}");
     }
     assert_eq!(revision(&cluster).await, before, "nothing of this changed anything");

@@ -7,12 +7,13 @@ use crate::request::{Body, Call, done, found};
 use crate::service::Service;
 use axum::response::Response;
 use holdfast_model::api::{
-    Answer, Done, Leader, MemberFinding, Problem, TransferLeader, Verification, VerifiedMember, VerifyMember,
+    Answer, Done, Leader, MemberFinding, Problem, RebuildViews, RebuiltViews, TransferLeader, Verification,
+    VerifiedMember, VerifyMember,
 };
 use holdfast_model::resource::Member;
 use holdfast_model::{Code, Command, MemberId, Revision, Scope};
 use holdfast_raft::ConsensusError;
-use holdfast_store::Views;
+use holdfast_store::{StoreError, Views};
 use std::sync::Arc;
 
 /// Where members ask each other to verify themselves.
@@ -51,6 +52,13 @@ pub(super) fn add(table: &mut Table<Arc<Service>>) {
             .streams()
             .answers::<Answer<Verification>>(200),
         verify,
+    );
+    table.add(
+        Endpoint::post("/v1/cluster/rebuild", admin, "Replay the history up to a revision on every member")
+            .body::<RebuildViews>()
+            .streams()
+            .answers::<Answer<RebuiltViews>>(200),
+        rebuild,
     );
     table.add(
         Endpoint::post(VERIFY_PATH, Need::Member, "Check the member's own state, for another member")
@@ -121,14 +129,39 @@ async fn transfer(call: Call, Body(body): Body<TransferLeader>) -> Result<Respon
 async fn verify(call: Call) -> Result<Response, Refusal> {
     let view = call.view().await?;
     let at = view.revision();
-    let members: Vec<Member> = view.members()?.into_iter().filter(|m| !m.removed).collect();
+    let members = present(&view)?;
     drop(view);
-    let findings = futures::future::join_all(members.iter().map(|m| finding(&call.service, m, at))).await;
+    Ok(found(at, compare(&call.service, &members, at).await))
+}
+
+/// What the views were at a revision: by a replay of this member's events, and of every other's to compare.
+async fn rebuild(call: Call, Body(body): Body<RebuildViews>) -> Result<Response, Refusal> {
+    let view = call.view().await?;
+    let (asked, head) = (body.to, view.revision());
+    if asked > head {
+        return Err(StoreError::NoSuchRevision { asked, head }.into());
+    }
+    let members = present(&view)?;
+    drop(view);
+    let replayed = call.service.consensus.replay_to(asked).await?;
+    let members = compare(&call.service, &members, asked).await;
+    let rows = replayed.rows.into_iter().map(|(table, count)| (table.to_owned(), count)).collect();
+    let (revision, views) = (replayed.rebuilt.revision, replayed.rebuilt.views);
+    Ok(found(head, RebuiltViews { revision, views, rows, members }))
+}
+
+fn present(view: &impl Views) -> Result<Vec<Member>, Refusal> {
+    Ok(view.members()?.into_iter().filter(|m| !m.removed).collect())
+}
+
+/// Has every member check itself, and compares what their histories lead to at a revision.
+async fn compare(service: &Service, members: &[Member], at: Revision) -> Verification {
+    let findings = futures::future::join_all(members.iter().map(|m| finding(service, m, at))).await;
     let verification = judge(at, findings);
     if !verification.sound {
         tracing::error!(%at, "the members' states are not sound, or not the same");
     }
-    Ok(found(at, verification))
+    verification
 }
 
 /// Marks every member whose views are not those of the most, and says whether all is well.

@@ -27,6 +27,38 @@ async fn a_verification_names_every_member_and_the_revision_of_the_comparison() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn i13_what_the_views_were_at_a_revision_is_told_by_a_running_cluster() {
+    let rig = Rig::start().await;
+    tenant(&rig, "ours").await;
+    let (then, views) = (rig.service.store().revision(), rig.service.store().views_digest());
+    tenant(&rig, "later").await;
+    let now = rig.service.store().views_digest();
+    assert_ne!(views, now);
+
+    let reply = rig.post("/v1/cluster/rebuild", &rig.operator, json!({"to": then})).await;
+    assert_eq!(reply.status, StatusCode::OK, "{}", reply.text);
+    let item = &reply.body["item"];
+    assert_eq!(
+        (&item["views"], &item["revision"]),
+        (&json!(views.to_string()), &json!(then)),
+        "{}",
+        reply.text
+    );
+    assert_eq!(item["rows"]["org"], 1, "{}", reply.text);
+    assert_eq!(item["members"]["sound"], true);
+    assert_eq!(item["members"]["members"][0]["verified"]["views"], views.to_string());
+    // Nothing was changed, and what has not happened yet cannot be told.
+    assert_eq!(rig.service.store().views_digest(), now);
+    let beyond = rig.service.store().revision().0 + 1;
+    let reply = rig.post("/v1/cluster/rebuild", &rig.operator, json!({"to": beyond})).await;
+    assert!(reply.status.is_client_error(), "{}", reply.text);
+    for body in [json!({}), json!({"to": -1}), json!({"to": 1, "and": 2})] {
+        let reply = rig.post("/v1/cluster/rebuild", &rig.operator, body).await;
+        assert_eq!(reply.body["code"], "invalid_request", "{}", reply.text);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_last_member_can_neither_be_removed_nor_demoted_nor_replaced_as_leader() {
     let rig = Rig::start().await;
     for (method, path) in [

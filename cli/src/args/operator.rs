@@ -157,9 +157,9 @@ pub(crate) struct Verify {
 /// `holdfast server rebuild`.
 #[derive(Debug, Args)]
 pub(crate) struct Rebuild {
-    /// The folder of a stopped member.
-    #[arg(long, value_name = "FOLDER")]
-    pub(crate) data_dir: PathBuf,
+    /// The folder of a stopped member; without it every running member replays its own history, and --to is needed.
+    #[arg(long, value_name = "FOLDER", required_unless_present = "to")]
+    pub(crate) data_dir: Option<PathBuf>,
     /// Change nothing; tell what the views were at this revision.
     #[arg(long, value_name = "REVISION")]
     pub(crate) to: Option<Revision>,

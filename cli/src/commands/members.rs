@@ -1,4 +1,4 @@
-//! `holdfast server list|remove|promote|demote|transfer-leader|verify`: the members of the control plane.
+//! `holdfast server list|remove|promote|demote|transfer-leader|verify|rebuild`: the members of the control plane.
 //!
 //! Each command states what should be so; the leader brings the group in line with it. So each is safe to repeat, and a
 //! command that stopped waiting has not failed.
@@ -6,12 +6,13 @@
 use crate::args::operator::{Invite, ListMembers, RemoveMember};
 use crate::failure::Failure;
 use crate::output::{or_dash, table, word};
+use crate::server::offline::views_at;
 use crate::session::Session;
-use holdfast_model::MemberId;
 use holdfast_model::api::{
-    ClusterStatus, MemberFinding, MemberRole, MemberStatus, TransferLeader, Verification,
+    ClusterStatus, MemberFinding, MemberRole, MemberStatus, RebuildViews, TransferLeader, Verification,
 };
 use holdfast_model::resource::EnrolmentKind;
+use holdfast_model::{MemberId, Revision};
 use std::time::{Duration, Instant};
 
 /// How long a command waits for the leader to bring the group in line.
@@ -106,6 +107,23 @@ pub(crate) async fn verify(session: &Session) -> Result<(), Failure> {
     ))
 }
 
+/// Tells what the views were at a revision, by a replay on every running member.
+pub(crate) async fn rebuild(session: &Session, to: Option<Revision>) -> Result<(), Failure> {
+    let to = to.ok_or_else(|| Failure::Usage("Say up to which revision: --to REVISION.".into()))?;
+    let found = session.client.with_deadline(VERIFY_MAX).rebuild(&RebuildViews { to }).await?.item;
+    session.output.show(&found, || {
+        let rows = found.rows.iter().map(|(table, count)| (table.as_str(), *count));
+        let views = views_at(found.revision, &found.views.to_string(), rows);
+        format!("{}\n\n{views}", findings(&found.members))
+    })?;
+    if found.members.sound {
+        return Ok(());
+    }
+    Err(Failure::Host(
+        "The members' histories do not lead to the same views, or not every member answered.".into(),
+    ))
+}
+
 fn findings(found: &Verification) -> String {
     let rows = found.members.iter().map(|finding: &MemberFinding| {
         let verified = finding.verified.as_ref();
@@ -141,8 +159,8 @@ pub(crate) fn enrolment_kind(arguments: &Invite) -> Result<EnrolmentKind, Failur
 #[cfg(test)]
 mod tests {
     use super::*;
+    use holdfast_model::Digest;
     use holdfast_model::api::VerifiedMember;
-    use holdfast_model::{Digest, Revision};
 
     #[test]
     fn golden_verification() {

@@ -3,7 +3,7 @@
 //! A running member holds its files, so none of this can happen under its feet. Nothing here reaches over a network.
 
 use super::folder::Folder;
-use crate::args::operator::{Rebuild, Recover};
+use crate::args::operator::Recover;
 use crate::failure::{Failure, with_sources};
 use crate::output::Output;
 use holdfast_api::service::RequestInfo;
@@ -63,10 +63,22 @@ struct Rebuilt {
     rows: Option<BTreeMap<&'static str, u64>>,
 }
 
+/// What the views were at a revision, for people to read.
+pub(crate) fn views_at<'a>(
+    revision: Revision,
+    views: &str,
+    rows: impl Iterator<Item = (&'a str, u64)>,
+) -> String {
+    let rows: String = rows.map(|(table, count)| format!("\n{count:>8}  {table}")).collect();
+    format!(
+        "At revision {revision} the views had the digest {views}.\n    ROWS  TABLE{rows}\nNothing was changed."
+    )
+}
+
 /// Makes the views of a stopped member anew from its events, or tells what they were at a revision.
-pub(crate) fn rebuild(output: &Output, arguments: &Rebuild) -> Result<(), Failure> {
-    let store = open(&arguments.data_dir)?;
-    let Some(to) = arguments.to else {
+pub(crate) fn rebuild(output: &Output, data_dir: &Path, to: Option<Revision>) -> Result<(), Failure> {
+    let store = open(data_dir)?;
+    let Some(to) = to else {
         let rebuilt = store.rebuild().map_err(|e| host(&e))?;
         let shown = Rebuilt { revision: rebuilt.revision, views: rebuilt.views.to_string(), rows: None };
         return output.show(&shown, || {
@@ -83,9 +95,8 @@ pub(crate) fn rebuild(output: &Output, arguments: &Rebuild) -> Result<(), Failur
         rows: Some(replayed.rows),
     };
     output.show(&shown, || {
-        let rows = shown.rows.iter().flatten().map(|(table, count)| format!("\n{count:>8}  {table}"));
-        let head = format!("At revision {} the views had the digest {}.", shown.revision, shown.views);
-        format!("{head}\n    ROWS  TABLE{}\nNothing was changed.", rows.collect::<String>())
+        let rows = shown.rows.iter().flatten().map(|(table, count)| (*table, *count));
+        views_at(shown.revision, &shown.views, rows)
     })
 }
 

@@ -3,7 +3,7 @@
 use holdfast_model::MemberId;
 use holdfast_raft::{ConsensusError, MemberState};
 
-use crate::group::Group;
+use crate::group::{Group, PATIENCE};
 
 fn voters(group: &Group, at: u64) -> Vec<u64> {
     group.members[&at].status().voters.iter().map(|(id, _)| id.0).collect()
@@ -34,6 +34,56 @@ async fn every_change_can_be_repeated_and_asked_of_any_member() {
     }
     group.until("no learner", || group.members[&asked].status().learners.is_empty().then_some(())).await;
     group.propose(asked, group.write("after")).await;
+}
+
+/// What three members do, five do too: two may be gone, and every change is made while writes go on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn i02_five_voters_stand_the_loss_of_two_and_change_under_writes() {
+    let mut group = Group::new();
+    group.grow(5).await;
+    assert_eq!(voters(&group, 1), [1, 2, 3, 4, 5]);
+    let mut last = group.propose(group.someone(), group.write("five")).await;
+
+    // Two are gone, the leader among them; a third may not be.
+    let first = group.leader().await;
+    group.stop(first).await;
+    let second = group.leader().await;
+    group.stop(second).await;
+    group.leader().await;
+    last = group.propose(group.someone(), group.write("three-of-five")).await.max(last);
+    let third = group.leader().await;
+    group.stop(third).await;
+    let asked = group.someone();
+    assert!(group.members[&asked].linearize().await.is_err(), "two of five answered a read");
+    for id in [first, second, third] {
+        group.start(id).await;
+    }
+    group.leader().await;
+    group.members[&asked].linearize().await.unwrap();
+    assert!(group.revision(asked) >= last);
+
+    // Demoted, handed over, removed, replaced: five become three and five again.
+    let leader = group.leader().await;
+    let mut others: Vec<u64> = group.members.keys().copied().filter(|id| *id != leader).collect();
+    let (heir, learner, leaver) = (others.remove(0), others.remove(0), others.remove(0));
+    group.members[&heir].demote(MemberId(learner)).await.unwrap();
+    group.propose(learner, group.write("through-a-learner")).await;
+    group.members[&learner].linearize().await.unwrap();
+    group.members[&leaver].transfer_leader(MemberId(heir)).await.unwrap();
+    group.until("the heir to lead", || group.members[&heir].is_leader().then_some(())).await;
+    group.members[&leader].remove(MemberId(leaver)).await.unwrap();
+    tokio::time::timeout(PATIENCE, group.members[&leaver].failed()).await.unwrap();
+    group.stop(leaver).await;
+    group.until("three voters", || (voters(&group, leader).len() == 3).then_some(())).await;
+    group.propose(leader, group.write("three-and-a-learner")).await;
+    group.members[&heir].promote(MemberId(learner)).await.unwrap();
+    group.prepare(6);
+    group.start(6).await;
+    group.members[&heir].add_learner(MemberId(6), group.node(6)).await.unwrap();
+    group.members[&heir].promote(MemberId(6)).await.unwrap();
+    group.until("five voters", || (voters(&group, 6).len() == 5).then_some(())).await;
+    group.propose(6, group.write("five-again")).await;
+    group.same_everywhere().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -160,6 +160,113 @@ async fn a_snapshot_arrives_over_connections_that_break_and_a_restart() {
     group.same_everywhere().await;
 }
 
+/// Passes connections on to `to`, and no more than `bytes` over all of them until the gate is opened. Counts what it passed.
+async fn gated_proxy(to: SocketAddr, bytes: u64, gate: Arc<AtomicBool>) -> (SocketAddr, Arc<AtomicU64>) {
+    let listener = TcpListener::bind(SocketAddr::from((to.ip(), 0))).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let passed = Arc::new(AtomicU64::new(0));
+    let counted = passed.clone();
+    tokio::spawn(async move {
+        while let Ok((near, _)) = listener.accept().await {
+            let Ok(far) = TcpStream::connect(to).await else { continue };
+            let (gate, passed) = (gate.clone(), counted.clone());
+            tokio::spawn(async move {
+                let (mut near_read, mut near_write) = near.into_split();
+                let (mut far_read, mut far_write) = far.into_split();
+                let back = tokio::spawn(async move { tokio::io::copy(&mut far_read, &mut near_write).await });
+                let mut buffer = vec![0; 16 * 1024];
+                while let Ok(count) = near_read.read(&mut buffer).await {
+                    while passed.load(Ordering::SeqCst) > bytes && !gate.load(Ordering::SeqCst) {
+                        tokio::time::sleep(Duration::from_millis(10)).await;
+                    }
+                    passed.fetch_add(count as u64, Ordering::SeqCst);
+                    if count == 0 || far_write.write_all(&buffer[..count]).await.is_err() {
+                        break;
+                    }
+                }
+                back.abort();
+            });
+        }
+    });
+    (address, passed)
+}
+
+/// The sender dies in the middle of the transfer. It, or whoever leads then, sends the same snapshot on from where it
+/// stopped, or a newer one from the beginning; what comes out is the state.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_snapshot_arrives_although_its_sender_restarts_in_the_middle() {
+    const STOP_AFTER: u64 = 700 * 1024;
+    for newer in [false, true] {
+        let mut group = Group::new();
+        group.grow(1).await;
+        let load = Load::start(&group, &group.members[&1].clone(), 4_000);
+        load.reaches(&group, 4_000).await;
+        load.end().await;
+        group.members[&1].snapshot().await.unwrap();
+        let snapshots = group.path(1).join("snapshots");
+        let size = group.until("the snapshot", || finished(&snapshots)).await;
+        assert!(size > 2 * STOP_AFTER, "the snapshot has only {size} bytes");
+        // The leader purges its log, so that a new member needs the snapshot.
+        group.stop(1).await;
+        group.compaction = Compaction { snapshot_entries: 50, kept_entries: 5, purge_entries: 1 };
+        group.start(1).await;
+        for number in 0..60 {
+            group.propose(1, group.write(&format!("more-{number}"))).await;
+        }
+        group.until("the log to be purged", || group.members[&1].status().purged).await;
+
+        group.compaction = MAKES_NONE;
+        group.prepare(2);
+        group.start(2).await;
+        let gate = Arc::new(AtomicBool::new(false));
+        let (proxy, passed) = gated_proxy(group.members[&2].raft_addr(), STOP_AFTER, gate.clone()).await;
+        let mut node = group.node(2);
+        node.raft_addr = proxy.to_string();
+        let (leader, second) = (group.members[&1].clone(), node.clone());
+        let adding =
+            tokio::spawn(async move { leader.add_learner(holdfast_model::MemberId(2), second).await });
+        let receiving = group.path(2).join("snapshots");
+        let part_of = |digest: Option<String>| part_named(&receiving, digest.as_deref());
+        let begun = group.until("a part to arrive", || part_of(None).filter(|(_, bytes)| *bytes > 0)).await;
+        group
+            .until("the gate to be reached", || (passed.load(Ordering::SeqCst) > STOP_AFTER).then_some(()))
+            .await;
+
+        group.stop(1).await;
+        adding.abort();
+        assert!(group.members[&2].status().snapshot.is_none(), "all of it had arrived already");
+        if newer {
+            // What is sent after the restart is another snapshot.
+            group.compaction = Compaction { snapshot_entries: 20, kept_entries: 5, purge_entries: 1 };
+        }
+        group.start(1).await;
+        for number in 0..if newer { 60 } else { 0 } {
+            group.propose(1, group.write(&format!("after-{number}"))).await;
+        }
+        let before = passed.swap(0, Ordering::SeqCst);
+        gate.store(true, Ordering::SeqCst);
+        group.members[&1].add_learner(holdfast_model::MemberId(2), node).await.unwrap();
+        group.until("the rest to arrive", || group.members[&2].status().snapshot).await;
+        if !newer {
+            let sent = passed.load(Ordering::SeqCst);
+            assert!(sent < size, "{sent} bytes of {size} were sent after the restart, and {before} before");
+        }
+        assert!(part_of(Some(begun.0)).is_none(), "what was received of the first one is still there");
+        group.same_everywhere().await;
+    }
+}
+
+/// Name and length of the snapshot that is being received, or of one with a certain name.
+fn part_named(folder: &std::path::Path, name: Option<&str>) -> Option<(String, u64)> {
+    let found = std::fs::read_dir(folder).ok()?.flatten();
+    let mut parts = found.filter_map(|entry| {
+        let own = entry.file_name().to_string_lossy().into_owned();
+        let wanted = name.map_or(own.ends_with(".part"), |name| own == name);
+        wanted.then_some((own, entry.metadata().ok()?.len()))
+    });
+    parts.next()
+}
+
 fn finished(folder: &std::path::Path) -> Option<u64> {
     with_suffix(folder, ".snapshot")
 }

@@ -71,6 +71,56 @@ fn a_snapshot_is_of_one_moment_while_applies_go_on() {
     assert_eq!(other.raft_meta().unwrap(), meta);
 }
 
+/// Takes a snapshot's bytes, and has another thread apply an entry before it takes the first rows.
+struct AppliesMeanwhile {
+    store: std::sync::Arc<Store>,
+    applied: bool,
+    bytes: usize,
+    largest: usize,
+}
+
+impl std::io::Write for AppliesMeanwhile {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        // In the middle of the rows, and not at the header.
+        if !self.applied && bytes.len() > 1024 {
+            let (store, (done, answer)) = (self.store.clone(), std::sync::mpsc::channel());
+            std::thread::spawn(move || {
+                done.send(store.apply(store.applied().unwrap().next(), &[vec![]], b"later"))
+            });
+            // A guard against hanging.
+            let answer = answer.recv_timeout(std::time::Duration::from_secs(60));
+            answer.expect("an apply waits for the snapshot that is being written").unwrap();
+            self.applied = true;
+        }
+        self.bytes += bytes.len();
+        self.largest = self.largest.max(bytes.len());
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_snapshot_is_written_piece_by_piece_while_applies_go_on() {
+    let mut world = World::new();
+    for n in 0..4_000 {
+        world.operator(Command::CreateOrg { name: format!("org-{n}").parse().unwrap() }).unwrap();
+    }
+    world.store.checkpoint().unwrap();
+    let store = std::sync::Arc::new(world.store);
+    let source = store.snapshot().unwrap();
+    let before = store.applied();
+    let mut out = AppliesMeanwhile { store: store.clone(), applied: false, bytes: 0, largest: 0 };
+    let summary = source.write_to(&mut out).unwrap();
+    assert_eq!((summary.applied, store.applied()), (before, before.map(LogIndex::next)));
+    // What is in memory of a snapshot is one chunk of it.
+    let chunk = holdfast_snapshots::CHUNK_BYTES;
+    assert!(out.bytes > 4 * chunk, "the snapshot has only {} bytes", out.bytes);
+    assert!(out.largest <= chunk + 1024, "{} bytes were gathered", out.largest);
+}
+
 #[test]
 fn i14_a_damaged_snapshot_changes_nothing() {
     let (world, _) = busy();
