@@ -14,7 +14,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 
 use holdfast_model::{Command, LogIndex, Outcome, Proposal};
-use holdfast_store::Store;
+use holdfast_store::{Store, StoreError};
 use openraft::EntryPayload;
 use openraft::storage::ApplyResponder;
 use tokio::sync::{mpsc, oneshot};
@@ -221,6 +221,9 @@ impl Worker {
                     Some(failure) => Err(StateMachineError::Stopped(failure.clone())),
                     None => self.install(&meta, snapshot),
                 };
+                if let Some(fault) = result.as_ref().err().and_then(too_new) {
+                    self.health.fail(fault);
+                }
                 // The state is as it was when a snapshot is refused, but openraft stops after that anyway.
                 drop(done.send(result.map_err(io::Error::from)));
                 None
@@ -235,7 +238,8 @@ impl Worker {
     fn fail(&self, error: &StateMachineError) {
         let text = chain(error);
         tracing::error!(error = %text, "entries of the log cannot be applied any more; this member stops");
-        self.health.fail(Fault::Core(self.failure.get_or_init(|| text).clone()));
+        let text = self.failure.get_or_init(|| text).clone();
+        self.health.fail(too_new(error).unwrap_or(Fault::Core(text)));
     }
 
     fn publish(&self) {
@@ -285,6 +289,16 @@ impl Worker {
         self.checkpoints.made(self.meta.next_index());
         self.publish();
         Ok(())
+    }
+}
+
+/// The fault of a build that is older than the cluster's version, if that is what the error says.
+fn too_new(error: &StateMachineError) -> Option<Fault> {
+    match *error {
+        StateMachineError::Store(StoreError::UnsupportedVersion { version, supported }) => {
+            Some(Fault::Unsupported { version, supported })
+        }
+        _ => None,
     }
 }
 

@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use holdfast_model::{ClusterVersion, SupportedVersions};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
@@ -72,13 +73,23 @@ pub enum Fault {
         "the log of this member cannot be read as it was written ({0}), so it no longer knows what it promised; remove it with `holdfast server remove`, and let a new member join in an empty folder on a disk that is well"
     )]
     LogRotten(String),
+    /// The cluster uses a version that this build does not support.
+    #[error(
+        "the cluster is at version {version} and this build supports {supported}, so this member can follow no further and changed nothing; its disk is well: start it again as a build that supports version {version}, as every other member already does"
+    )]
+    Unsupported {
+        /// The cluster's.
+        version: ClusterVersion,
+        /// This build's.
+        supported: SupportedVersions,
+    },
 }
 
 impl Fault {
     /// What the next start does about it.
     fn remedy(&self) -> Remedy {
         match self {
-            Fault::Core(_) => Remedy::Restart,
+            Fault::Core(_) | Fault::Unsupported { .. } => Remedy::Restart,
             Fault::Diverged { .. } | Fault::Damaged(_) | Fault::StateRotten(_) => Remedy::Fill,
             Fault::WentBack { .. }
             | Fault::Removed

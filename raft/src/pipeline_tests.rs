@@ -7,7 +7,12 @@ use futures::future::BoxFuture;
 use holdfast_identity::{
     Authority, Credential, PrivateKey, Subject, mutual_client_config, mutual_server_config,
 };
-use holdfast_model::{Actor, Command, Context, MemberId, Proposal, RequestId, Revision, Timestamp};
+use holdfast_model::command::{NewCluster, NewMember, NewToken};
+use holdfast_model::resource::TokenKind;
+use holdfast_model::{
+    Actor, ClusterId, ClusterVersion, Command, Context, Digest, Incarnation, MemberId, Proposal, RequestId,
+    Revision, Scope, Timestamp,
+};
 use holdfast_store::Store;
 use openraft::EntryPayload;
 use std::time::{Duration, SystemTime};
@@ -114,6 +119,50 @@ async fn i01_after_a_failure_nothing_more_is_applied_and_the_member_stops() {
     assert!(applying.applier.apply(one(2, EntryPayload::Blank)).await.is_err());
     assert!(applying.applier.settle().await.is_err());
     assert_eq!(*applying.applied_next.borrow(), 1, "something was applied after the failure");
+}
+
+/// The command that begins a cluster at a version.
+fn begin(version: ClusterVersion) -> LogCommand {
+    let operator = NewToken {
+        name: "operator".parse().unwrap(),
+        digest: Digest::of(b"operator"),
+        kind: TokenKind::Operator,
+        scopes: Scope::ALL.iter().copied().collect(),
+        ttl_ms: 3_600_000,
+    };
+    let member = NewMember {
+        name: "member-1".parse().unwrap(),
+        raft_addr: "10.0.0.1:7000".to_owned(),
+        api_addr: "10.0.0.1:8443".to_owned(),
+    };
+    let new = NewCluster { cluster: ClusterId::from_bits(1), incarnation: Incarnation(1), member, operator };
+    LogCommand::encode(&Proposal { command: new.at(version), ..proposal(1) }).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i01_a_member_that_meets_a_newer_version_says_so_and_not_that_its_disk_failed() {
+    let (source, newer) = (Applying::start(), begin(ClusterVersion::TWO));
+    source.applier.apply(one(0, EntryPayload::Normal(newer.clone()))).await.unwrap();
+    let meta = source.applier.settle().await.unwrap();
+    let state = source.store.snapshot().unwrap();
+    for by_snapshot in [false, true] {
+        let limited = Applying::start();
+        limited.store.support_up_to(ClusterVersion::ONE).unwrap();
+        if by_snapshot {
+            let snapshot = limited.folder.build(&meta, |out| state.write_to(out).map(drop)).unwrap();
+            limited.applier.install(meta.snapshot_meta(), snapshot).await.unwrap_err();
+        } else {
+            limited.applier.apply(one(0, EntryPayload::Normal(newer.clone()))).await.unwrap();
+        }
+        limited.health.failed().await;
+        let fault = limited.health.fault().unwrap();
+        assert!(
+            matches!(fault, Fault::Unsupported { version: ClusterVersion::TWO, .. }),
+            "by snapshot: {by_snapshot}: {fault:?}"
+        );
+        let told = fault.to_string();
+        assert!(told.contains("version 2") && told.contains("supports 1,"), "{told}");
+    }
 }
 
 /// A network on which nobody is there.
