@@ -13,7 +13,7 @@ use holdfast_api::service::{SecretSeed, Service};
 use holdfast_api::{caller::Peer, clockwork, gate::Connection, router, server};
 use holdfast_identity::{Authority, client_config, server_name};
 use holdfast_model::api::IDEMPOTENCY_HEADER;
-use holdfast_model::{ClusterId, MemberId, Timestamp};
+use holdfast_model::{ClusterId, ClusterVersion, MemberId, Timestamp};
 use holdfast_raft::Consensus;
 use http_body_util::{BodyExt, Limited};
 use tokio::sync::watch;
@@ -28,6 +28,8 @@ const ANSWER_BYTES_MAX: usize = 1 << 20;
 #[derive(Clone)]
 pub(crate) struct Cluster {
     pub(crate) id: ClusterId,
+    /// The version that it begins at.
+    pub(crate) version: ClusterVersion,
     pub(crate) authority: Arc<Authority>,
 }
 

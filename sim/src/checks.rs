@@ -4,17 +4,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_model::resource::RouteTarget;
-use holdfast_model::{Digest, EventPayload, Revision};
+use holdfast_model::{ClusterVersion, Digest, EventPayload, Revision};
 use holdfast_raft::{Fault, MemberState};
 use holdfast_store::Store;
 
 use crate::client::{Answer, Name, Thing};
+use crate::drift::Speed;
 use crate::history::Asked;
 use crate::host::Host;
 use crate::trace::Trace;
 
 /// What was seen so far.
-#[derive(Default)]
 pub(crate) struct Watch {
     /// The state after each entry that any member was seen to have applied.
     states: BTreeMap<u64, (Digest, Revision)>,
@@ -22,6 +22,25 @@ pub(crate) struct Watch {
     leaders: BTreeSet<(u64, u64)>,
     /// What each member was last seen to have applied.
     applied: BTreeMap<u64, u64>,
+    /// The entries after which another cluster version was first seen.
+    versions: BTreeMap<u64, ClusterVersion>,
+    /// The newest version that every host's build supports.
+    pub(crate) supported: ClusterVersion,
+    /// The speed of the fastest clock.
+    pub(crate) fastest: Speed,
+}
+
+impl Default for Watch {
+    fn default() -> Self {
+        Watch {
+            states: BTreeMap::new(),
+            leaders: BTreeSet::new(),
+            applied: BTreeMap::new(),
+            versions: BTreeMap::new(),
+            supported: ClusterVersion::NEWEST,
+            fastest: Speed::default(),
+        }
+    }
 }
 
 impl Watch {
@@ -43,13 +62,16 @@ impl Watch {
         if self.applied.insert(host.id, applied.0) == Some(applied.0) {
             return Ok(());
         }
-        if store.log_time_ms() > now_ms {
+        // Leaders measure log time by their own clocks, so it keeps up with the fastest at most.
+        let passed_ms = self.fastest.local(now_ms).as_millis();
+        if u128::from(store.log_time_ms()) > passed_ms {
             return Err(format!(
-                "I4: host {} has log time {} ms after {now_ms} ms: what is kept by it is forgotten too early",
+                "I4: host {} has log time {} ms after {passed_ms} ms of the fastest clock: what is kept by it is forgotten too early",
                 host.id,
                 store.log_time_ms()
             ));
         }
+        self.see_version(host.id, applied.0, store.cluster_version(), store.revision())?;
         let (digest, revision) = (store.digest(), store.revision());
         trace.line(
             now_ms,
@@ -63,6 +85,48 @@ impl Watch {
             ));
         }
         Ok(())
+    }
+
+    /// The version never falls, and rises only to one that every member supports.
+    fn see_version(
+        &mut self,
+        host: u64,
+        index: u64,
+        version: ClusterVersion,
+        revision: Revision,
+    ) -> Result<(), String> {
+        // Before the cluster begins there is none.
+        if revision == Revision(0) {
+            return Ok(());
+        }
+        if version > self.supported {
+            return Err(format!(
+                "I1: host {host} is at cluster version {version} after entry {index}, and there is a member whose build supports {} at most",
+                self.supported
+            ));
+        }
+        let before = self.versions.range(..=index).next_back().map(|(_, version)| *version);
+        let after = self.versions.range(index + 1..).next().map(|(_, version)| *version);
+        if before.is_some_and(|before| before > version) || after.is_some_and(|after| after < version) {
+            return Err(format!(
+                "I1: host {host} is at cluster version {version} after entry {index}; before it came {before:?}, after it {after:?}"
+            ));
+        }
+        if before != Some(version) {
+            self.versions.insert(index, version);
+        }
+        Ok(())
+    }
+
+    /// The newest cluster version that was seen.
+    pub(crate) fn version(&self) -> ClusterVersion {
+        self.versions.values().max().copied().unwrap_or(ClusterVersion::ONE)
+    }
+
+    /// How often the version rose.
+    pub(crate) fn raises(&self) -> u64 {
+        let versions: BTreeSet<ClusterVersion> = self.versions.values().copied().collect();
+        versions.len().saturating_sub(1) as u64
     }
 
     /// Looks at who leads, and whether a member stopped serving. The fault is the caller's to judge.

@@ -20,6 +20,9 @@ Usage: holdfast-sim --seed N [--trace FILE] [--plant BUG]
 The log of the members is printed at the level that HOLDFAST_SIM_LOG names.
 ";
 
+/// Between a seed's number and how often each kind of thing happened in it.
+pub(crate) const HAPPENED: &str = ": happened: ";
+
 #[derive(Default)]
 struct Options {
     seed: Option<u64>,
@@ -92,6 +95,7 @@ fn one(seed: u64, options: &Options) -> Result<bool, String> {
     let report = run::run(seed, options.trace.as_deref()).map_err(|error| error.to_string())?;
     println!("seed {seed}: {}", report.summary);
     println!("seed {seed}: trace of {} lines, {}", report.lines, report.digest);
+    println!("seed {seed}{HAPPENED}{}", report.happened);
     match report.verdict {
         Ok(()) => Ok(true),
         Err(failure) => {

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use holdfast_faulty_disk::{Disk, Faults};
-use holdfast_model::MemberId;
+use holdfast_model::{ClusterVersion, MemberId};
 use holdfast_raft::log_store::LogStore;
 use holdfast_raft::{Compaction, Consensus, ConsensusConfig, MemberIdentity, MemberNode, Parts, RaftTls};
 use holdfast_store::Store;
@@ -38,6 +38,8 @@ type Started = Arc<Mutex<Option<Result<ApiMember, String>>>>;
 pub(crate) struct Host {
     pub(crate) id: u64,
     pub(crate) machine: Machine,
+    /// The newest cluster version that its build supports.
+    pub(crate) version_max: ClusterVersion,
     /// Whether its disk misbehaved since it started: then it may fail and stop.
     pub(crate) excused: bool,
     /// How often its state rotted. What rots is found late.
@@ -60,6 +62,7 @@ impl Host {
         Host {
             id,
             machine: Machine::WELL,
+            version_max: ClusterVersion::NEWEST,
             excused: false,
             rotted: 0,
             folder,
@@ -76,6 +79,11 @@ impl Host {
             raft_addr: Network::address(self.id).to_string(),
             api_addr: format!("10.0.0.{}:8443", self.id),
         }
+    }
+
+    /// The process has this host's clocks from now on.
+    pub(crate) fn take_clocks(&self, now_ms: u64) {
+        self.machine.take_clocks(now_ms);
     }
 
     /// Whether it may fail and stop: its disk misbehaved since it started, or bits rotted that nobody may have read yet.
@@ -115,6 +123,7 @@ impl Host {
             tls.clone(),
         );
         config.compaction = compaction.clone();
+        config.cluster_version_max = self.version_max;
         config.digest_check_every = Duration::from_secs(2);
         config.log_time_every = Duration::from_millis(500);
         let identity = (!self.log_made).then(|| MemberIdentity {
@@ -179,15 +188,17 @@ impl Host {
         Ok(())
     }
 
-    /// Ends the process at once.
-    pub(crate) fn crash(&mut self, crash: Crash, network: &Network, silent: bool, rng: &mut StdRng) {
+    /// Ends the process at once. Answers whether a write was lost with the power.
+    pub(crate) fn crash(&mut self, crash: Crash, network: &Network, silent: bool, rng: &mut StdRng) -> bool {
         let (log, state) = match crash {
             Crash::Kill => (self.log_disk.for_next_process(), self.state_disk.for_next_process()),
             Crash::PowerLoss => (self.log_disk.after_power_loss(rng), self.state_disk.after_power_loss(rng)),
         };
+        let lost = self.log_disk.current() != log.current() || self.state_disk.current() != state.current();
         (self.log_disk, self.state_disk) = (log, state);
         network.go_down(self.id, silent);
         self.running = None;
+        lost
     }
 
     /// Loses power after so many more steps of one of its disks.

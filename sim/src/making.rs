@@ -10,8 +10,8 @@ use holdfast_model::command::{Joiner, NewCluster, NewMember, NewToken};
 use holdfast_model::limits::TOKEN_MS_MAX;
 use holdfast_model::resource::{App, Enrolled, Env, Org, Release, Route, TokenKind};
 use holdfast_model::{
-    Actor, AppId, ClusterVersion, Command, Context, Digest, EdgeId, EnvId, Incarnation, MemberId, OrgId,
-    Output, Proposal, RequestId, Scope, Timestamp, TokenId,
+    Actor, AppId, Command, Context, Digest, EdgeId, EnvId, Incarnation, MemberId, OrgId, Output, Proposal,
+    RequestId, Scope, Timestamp, TokenId,
 };
 use holdfast_raft::MemberNode;
 use holdfast_store::Views;
@@ -55,7 +55,7 @@ pub(crate) async fn make_cluster(
     };
     let member = new_member(1, node)?;
     let new = NewCluster { cluster: cluster.id, incarnation: Incarnation(1), member, operator };
-    propose(&first, new.at(ClusterVersion::NEWEST), 1, Actor::System(MemberId(1))).await?;
+    propose(&first, new.at(cluster.version), 1, Actor::System(MemberId(1))).await?;
     let view = first.consensus.store().view().map_err(|e| failed(&e))?;
     let token =
         view.token_by_digest(&digest).map_err(|e| failed(&e))?.ok_or("the operator's token is missing")?;

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::command_line::HAPPENED;
+use crate::happened::Happened;
 use crate::machine;
 use crate::tally::Tally;
 
@@ -31,6 +33,7 @@ struct Results {
     ran: u64,
     failed: Vec<u64>,
     tally: Tally,
+    happened: Happened,
 }
 
 impl ManySeeds<'_> {
@@ -38,7 +41,7 @@ impl ManySeeds<'_> {
     pub(crate) fn run(&self) -> Result<bool, String> {
         let program =
             std::env::current_exe().map_err(|error| format!("this program has no path: {error}"))?;
-        let began = Instant::now();
+        let (began, cpu_before) = (Instant::now(), machine::children_cpu());
         let next = AtomicU64::new(self.from);
         let stop = AtomicBool::new(false);
         let results = Mutex::new(Results::default());
@@ -61,11 +64,12 @@ impl ManySeeds<'_> {
             "{} seeds in {:.1} s, {:.1} s of CPU, {} failed{}: {}",
             results.ran,
             began.elapsed().as_secs_f32(),
-            machine::children_cpu().as_secs_f32(),
+            machine::children_cpu().saturating_sub(cpu_before).as_secs_f32(),
             results.failed.len(),
             list(&results.failed),
             results.tally
         );
+        println!("what happened: {}", results.happened);
         Ok(results.failed.is_empty())
     }
 
@@ -90,6 +94,7 @@ impl ManySeeds<'_> {
             let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
             results.ran += 1;
             results.tally.add(output.tally());
+            results.happened.add(&output.happened());
             if output.failed {
                 results.failed.push(seed);
                 stop.fetch_or(self.until_failure, Ordering::Relaxed);
@@ -126,6 +131,12 @@ impl Output {
     fn tally(&self) -> Tally {
         let line = self.text.lines().next().unwrap_or_default();
         Tally::read(line.split_once(": ").map_or("", |(_, counts)| counts))
+    }
+
+    /// How often each kind of thing happened.
+    fn happened(&self) -> Happened {
+        let told = self.text.lines().find_map(|line| line.split_once(HAPPENED));
+        told.map_or_else(Happened::default, |(_, counts)| Happened::read(counts))
     }
 }
 

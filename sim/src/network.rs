@@ -16,7 +16,8 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::pipe::{Pipe, Read};
+use crate::happened::{self, Happened};
+use crate::pipe::{Met, Pipe, Read};
 use crate::weather::{Blocked, Weather};
 
 /// How often an unanswered dial is tried again while nothing answers.
@@ -184,6 +185,17 @@ impl Network {
         }
         wakers.into_iter().for_each(Waker::wake);
         arrived
+    }
+
+    /// Adds what befell frames on their way.
+    pub(crate) fn count(&self, happened: &mut Happened) {
+        for Met { held, late, lost, doubled, overtaken } in self.state().pipes.values().map(|pipe| pipe.met) {
+            happened.count(happened::FRAME_HELD, held);
+            happened.count(happened::FRAME_LATE, late);
+            happened.count(happened::FRAME_LOST, lost);
+            happened.count(happened::FRAME_DOUBLED, doubled);
+            happened.count(happened::FRAME_OVERTAKEN, overtaken);
+        }
     }
 
     fn connect(&self, from: u64, to: u64, port: Port, certificate: Option<PeerIdentity>) -> Option<End> {

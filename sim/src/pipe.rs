@@ -42,8 +42,19 @@ pub(crate) struct Pipe {
     bytes: usize,
     ended: bool,
     broken: bool,
+    pub(crate) met: Met,
     pub(crate) reader: Option<Waker>,
     pub(crate) writer: Option<Waker>,
+}
+
+/// What befell frames on their way.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Met {
+    pub(crate) held: u64,
+    pub(crate) late: u64,
+    pub(crate) lost: u64,
+    pub(crate) doubled: u64,
+    pub(crate) overtaken: u64,
 }
 
 /// What a reader finds.
@@ -68,6 +79,7 @@ impl Pipe {
             bytes: 0,
             ended: false,
             broken: false,
+            met: Met::default(),
             reader: None,
             writer: None,
         }
@@ -138,12 +150,15 @@ impl Pipe {
         let loose = self.framed && self.frames > 0 && matches!(frame.get(LENGTH_BYTES), Some(0 | 1));
         self.frames += 1;
         let way = rng.random_range(weather.latency_ms.0..=weather.latency_ms.1);
+        self.met.late += u64::from(way > Weather::CALM.latency_ms.1);
+        self.met.held += u64::from(blocked);
         if !loose {
             self.last_ordered_ms = self.last_ordered_ms.max(now_ms + way);
             let due = if blocked { HELD } else { self.last_ordered_ms };
             return self.enqueue(due, Item::Frame(frame), arrivals);
         }
         if rng.random_bool(weather.lost) {
+            self.met.lost += 1;
             return;
         }
         let late = |rng: &mut StdRng| {
@@ -155,6 +170,7 @@ impl Pipe {
         };
         let doubled = rng.random_bool(weather.doubled);
         if doubled {
+            self.met.doubled += 1;
             let again = due(rng, self);
             self.enqueue(again, Item::Frame(frame.clone()), arrivals);
         }
@@ -170,6 +186,8 @@ impl Pipe {
             self.bytes += frame.len();
         }
         let place = self.queue.partition_point(|(other, _)| *other <= due);
+        self.met.overtaken +=
+            self.queue.iter().skip(place).filter(|(other, _)| *other != HELD).count() as u64;
         self.queue.insert(place, (due, item));
         if due != HELD {
             arrivals.push(due);

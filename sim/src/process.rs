@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::task::AbortHandle;
 
+use crate::drift::Speed;
 use crate::machine::{self, Wait};
 
 thread_local! {
@@ -32,13 +33,20 @@ pub(crate) fn pace_disks() {
 pub(crate) struct Machine {
     /// By how much the host's wall clock is wrong.
     pub(crate) wall_offset_ms: i64,
+    /// How fast its clocks run.
+    pub(crate) speed: Speed,
     /// How long a piece of work on its disk takes, in milliseconds: from, to.
     pub(crate) disk_ms: (u64, u64),
 }
 
 impl Machine {
     /// A machine in good order.
-    pub(crate) const WELL: Machine = Machine { wall_offset_ms: 0, disk_ms: (0, 2) };
+    pub(crate) const WELL: Machine = Machine { wall_offset_ms: 0, speed: Speed::RIGHT, disk_ms: (0, 2) };
+
+    /// This process of ours has the host's clocks from now on.
+    pub(crate) fn take_clocks(&self, now_ms: u64) {
+        machine::set_time(self.speed.local(now_ms), self.wall_offset_ms);
+    }
 }
 
 /// A process.
@@ -75,12 +83,12 @@ impl Process {
 
     /// Runs everything that can run at this time.
     pub(crate) fn run(&mut self, now_ms: u64, machine: Machine) {
-        machine::set_time(Duration::from_millis(now_ms), machine.wall_offset_ms);
+        machine.take_clocks(now_ms);
         DISK_MS.set(machine.disk_ms);
         let wait = self.runtime.block_on(UntilIdle { idle: &self.idle, stage: Stage::Timers });
         self.wake_ms = match wait {
             Wait::No => Some(now_ms),
-            Wait::Ms(wait_ms) => Some(now_ms + wait_ms),
+            Wait::Ms(wait_ms) => Some(now_ms + machine.speed.world_wait_ms(wait_ms)),
             Wait::ForEver => None,
         };
     }

@@ -1,11 +1,11 @@
 //! One run: a cluster is made, suffers for a while, and must then be as if nothing had happened.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use holdfast_identity::Authority;
-use holdfast_model::ClusterId;
+use holdfast_model::{ClusterId, ClusterVersion};
 use holdfast_raft::{MemberNode, RaftTls};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -16,6 +16,7 @@ use crate::client::Account;
 use crate::client_pool::ClientPool;
 use crate::edges::Edges;
 use crate::fault_plan::FaultPlan;
+use crate::happened::Happened;
 use crate::history;
 use crate::host;
 use crate::machine;
@@ -23,6 +24,7 @@ use crate::making;
 use crate::process;
 use crate::tally::Tally;
 use crate::trace::Trace;
+use crate::upgrades::Upgrades;
 use crate::watchers::Watchers;
 use crate::world::{PANICKED, World};
 
@@ -41,6 +43,7 @@ pub(crate) struct Report {
     pub(crate) lines: u64,
     pub(crate) digest: String,
     pub(crate) summary: String,
+    pub(crate) happened: Happened,
     pub(crate) verdict: Result<(), String>,
 }
 
@@ -50,12 +53,18 @@ pub(crate) fn run(seed: u64, trace_path: Option<&Path>) -> std::io::Result<Repor
     let trace = Trace::new(trace_path)?;
     // The process's number makes the name unique without drawing anything.
     let name = format!("holdfast-sim-{}", std::process::id());
-    let folder = tempfile::Builder::new().prefix(&name).rand_bytes(0).tempdir()?;
+    let folder = tempfile::Builder::new().prefix(&name).rand_bytes(0).tempdir_in(memory_folder())?;
     // Members are told relative paths, so that no sentence of theirs holds this folder's name.
     std::env::set_current_dir(folder.path())?;
     let simulation =
         std::thread::Builder::new().stack_size(STACK_BYTES).spawn(move || simulate(seed, trace))?;
     simulation.join().map_err(|_| std::io::Error::other("the simulation panicked"))
+}
+
+/// Where the few real files of a run lie: in memory if there is such a place, because each waits for its fsync otherwise.
+fn memory_folder() -> PathBuf {
+    let memory = PathBuf::from("/dev/shm");
+    if memory.is_dir() { memory } else { std::env::temp_dir() }
 }
 
 fn simulate(seed: u64, trace: Trace) -> Report {
@@ -73,7 +82,8 @@ fn simulate(seed: u64, trace: Trace) -> Report {
     let plan = FaultPlan::draw(&mut rng);
     let summary = format!("{} members, {} clients, {:?}", plan.members, plan.clients, plan.kinds);
     let mut world = World::new(plan, rng, trace, tls(), cluster());
-    let verdict = phases(&mut world);
+    let upgrades = world.equip(seed);
+    let verdict = phases(&mut world, upgrades);
     let (requests, repeats) = world.pool.as_ref().map_or((0, 0), ClientPool::counts);
     let (watched, streams) = world.watchers.as_ref().map_or((0, 0), Watchers::counts);
     let (tables, edge_crashes) = world.edges.as_ref().map_or((0, 0), Edges::counts);
@@ -92,8 +102,9 @@ fn simulate(seed: u64, trace: Trace) -> Report {
     if let Err(failure) = &verdict {
         world.trace.line(world.now_ms, format_args!("FAILED {failure}"));
     }
+    let happened = world.happened();
     let (lines, digest) = world.trace.finish();
-    Report { lines, digest, summary, verdict }
+    Report { lines, digest, summary, happened, verdict }
 }
 
 /// The id of every simulated cluster.
@@ -102,7 +113,7 @@ const CLUSTER: u128 = 1;
 fn cluster() -> Cluster {
     let id = ClusterId::from_bits(CLUSTER);
     match Authority::create(&id.to_string(), std::time::SystemTime::now()) {
-        Ok(authority) => Cluster { id, authority: Arc::new(authority) },
+        Ok(authority) => Cluster { id, version: ClusterVersion::NEWEST, authority: Arc::new(authority) },
         Err(error) => unreachable!("an authority can always be made: {error}"),
     }
 }
@@ -127,12 +138,13 @@ fn tls() -> Arc<RaftTls> {
     }
 }
 
-fn phases(world: &mut World) -> Result<(), String> {
+fn phases(world: &mut World, upgrades: Upgrades) -> Result<(), String> {
     let account = set_up(world)?;
     let (clients, think_ms) = (world.plan.clients, world.plan.think_ms);
     world.watchers = Some(Watchers::new(world.rng.random(), account.secret.clone()));
     world.begin_edges(&account);
     world.pool = Some(ClientPool::new(world.rng.random(), account, clients, think_ms)?);
+    world.begin_upgrades(upgrades);
     suffer(world)?;
     recover(world)?;
     judge(world)
@@ -197,6 +209,7 @@ fn recover(world: &mut World) -> Result<(), String> {
             pool.close();
             if pool.is_quiet()
                 && has_converged(world)
+                && is_newest(world)
                 && watchers_are_done(world)
                 && edges_have_arrived(world)?
             {
@@ -237,6 +250,12 @@ fn has_converged(world: &World) -> bool {
     states.is_some_and(|states| states.len() == 1)
 }
 
+/// Whether every member is at the newest cluster version, which all builds support by now.
+fn is_newest(world: &World) -> bool {
+    let mut members = world.hosts.iter().filter_map(|host| host.member());
+    members.all(|member| member.store().cluster_version() == ClusterVersion::NEWEST)
+}
+
 fn unsettled(world: &World) -> String {
     let states: Vec<String> = world
         .hosts
@@ -246,8 +265,14 @@ fn unsettled(world: &World) -> String {
             Some(member) => {
                 let status = member.status();
                 format!(
-                    "host {}: {:?}, term {}, leader {:?}, log {:?}, applied {:?}",
-                    host.id, status.state, status.term, status.leader, status.last_log, status.last_applied
+                    "host {}: {:?}, term {}, leader {:?}, log {:?}, applied {:?}, cluster version {}",
+                    host.id,
+                    status.state,
+                    status.term,
+                    status.leader,
+                    status.last_log,
+                    status.last_applied,
+                    member.store().cluster_version()
                 )
             }
         })

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use holdfast_faulty_disk::Faults;
-use holdfast_model::MemberId;
+use holdfast_model::{ClusterVersion, MemberId};
 use holdfast_raft::{Compaction, Fault, RaftTls};
 use rand::RngExt;
 use rand::rngs::StdRng;
@@ -16,10 +16,12 @@ use crate::client::Account;
 use crate::client_pool::ClientPool;
 use crate::edges::Edges;
 use crate::fault_plan::{FaultKind, FaultPlan};
+use crate::happened::{self, Happened};
 use crate::host::{Crash, Host};
 use crate::network::Network;
 use crate::process::Machine;
 use crate::trace::Trace;
+use crate::upgrades::{self, Build, Upgrades};
 use crate::watchers::Watchers;
 use crate::weather::{self, Blocked, Weather};
 
@@ -28,6 +30,9 @@ const STATUS_EVERY_MS: u64 = 5;
 
 /// How far a wall clock jumps, either way, in milliseconds: a day.
 const CLOCK_JUMP_MS_MAX: i64 = 24 * 3_600_000;
+
+/// The same before cluster version 2, whose outcomes without a key end ten minutes later by wall clocks.
+const CLOCK_JUMP_BEFORE_LOG_TIME_MS_MAX: i64 = 4 * 60_000;
 
 /// How often one host's state may rot: a member is healed three times and then given up.
 const ROTS_MAX: u32 = 2;
@@ -43,6 +48,7 @@ enum Due {
     Calm,
     FastDisk(u64),
     GoodDisk(u64),
+    Build(u64, Build),
 }
 
 /// The world.
@@ -61,6 +67,7 @@ pub(crate) struct World {
     pub(crate) cluster: Cluster,
     due: Vec<(u64, Due)>,
     faults: u64,
+    happened: Happened,
 }
 
 impl World {
@@ -87,7 +94,57 @@ impl World {
             cluster,
             due: Vec::new(),
             faults: 0,
+            happened: Happened::default(),
         }
+    }
+
+    /// Gives every host the clocks and the build that its seed says. Answers what is done to the builds later.
+    pub(crate) fn equip(&mut self, seed: u64) -> Upgrades {
+        let upgrades = upgrades::draw(seed, self.hosts.len());
+        let speeds = crate::drift::draw(seed, self.hosts.len());
+        self.watch.fastest = speeds.iter().copied().max().unwrap_or_default();
+        for (host, speed) in self.hosts.iter_mut().zip(speeds) {
+            host.machine.speed = speed;
+            if !upgrades.is_empty() {
+                host.version_max = upgrades::PREVIOUS;
+            }
+            self.happened.count(happened::DRIFT, u64::from(speed.drifts()));
+        }
+        self.happened.note(if self.hosts.len() == 3 { happened::THREE } else { happened::FIVE });
+        self.versions_changed();
+        self.cluster.version = self.watch.supported;
+        upgrades
+    }
+
+    /// Does to the builds what is to be done, from now on.
+    pub(crate) fn begin_upgrades(&mut self, upgrades: Upgrades) {
+        let due = |(after_ms, host, build)| (self.now_ms + after_ms, Due::Build(host, build));
+        self.due.extend(upgrades.into_iter().map(due));
+    }
+
+    fn versions_changed(&mut self) {
+        let supported = self.hosts.iter().map(|host| host.version_max).min();
+        self.watch.supported = supported.unwrap_or(ClusterVersion::NEWEST);
+    }
+
+    /// Ends a host's process, if there is one, and starts it again as another build.
+    fn replace_build(&mut self, id: u64, build: Build) {
+        let (version, kind) = match build {
+            Build::Newest => (ClusterVersion::NEWEST, happened::UPGRADE),
+            Build::Previous => (upgrades::PREVIOUS, happened::GOING_BACK),
+        };
+        self.hosts[id as usize - 1].version_max = version;
+        self.versions_changed();
+        self.happened.note(kind);
+        self.crash(id, Crash::Kill);
+    }
+
+    /// How often each kind of thing happened.
+    pub(crate) fn happened(&self) -> Happened {
+        let mut happened = self.happened.clone();
+        self.network.count(&mut happened);
+        happened.count(happened::RAISE, self.watch.raises());
+        happened
     }
 
     /// How many faults there were.
@@ -119,6 +176,7 @@ impl World {
         if host.is_running() {
             return Ok(());
         }
+        host.take_clocks(self.now_ms);
         host.start(&self.network, &self.tls, &self.cluster, &compaction)
     }
 
@@ -141,6 +199,7 @@ impl World {
             let id = self.hosts[at].id;
             if self.hosts[at].lost_power() {
                 self.say(format_args!("host {id} lost power while it wrote"));
+                self.happened.note(happened::POWER_LOSS_IN_WRITE);
                 self.crash(id, Crash::PowerLoss);
             } else if let Err(reason) = ticked {
                 self.stopped(id, &reason)?;
@@ -150,6 +209,8 @@ impl World {
         if let Some(edges) = &mut self.edges {
             edges.tick(self.now_ms, &self.hosts, &mut self.trace)?;
         }
+        // Whatever is started from here on has clocks that are right, unless it says otherwise.
+        crate::machine::set_time(Duration::from_millis(self.now_ms), 0);
         if self.now_ms.is_multiple_of(STATUS_EVERY_MS) {
             self.see_status()?;
         }
@@ -171,6 +232,9 @@ impl World {
                 Some(fault @ Fault::Diverged { .. }) => {
                     return Err(format!("I1: host {} says: {fault}", self.hosts[at].id));
                 }
+                Some(fault @ Fault::Unsupported { .. }) => {
+                    return Err(format!("I1: host {} says: {fault}", self.hosts[at].id));
+                }
                 Some(fault) => self.stopped(self.hosts[at].id, &fault.to_string())?,
                 None => {}
             }
@@ -185,6 +249,7 @@ impl World {
             return Err(format!("host {id} stopped although its disk is well: {reason}"));
         }
         self.say(format_args!("host {id} stopped: {reason}"));
+        self.happened.note(happened::STOPPED_BY_DISK);
         let crash = if self.rng.random_bool(0.5) { Crash::Kill } else { Crash::PowerLoss };
         self.crash(id, crash);
         Ok(())
@@ -200,8 +265,12 @@ impl World {
         self.say(format_args!("host {id} goes down: {crash:?}"));
         let host = &mut self.hosts[id as usize - 1];
         if host.is_running() {
-            host.crash(crash, &self.network, silent, &mut self.rng);
+            host.take_clocks(self.now_ms);
+            let lost = host.crash(crash, &self.network, silent, &mut self.rng);
             self.due.push((self.now_ms + down_ms, Due::Start(id)));
+            let kind = if crash == Crash::Kill { happened::KILL } else { happened::POWER_LOSS };
+            self.happened.note(kind);
+            self.happened.count(happened::WRITES_LOST, u64::from(lost));
         }
     }
 
@@ -216,6 +285,7 @@ impl World {
                 Due::Calm => self.network.set_weather(Weather::CALM),
                 Due::FastDisk(id) => self.hosts[id as usize - 1].machine.disk_ms = Machine::WELL.disk_ms,
                 Due::GoodDisk(id) => self.hosts[id as usize - 1].set_disk_faults(Faults::default()),
+                Due::Build(id, build) => self.replace_build(id, build),
             }
         }
         Ok(())
@@ -239,14 +309,21 @@ impl World {
             host.keep_power();
         }
         for (_, due) in due {
-            if let Due::Start(id) = due {
-                self.start(id)?;
+            match due {
+                Due::Start(id) => self.start(id)?,
+                // Who goes back here is upgraded right after.
+                Due::Build(id, Build::Newest) => {
+                    self.replace_build(id, Build::Newest);
+                    self.start(id)?;
+                }
+                _ => {}
             }
         }
         // A database that met a failed disk takes nothing more until it is opened again, and may not know it yet.
         for id in 1..=self.hosts.len() as u64 {
             let host = &mut self.hosts[id as usize - 1];
             if host.excused && host.is_running() {
+                host.take_clocks(self.now_ms);
                 host.crash(Crash::Kill, &self.network, false, &mut self.rng);
                 self.start(id)?;
             }
@@ -288,6 +365,9 @@ impl World {
                 let agents = self.edges.as_ref().map(Edges::numbers).unwrap_or_default();
                 weather::cut_agents(&mut self.rng, &mut blocked, &agents, &members);
                 self.say(format_args!("blocked {blocked:?}"));
+                self.happened.count(happened::PARTITION, u64::from(!blocked.is_empty()));
+                let one_way = blocked.iter().any(|(from, to)| !blocked.contains(&(*to, *from)));
+                self.happened.count(happened::ONE_WAY_PARTITION, u64::from(one_way));
                 self.network.set_blocked(blocked);
                 self.due.retain(|(_, due)| !matches!(due, Due::Heal));
                 self.due.push((until, Due::Heal));
@@ -295,6 +375,7 @@ impl World {
             FaultKind::Kill => self.crash(id, Crash::Kill),
             FaultKind::PowerLoss => self.lose_power(id),
             FaultKind::Blackout => {
+                self.happened.note(happened::BLACKOUT);
                 for id in 1..=self.hosts.len() as u64 {
                     self.crash(id, Crash::PowerLoss);
                 }
@@ -302,24 +383,32 @@ impl World {
             FaultKind::Weather => {
                 let weather = Weather::draw(&mut self.rng);
                 self.say(format_args!("{weather:?}"));
+                self.happened.note(happened::WEATHER);
                 self.network.set_weather(weather);
                 self.due.retain(|(_, due)| !matches!(due, Due::Calm));
                 self.due.push((until, Due::Calm));
             }
             FaultKind::SlowDisk => {
                 let slow = self.rng.random_range(5..400);
+                self.happened.note(happened::SLOW_DISK);
                 self.hosts[id as usize - 1].machine.disk_ms = (slow / 4, slow);
                 self.due.push((until, Due::FastDisk(id)));
             }
             FaultKind::FullDisk => {
-                self.disk_faults(id, Faults { write_fails: true, ..Faults::default() }, until);
+                let full = Faults { write_fails: true, ..Faults::default() };
+                self.disk_faults(id, full, until, happened::FULL_DISK);
             }
             FaultKind::FailedSync => {
-                self.disk_faults(id, Faults { sync_fails: true, ..Faults::default() }, until);
+                let failing = Faults { sync_fails: true, ..Faults::default() };
+                self.disk_faults(id, failing, until, happened::FAILED_SYNC);
             }
             FaultKind::ClockJump => {
-                self.hosts[id as usize - 1].machine.wall_offset_ms =
-                    self.rng.random_range(-CLOCK_JUMP_MS_MAX..=CLOCK_JUMP_MS_MAX);
+                let most = match self.watch.version().has_log_time() {
+                    true => CLOCK_JUMP_MS_MAX,
+                    false => CLOCK_JUMP_BEFORE_LOG_TIME_MS_MAX,
+                };
+                self.hosts[id as usize - 1].machine.wall_offset_ms = self.rng.random_range(-most..=most);
+                self.happened.note(happened::CLOCK_JUMP);
             }
             FaultKind::Transfer => self.transfer(id),
             FaultKind::Snapshot => self.snapshot(id),
@@ -337,12 +426,13 @@ impl World {
         self.hosts[id as usize - 1].lose_power_after(steps, on_log);
     }
 
-    fn disk_faults(&mut self, id: u64, faults: Faults, until: u64) {
+    fn disk_faults(&mut self, id: u64, faults: Faults, until: u64, kind: happened::Kind) {
         let host = &mut self.hosts[id as usize - 1];
         if host.is_running() {
             host.set_disk_faults(faults);
             host.excused = true;
             self.due.push((until, Due::GoodDisk(id)));
+            self.happened.note(kind);
         }
     }
 
@@ -361,12 +451,14 @@ impl World {
         host.rotted += 1;
         host.excused = true;
         host.rot(bits, &mut self.rng);
+        self.happened.note(happened::BIT_ROT);
     }
 
     fn transfer(&mut self, to: u64) {
         let at = self.any_host();
         let host = &self.hosts[at as usize - 1];
         if let Some(member) = host.member().cloned() {
+            self.happened.note(happened::TRANSFER);
             // It may fail as well as succeed: the others may be out of reach.
             host.spawn(async move { drop(member.transfer_leader(MemberId(to)).await) });
         }
@@ -375,6 +467,7 @@ impl World {
     fn snapshot(&mut self, id: u64) {
         let host = &self.hosts[id as usize - 1];
         if let Some(member) = host.member().cloned() {
+            self.happened.note(happened::SNAPSHOT);
             host.spawn(async move { drop(member.snapshot().await) });
         }
     }
@@ -383,6 +476,7 @@ impl World {
         let at = self.any_host();
         let host = &self.hosts[at as usize - 1];
         if let Some(member) = host.member().cloned() {
+            self.happened.note(happened::MEMBERSHIP);
             host.spawn(async move {
                 drop(member.demote(MemberId(id)).await);
                 drop(member.promote(MemberId(id)).await);
