@@ -39,6 +39,28 @@ const WATCH: &str = "watch: ";
 /// By a member that stops although its disk is well.
 const STOPPED: &str = "stopped although its disk is well";
 
+/// By an edge whose table went back.
+const BACK: &str = "I6: ";
+/// By an edge whose table changed although nothing was said.
+const UNTOLD: &str = "I5: ";
+/// By an edge whose table the history does not have.
+const NEVER: &str = "I8: ";
+
+#[test]
+fn i06_an_edge_that_obeys_an_older_revision_is_found() {
+    is_found("edge-obeys-older-revision", 40, &[BACK, UNTOLD]);
+}
+
+#[test]
+fn i06_a_table_before_it_is_durable_is_found() {
+    is_found("publish-before-durable", 40, &[BACK]);
+}
+
+#[test]
+fn i05_a_lost_stream_that_counts_as_empty_is_found() {
+    is_found("lost-stream-is-empty", 40, &[UNTOLD, NEVER]);
+}
+
 #[test]
 fn i02_an_acknowledgement_before_fsync_is_found() {
     is_found("ack-before-fsync", 40, &[PANIC, LOST, DIGESTS, WATCH, STOPPED]);
