@@ -54,6 +54,11 @@ impl Watch {
         self.states.last_key_value().map_or(0, |(index, _)| *index)
     }
 
+    /// The newest revision that any member was seen to have.
+    pub(crate) fn newest(&self) -> Revision {
+        self.states.last_key_value().map_or(Revision(0), |(_, (_, revision))| *revision)
+    }
+
     /// Looks at one member.
     pub(crate) fn see(&mut self, now_ms: u64, host: &Host, trace: &mut Trace) -> Result<(), String> {
         let Some(member) = host.member() else { return Ok(()) };

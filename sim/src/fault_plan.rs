@@ -50,11 +50,16 @@ const ALL: [FaultKind; 12] = [
     FaultKind::Membership,
 ];
 
+/// Nodes of a run that has some.
+const NODES: usize = 2;
+
 /// What one seed's run is like.
 #[derive(Clone, Debug)]
 pub(crate) struct FaultPlan {
     /// Members of the cluster.
     pub(crate) members: u64,
+    /// Nodes with agents.
+    pub(crate) nodes: usize,
     /// Clients.
     pub(crate) clients: usize,
     /// How long clients think at most, in milliseconds.
@@ -80,6 +85,7 @@ impl FaultPlan {
         }
         let mut plan = FaultPlan {
             members: if rng.random_bool(0.75) { 3 } else { 5 },
+            nodes: 0,
             clients: rng.random_range(3..8),
             think_ms: rng.random_range(10..250),
             faults_ms: rng.random_range(6_000..14_000),
@@ -91,6 +97,10 @@ impl FaultPlan {
         // Three of ten, without another draw: the other seeds stay what they were.
         if plan.pause_ms % 10 < 3 {
             plan.kinds.push(FaultKind::BitRot);
+        }
+        // Every other one, likewise.
+        if plan.think_ms.is_multiple_of(2) {
+            plan.nodes = NODES;
         }
         plan
     }

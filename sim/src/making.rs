@@ -10,8 +10,8 @@ use holdfast_model::command::{Joiner, NewCluster, NewMember, NewToken};
 use holdfast_model::limits::TOKEN_MS_MAX;
 use holdfast_model::resource::{App, Enrolled, Env, Org, Release, Route, TokenKind};
 use holdfast_model::{
-    Actor, AppId, Command, Context, Digest, EdgeId, EnvId, Incarnation, MemberId, OrgId, Output, Proposal,
-    RequestId, Scope, Timestamp, TokenId,
+    Actor, AppId, Command, Context, Digest, EdgeId, EnvId, Incarnation, MemberId, NodeId, OrgId, Output,
+    Proposal, RequestId, Scope, Timestamp, TokenId,
 };
 use holdfast_raft::MemberNode;
 use holdfast_store::Views;
@@ -20,13 +20,17 @@ use serde_json::json;
 
 use crate::api_member::{self, ApiMember, Cluster};
 use crate::client::{self, Account};
+use crate::deployer::Estate;
 use crate::edges::FIRST_EDGE;
 use crate::machine;
+use crate::nodes::CAPACITY;
 
 /// How long an enrolment is.
 const ENROLMENT_MS: u64 = 24 * 3_600_000;
 /// Between two looks at the membership.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// The number of the first node's enrolment: beyond those of members.
+const FIRST_NODE: u64 = 1_000;
 /// The operator's secret.
 const SECRET: [u8; 32] = *b"a secret that everyone may know.";
 
@@ -34,12 +38,32 @@ const SECRET: [u8; 32] = *b"a secret that everyone may know.";
 const EDGES: u64 = 2;
 /// Routes of the app that has most of them: enough that an edge holds their removal back, whatever clients have made.
 const CROWD: usize = 12;
-/// Makes the cluster on its first member. Ends when all vote.
+/// What the nodes of the cluster may be told to run, in two releases that differ by a variable.
+const SHOP: &str = r#"
+schema_version = "v1"
+[app]
+name = "shop"
+[processes.web]
+resources = { memory = "64Mi", cpu = 0.5 }
+scaling = { min = 0, max = 4 }
+restart = { policy = "always", max_retries = 3, backoff = "500ms" }
+"#;
+
+/// What was made.
+pub(crate) struct Made {
+    pub(crate) account: Account,
+    /// What there is to deploy, where there are nodes.
+    pub(crate) estate: Option<Estate>,
+    pub(crate) nodes: Vec<NodeId>,
+}
+
+/// Makes the cluster on its first member. Ends when all vote, and so many nodes have enrolled.
 pub(crate) async fn make_cluster(
     cluster: Cluster,
     first: ApiMember,
     nodes: Vec<(u64, MemberNode)>,
-) -> Result<Account, String> {
+    agents: usize,
+) -> Result<Made, String> {
     let failed = |error: &dyn std::fmt::Display| format!("making the cluster: {error}");
     let (_, node) = nodes[0].clone();
     first.consensus.bootstrap(node.clone()).await.map_err(|e| failed(&e))?;
@@ -87,7 +111,18 @@ pub(crate) async fn make_cluster(
     while first.consensus.status().voters.len() < votes {
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
-    Ok(Account { operator: token.id, secret, org, envs, crowded, edges })
+    let mut ids = Vec::new();
+    for number in 0..agents {
+        let name = format!("node-{number}").parse().map_err(|_| failed(&"a node's name"))?;
+        let joiner = Joiner::Node { name, capacity: CAPACITY };
+        match enrol(&first, token.id, FIRST_NODE + number as u64, joiner).await? {
+            Enrolled::Node(id) => ids.push(id),
+            other => return Err(format!("node {number} enrolled as {other:?}")),
+        }
+    }
+    let estate = if agents > 0 { Some(maker.estate(org).await?) } else { None };
+    let account = Account { operator: token.id, secret, org, envs, crowded, edges };
+    Ok(Made { account, estate, nodes: ids })
 }
 
 /// Makes what clients find there, through the API of the first member.
@@ -123,6 +158,24 @@ impl Maker<'_> {
         let release = json!({ "image": image, "manifest": manifest(name) }).to_string();
         self.made::<Release>(&format!("/v1/envs/{}/releases", env.id), release).await?;
         Ok((app.id, env.id))
+    }
+
+    /// An app with two releases that differ by a variable.
+    async fn estate(&self, org: OrgId) -> Result<Estate, String> {
+        let app: App =
+            self.made(&format!("/v1/orgs/{org}/apps"), json!({ "name": "shop" }).to_string()).await?;
+        let env: Env =
+            self.made(&format!("/v1/apps/{}/envs", app.id), json!({ "name": "prod" }).to_string()).await?;
+        let mut releases = Vec::new();
+        for number in 1..=2 {
+            let digest = format!("sha256:{}", "ab".repeat(32));
+            let manifest = format!("{SHOP}[processes.web.vars]\nRELEASE = \"{number}\"\n");
+            let image = json!({ "repository": "registry.example/shop", "digest": digest });
+            let body = json!({ "image": image, "manifest": manifest }).to_string();
+            let release: Release = self.made(&format!("/v1/envs/{}/releases", env.id), body).await?;
+            releases.push(release.id);
+        }
+        Ok(Estate { env: env.id, releases })
     }
 
     async fn route(&self, env: EnvId, hostname: &str) -> Result<(), String> {

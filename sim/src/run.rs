@@ -12,7 +12,6 @@ use rand::{RngExt, SeedableRng};
 
 use crate::api_member::Cluster;
 use crate::checks;
-use crate::client::Account;
 use crate::client_pool::ClientPool;
 use crate::edges::Edges;
 use crate::fault_plan::FaultPlan;
@@ -20,7 +19,8 @@ use crate::happened::Happened;
 use crate::history;
 use crate::host;
 use crate::machine;
-use crate::making;
+use crate::making::{self, Made};
+use crate::nodes::Nodes;
 use crate::process;
 use crate::tally::Tally;
 use crate::trace::Trace;
@@ -87,6 +87,7 @@ fn simulate(seed: u64, trace: Trace) -> Report {
     let (requests, repeats) = world.pool.as_ref().map_or((0, 0), ClientPool::counts);
     let (watched, streams) = world.watchers.as_ref().map_or((0, 0), Watchers::counts);
     let (tables, edge_crashes) = world.edges.as_ref().map_or((0, 0), Edges::counts);
+    let (machines, deaths) = world.nodes.as_ref().map_or((0, 0), Nodes::counts);
     let tally = Tally {
         requests,
         repeats,
@@ -97,6 +98,8 @@ fn simulate(seed: u64, trace: Trace) -> Report {
         streams,
         tables,
         edge_crashes,
+        machines,
+        deaths,
     };
     let summary = format!("{tally}; {} ms; {summary}", world.now_ms);
     if let Err(failure) = &verdict {
@@ -139,8 +142,12 @@ fn tls() -> Arc<RaftTls> {
 }
 
 fn phases(world: &mut World, upgrades: Upgrades) -> Result<(), String> {
-    let account = set_up(world)?;
+    let Made { account, estate, nodes } = set_up(world)?;
     let (clients, think_ms) = (world.plan.clients, world.plan.think_ms);
+    if let Some(estate) = estate {
+        let cluster = world.cluster.id.to_string();
+        world.nodes = Some(Nodes::new(world.rng.random(), &cluster, account.secret.clone(), estate, &nodes)?);
+    }
     world.watchers = Some(Watchers::new(world.rng.random(), account.secret.clone()));
     world.begin_edges(&account);
     world.pool = Some(ClientPool::new(world.rng.random(), account, clients, think_ms)?);
@@ -151,7 +158,7 @@ fn phases(world: &mut World, upgrades: Upgrades) -> Result<(), String> {
 }
 
 /// Makes the cluster: the first member, then the others as learners and voters.
-fn set_up(world: &mut World) -> Result<Account, String> {
+fn set_up(world: &mut World) -> Result<Made, String> {
     for id in 1..=world.plan.members {
         world.start(id)?;
     }
@@ -165,9 +172,9 @@ fn set_up(world: &mut World) -> Result<Account, String> {
     let made = Arc::new(Mutex::new(None));
     let nodes: Vec<(u64, MemberNode)> = world.hosts.iter().map(|host| (host.id, host.node())).collect();
     if let Some(first) = world.hosts[0].api().cloned() {
-        let (made, cluster) = (made.clone(), world.cluster.clone());
+        let (made, cluster, agents) = (made.clone(), world.cluster.clone(), world.plan.nodes);
         world.hosts[0].spawn(async move {
-            let result = making::make_cluster(cluster, first, nodes).await;
+            let result = making::make_cluster(cluster, first, nodes, agents).await;
             *made.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
         });
     }
@@ -207,11 +214,13 @@ fn recover(world: &mut World) -> Result<(), String> {
             && let Some(pool) = &mut world.pool
         {
             pool.close();
+            world.nodes.iter_mut().for_each(Nodes::close);
             if pool.is_quiet()
                 && has_converged(world)
                 && is_newest(world)
                 && watchers_are_done(world)
                 && edges_have_arrived(world)?
+                && nodes_wait_for(world)?.is_none()
             {
                 return Ok(());
             }
@@ -220,6 +229,11 @@ fn recover(world: &mut World) -> Result<(), String> {
             return Err(unsettled(world));
         }
     }
+}
+
+/// What is not yet on the nodes as the control plane wants it.
+fn nodes_wait_for(world: &World) -> Result<Option<String>, String> {
+    world.nodes.as_ref().map_or(Ok(None), |nodes| nodes.unsettled(world.now_ms, &world.hosts))
 }
 
 /// Whether whoever follows the history has seen all of it.
@@ -279,8 +293,9 @@ fn unsettled(world: &World) -> String {
         .collect();
     let waiting = world.pool.as_ref().is_some_and(|pool| !pool.is_quiet());
     format!(
-        "liveness: {RECOVERY_MS_MAX} ms after the last fault the cluster has not settled (requests wait: {waiting}, watchers are done: {}); {}; {}",
+        "liveness: {RECOVERY_MS_MAX} ms after the last fault the cluster has not settled (requests wait: {waiting}, watchers are done: {}, nodes wait for: {:?}); {}; {}",
         watchers_are_done(world),
+        nodes_wait_for(world),
         states.join("; "),
         world.edges.as_ref().map(Edges::standing).unwrap_or_default()
     )
@@ -298,6 +313,9 @@ fn judge(world: &mut World) -> Result<(), String> {
         }
         if let Some(edges) = &world.edges {
             edges.judge(member.store()).map_err(|reason| format!("host {}: {reason}", host.id))?;
+        }
+        if let Some(nodes) = &world.nodes {
+            nodes.judge(member.store())?;
         }
         member
             .store()

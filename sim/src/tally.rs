@@ -24,10 +24,14 @@ pub(crate) struct Tally {
     pub(crate) tables: u64,
     /// How often an edge went down.
     pub(crate) edge_crashes: u64,
+    /// Simulated VMMs that were started.
+    pub(crate) machines: u64,
+    /// How often a node's agent or its host went down.
+    pub(crate) deaths: u64,
 }
 
 impl Tally {
-    fn fields(&mut self) -> [(&'static str, &mut u64); 9] {
+    fn fields(&mut self) -> [(&'static str, &mut u64); 11] {
         [
             ("requests", &mut self.requests),
             ("repeats", &mut self.repeats),
@@ -38,6 +42,8 @@ impl Tally {
             ("streams", &mut self.streams),
             ("tables", &mut self.tables),
             ("crashes of edges", &mut self.edge_crashes),
+            ("machines", &mut self.machines),
+            ("agents' deaths", &mut self.deaths),
         ]
     }
 
@@ -78,17 +84,7 @@ mod tests {
 
     #[test]
     fn a_tally_is_read_as_it_was_written() {
-        let mut tally = Tally {
-            requests: 512,
-            repeats: 4,
-            faults: 17,
-            leaders: 3,
-            entries: 700,
-            watched: 9,
-            streams: 2,
-            tables: 5,
-            edge_crashes: 1,
-        };
+        let mut tally = Tally { requests: 512, entries: 700, deaths: 3, ..Tally::default() };
         assert_eq!(Tally::read(&format!("{tally}; 3 members, 5 clients")), tally);
         tally.add(tally);
         assert_eq!((tally.requests, tally.entries), (1024, 1400));

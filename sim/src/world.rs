@@ -19,6 +19,7 @@ use crate::fault_plan::{FaultKind, FaultPlan};
 use crate::happened::{self, Happened};
 use crate::host::{Crash, Host};
 use crate::network::Network;
+use crate::nodes::Nodes;
 use crate::process::Machine;
 use crate::trace::Trace;
 use crate::upgrades::{self, Build, Upgrades};
@@ -60,6 +61,7 @@ pub(crate) struct World {
     pub(crate) pool: Option<ClientPool>,
     pub(crate) watchers: Option<Watchers>,
     pub(crate) edges: Option<Edges>,
+    pub(crate) nodes: Option<Nodes>,
     pub(crate) trace: Trace,
     pub(crate) watch: Watch,
     network: Network,
@@ -88,6 +90,7 @@ impl World {
             pool: None,
             watchers: None,
             edges: None,
+            nodes: None,
             trace,
             watch: Watch::default(),
             tls,
@@ -206,11 +209,12 @@ impl World {
             }
             self.watch.see(self.now_ms, &self.hosts[at], &mut self.trace)?;
         }
+        // Whatever is started from here on has clocks that are right, unless it says otherwise. A runtime that began by a
+        // clock that is ahead of its own would take every wait for over.
+        crate::machine::set_time(Duration::from_millis(self.now_ms), 0);
         if let Some(edges) = &mut self.edges {
             edges.tick(self.now_ms, &self.hosts, &mut self.trace)?;
         }
-        // Whatever is started from here on has clocks that are right, unless it says otherwise.
-        crate::machine::set_time(Duration::from_millis(self.now_ms), 0);
         if self.now_ms.is_multiple_of(STATUS_EVERY_MS) {
             self.see_status()?;
         }
@@ -222,6 +226,9 @@ impl World {
         }
         if let Some(watchers) = &mut self.watchers {
             watchers.tick(self.now_ms, &self.hosts, &mut self.trace)?;
+        }
+        if let Some(nodes) = &mut self.nodes {
+            nodes.tick(self.now_ms, &self.hosts, self.watch.newest(), &mut self.trace)?;
         }
         Ok(())
     }
@@ -299,6 +306,9 @@ impl World {
         }
         if let Some(edges) = &mut self.edges {
             edges.rest(self.now_ms);
+        }
+        if let Some(nodes) = &mut self.nodes {
+            nodes.end_faults();
         }
         let due = std::mem::take(&mut self.due);
         self.network.set_blocked(Blocked::new());

@@ -7,8 +7,8 @@ use std::process::Command;
 
 /// Crates that a run spends its time in: openraft's code is compiled into ours, and unoptimised it takes five times as
 /// long. Everything else is as the tests build it, and so is built once.
-const OPTIMISED: [&str; 9] =
-    ["api", "client", "edge", "faulty-disk", "model", "raft", "sim", "snapshots", "store"];
+const OPTIMISED: [&str; 10] =
+    ["api", "client", "edge", "faulty-disk", "model", "node", "raft", "sim", "snapshots", "store"];
 
 /// How much they are optimised.
 const LEVEL: u8 = 1;
