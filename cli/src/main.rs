@@ -30,6 +30,8 @@ use std::process::ExitCode;
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
+    // Before anything else: the launcher of a VMM must be a process with one thread and nothing set up.
+    holdfast_jail::launcher::enter_if_asked();
     let cli = Cli::parse();
     let output = Output::new(cli.global.json);
     trace::start(&cli);

@@ -39,6 +39,7 @@ use crate::network::{Network, NetworkError};
 use crate::state::{State, StateError};
 use crate::status::{self, StatusError, Surroundings};
 use crate::supervisor::{Snapshot, Supervisor, SupervisorError};
+use crate::vmm::jail::{JailConfig, Jails};
 
 /// The longest path of a data folder, in bytes: a machine's folder adds 36, and the kernel bounds sockets' names.
 pub const DATA_DIR_BYTES_MAX: usize = 54;
@@ -79,6 +80,8 @@ pub struct HostConfig {
     pub capacity: CapacityOverride,
     /// Which VMM to use.
     pub vmm: VmmChoice,
+    /// What it runs in.
+    pub jail: JailConfig,
 }
 
 /// Why an agent cannot start or go on.
@@ -195,7 +198,8 @@ impl Node {
                 return Err(AgentError::Asset { path });
             }
         }
-        let vmm = VmmHost::new(&config.assets_dir, data_dir, config.vmm);
+        let jails = Jails::new(data_dir, config.jail.clone(), Arc::clone(&after_step));
+        let vmm = VmmHost::new(&config.assets_dir, data_dir, config.vmm, Arc::new(jails));
         let around = Surroundings {
             link: Link::Down { reason: "not connected yet".to_owned() },
             vmm: vmm.verdict(),

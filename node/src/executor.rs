@@ -28,6 +28,7 @@ use crate::machine::Machine;
 use crate::network::{Network, NetworkError};
 use crate::phase::{Cause, Event};
 use crate::vmm::channel::GuestConfig;
+use crate::vmm::jail::{JailConfig, Jails};
 use crate::vmm::{Adoption, Nic, VCPUS_MAX, Vm, VmSpec, VmmError};
 
 /// Guests that boot at the same time, at most, for each processor: after a host's restart all of them want to.
@@ -67,9 +68,8 @@ pub enum ExecutorError {
     Network(#[from] NetworkError),
 }
 
-/// Called between any two steps that change something on the host, with the name of what was just done. Tests end
-/// the process in it.
-pub type AfterStep = Arc<dyn Fn(&'static str) + Send + Sync>;
+/// Tests end the process in it.
+pub use crate::vmm::jail::AfterStep;
 
 /// A machine that runs, with what its start knew of it.
 #[derive(Debug)]
@@ -178,6 +178,7 @@ impl Executor {
             root_image: Some(root.path.clone()),
             memory_mib: u32::try_from(spec.resources.memory_mib).unwrap_or(u32::MAX),
             vcpus: vcpus(spec.resources.cpu_milli),
+            cpu_milli: spec.resources.cpu_milli,
             nic: Some(Nic::for_address(tap, spec.address)),
         };
         let vm = vmm.start(&vm_spec).await.map_err(failed)?;
@@ -231,6 +232,8 @@ impl Executor {
         self.kill(id).await?;
         self.network.remove(&self.network.tap_name(id)).await?;
         (self.after_step)("tap removed");
+        self.host.jails().release(&id.to_string())?;
+        (self.after_step)("cgroup removed");
         remove_folder(&self.machine_folder(id))?;
         (self.after_step)("folder removed");
         Ok(())
@@ -261,6 +264,15 @@ impl Executor {
             tracing::warn!(instance = %id, "removing what an instance left that this node does not know");
             self.kill(*id).await?;
             remove_folder(&self.machine_folder(*id))?;
+        }
+        for name in self.host.jails().leftovers() {
+            if name.parse::<InstanceId>().is_ok_and(|id| !keep.contains(&id)) {
+                tracing::warn!(
+                    instance = name,
+                    "removing the cgroup of an instance that this node does not know"
+                );
+                self.host.jails().release(&name)?;
+            }
         }
         let kept: BTreeSet<String> = keep.iter().map(|id| self.network.tap_name(*id)).collect();
         for tap in self.network.list().await? {
@@ -370,6 +382,10 @@ pub(crate) async fn remove_all(data_dir: &Path) -> Result<usize, ExecutorError> 
             vm.kill().await?;
             ended += 1;
         }
+    }
+    let jails = Jails::new(data_dir, JailConfig::default(), Arc::new(|_| {}));
+    for name in jails.leftovers() {
+        jails.release(&name)?;
     }
     let network = Network::open(data_dir)?;
     for tap in network.list().await? {

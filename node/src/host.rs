@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
 
 use crate::logs::chain;
+use crate::vmm::jail::Jails;
 use crate::vmm::probe::{self, ProbeConfig};
 use crate::vmm::{Vmm, VmmError};
 
@@ -53,7 +54,7 @@ pub struct VmmHost {
 
 impl VmmHost {
     /// With the guest's parts in this folder; the probe's verdict is kept in the data folder.
-    pub fn new(assets_dir: &Path, data_dir: &Path, choice: VmmChoice) -> Self {
+    pub fn new(assets_dir: &Path, data_dir: &Path, choice: VmmChoice, jails: Arc<Jails>) -> Self {
         let wanted = |one: VmmChoice| choice == VmmChoice::Auto || choice == one;
         let probe = ProbeConfig {
             kernel: assets_dir.join(KERNEL_FILE),
@@ -61,6 +62,7 @@ impl VmmHost {
             folder: data_dir.to_owned(),
             firecracker: probe::find_firecracker().filter(|_| wanted(VmmChoice::Firecracker)),
             qemu: probe::find_qemu().filter(|_| wanted(VmmChoice::Qemu)),
+            jails,
         };
         Self { probe, chosen: OnceCell::new() }
     }
@@ -70,10 +72,15 @@ impl VmmHost {
         let probe = || async {
             let (vmm, verdict) = probe::choose(&self.probe).await?;
             tracing::info!(vmm = %vmm.kind(), %verdict, "chose a VMM");
-            let text = format!("{}: {verdict}", vmm.kind());
+            let text = format!("{} ({}): {verdict}", vmm.kind(), self.probe.jails.describe());
             Ok((Arc::from(vmm), text))
         };
         self.chosen.get_or_try_init(probe).await.map(|(vmm, _)| Arc::clone(vmm))
+    }
+
+    /// What machines run in.
+    pub fn jails(&self) -> &Jails {
+        &self.probe.jails
     }
 
     /// Whether a VMM is known to boot a guest: by the probe of this agent, or until then of an earlier one.

@@ -194,6 +194,7 @@ impl Watcher {
 
     fn vm_end(&self, end: Result<VmEnd, VmmError>) -> End {
         let detail = match end {
+            Ok(VmEnd::OutOfMemory) => return (Cause::OutOfMemory, VmEnd::OutOfMemory.to_string()),
             Ok(end) => end.to_string(),
             Err(error) => chain(&error),
         };

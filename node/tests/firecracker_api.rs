@@ -11,16 +11,16 @@ mod guest_image;
 
 use std::process::Command;
 
-use guest_image::{FileSystem, assets, root_image};
+use guest_image::{FileSystem, assets, jails, root_image};
 use holdfast_node::vmm::{
     Adoption, Nic, Vm, VmSpec, Vmm, VmmError, VmmKind,
     firecracker::Firecracker,
     probe::{self, Outcome, ProbeConfig},
 };
 
-fn firecracker() -> Firecracker {
+fn firecracker(folder: &tempfile::TempDir) -> Firecracker {
     let program = probe::find_firecracker().expect("set HOLDFAST_FIRECRACKER to the program");
-    Firecracker { program }
+    Firecracker { program, jails: jails(folder.path()) }
 }
 
 fn spec(folder: &tempfile::TempDir) -> VmSpec {
@@ -33,6 +33,7 @@ fn spec(folder: &tempfile::TempDir) -> VmSpec {
         root_image: Some(root_image(folder.path(), FileSystem::Erofs)),
         memory_mib: 128,
         vcpus: 2,
+        cpu_milli: 1_000,
         nic: Some(Nic { tap: "hf0".to_owned(), mac: [2, 0x48, 0, 0, 0, 1] }),
     }
 }
@@ -48,12 +49,12 @@ async fn firecracker_accepts_every_request_and_is_adopted() {
 
     let folder = tempfile::Builder::new().prefix("hf-fc-").tempdir().unwrap();
     let spec = spec(&folder);
-    let vm = firecracker().start(&spec).await.unwrap();
+    let vm = firecracker(&folder).start(&spec).await.unwrap();
     println!("started as process {}", vm.pid());
     let Adoption::Running(adopted) = Vm::adopt(vm.folder()).unwrap() else { panic!("it must be found") };
     assert_eq!((adopted.pid(), adopted.kind()), (vm.pid(), VmmKind::Firecracker));
     std::fs::remove_file(vm.folder().join("vm.json")).unwrap();
-    let refused = firecracker().start(&spec).await.unwrap_err();
+    let refused = firecracker(&folder).start(&spec).await.unwrap_err();
     assert!(matches!(refused, VmmError::AlreadyRunning { pid, .. } if pid == vm.pid()), "{refused}");
     adopted.kill().await.unwrap();
     assert!(!vm.is_alive());
@@ -64,7 +65,7 @@ async fn firecracker_accepts_every_request_and_is_adopted() {
 async fn firecracker_says_why_it_refuses_a_request() {
     let folder = tempfile::Builder::new().prefix("hf-fc-").tempdir().unwrap();
     let no_kernel = VmSpec { kernel: folder.path().join("absent"), nic: None, ..spec(&folder) };
-    let error = firecracker().start(&no_kernel).await.unwrap_err();
+    let error = firecracker(&folder).start(&no_kernel).await.unwrap_err();
     let VmmError::Refused { request, answer, .. } = &error else { panic!("{error}") };
     assert_eq!(request, "PUT /boot-source");
     assert!(answer.starts_with("400 Bad Request"), "{answer}");
@@ -83,6 +84,7 @@ async fn the_probe_judges_firecracker_within_its_deadline() {
         folder: folder.path().to_owned(),
         firecracker: probe::find_firecracker(),
         qemu: probe::find_qemu(),
+        jails: jails(folder.path()),
     };
     let (_, verdict) = probe::choose(&config).await.unwrap();
     println!("{verdict}");

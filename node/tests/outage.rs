@@ -271,6 +271,7 @@ fn a_crash_after_any_step_leaks_nothing() {
         let mut agent = scene.agent();
         let seen = agent.wait_for(one.id, InstanceState::Ready);
         assert_eq!(scene.vmms(), [seen.pid.unwrap()], "one machine, not two");
+        assert_eq!(scene.of_vm_users(), scene.vmms(), "and nothing else of its jail");
         assert_eq!((seen.restarts, scene.taps().len(), scene.folders()), (0, 1, 1));
         agent.stop();
 
@@ -284,6 +285,7 @@ fn a_crash_after_any_step_leaks_nothing() {
         let mut agent = scene.agent();
         agent.wait_for(one.id, InstanceState::Stopped);
         assert_eq!((scene.vmms(), scene.taps(), scene.folders()), (Vec::new(), Vec::new(), 0));
+        assert_eq!(scene.of_vm_users(), Vec::<u32>::new());
         agent.stop();
 
         // And forgotten.
@@ -297,6 +299,6 @@ fn a_crash_after_any_step_leaks_nothing() {
             break;
         }
     }
-    // Root, TAP and VMM on the way up; stop, kill or not, TAP and folder on the way down.
-    assert!(crashes >= 6, "only {crashes} steps were interrupted");
+    // Root, TAP, jail, launch, record and VMM on the way up; stop, kill or not, TAP, cgroup and folder on the way down.
+    assert!(crashes >= 10, "only {crashes} steps were interrupted");
 }

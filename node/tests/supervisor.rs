@@ -21,6 +21,7 @@ use holdfast_node::network::Network;
 use holdfast_node::phase::{Observed, Outcome, Phase};
 use holdfast_node::state::State;
 use holdfast_node::supervisor::{InstanceView, Supervisor};
+use holdfast_node::vmm::jail::{JailConfig, Jails};
 use tokio::sync::{oneshot, watch};
 
 /// A guard against hanging.
@@ -38,7 +39,8 @@ async fn run(
     after_step: impl Fn(&State, &'static str) + Send + Sync + 'static,
     done: impl Fn(&BTreeMap<InstanceId, InstanceView>) -> bool,
 ) {
-    let host = VmmHost::new(folder, folder, VmmChoice::Auto);
+    let jails = Arc::new(Jails::new(folder, JailConfig::default(), Arc::new(|_| {})));
+    let host = VmmHost::new(folder, folder, VmmChoice::Auto, jails);
     let images = ImageCache::open(&folder.join("images")).unwrap();
     let state = Arc::new(state);
     let seen = Arc::clone(&state);
@@ -112,7 +114,10 @@ async fn i05_what_is_begun_is_on_disk_first() {
     };
     run(folder, state(folder), nothing(), after_step, BTreeMap::is_empty).await;
     let removing = Some(Phase::Terminating { then: Outcome::Stopped });
-    assert_eq!(*found.lock().unwrap(), [("tap removed", removing), ("folder removed", removing)]);
+    assert_eq!(
+        *found.lock().unwrap(),
+        [("tap removed", removing), ("cgroup removed", removing), ("folder removed", removing)]
+    );
 }
 
 /// A process that lives until its input ends, and the record by which an agent takes it for a machine's.

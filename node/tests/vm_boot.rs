@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use guest_image::{FileSystem, assets, root_image};
+use guest_image::{FileSystem, assets, jails, root_image};
 use holdfast_node::vmm::{
     Adoption, Vm, VmEnd, VmSpec, Vmm, VmmError, VmmKind,
     channel::{
@@ -27,9 +27,9 @@ use holdfast_node::vmm::{
 /// Nothing here waits longer for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-fn qemu() -> Qemu {
+fn qemu(folder: &Folder) -> Qemu {
     let program = probe::find_qemu().expect("qemu-system-x86_64 must be installed: run `cargo xtask assets`");
-    Qemu { program, kvm: false }
+    Qemu { program, kvm: false, jails: jails(folder.path()) }
 }
 
 /// A folder that takes the machine in it along when a test ends, however it ends.
@@ -70,6 +70,7 @@ fn spec(folder: &Folder, root_image: Option<PathBuf>) -> VmSpec {
         root_image,
         memory_mib: 128,
         vcpus: 1,
+        cpu_milli: 1_000,
         nic: None,
     }
 }
@@ -77,7 +78,7 @@ fn spec(folder: &Folder, root_image: Option<PathBuf>) -> VmSpec {
 async fn boot(file_system: FileSystem) -> Guest {
     let folder = Folder::new();
     let image = root_image(folder.path(), file_system);
-    let vm = qemu().start(&spec(&folder, Some(image))).await.unwrap();
+    let vm = qemu(&folder).start(&spec(&folder, Some(image))).await.unwrap();
     let channel = match GuestChannel::connect(&vm.channel(), 0, PATIENCE).await {
         Ok(channel) => channel,
         Err(error) => panic!("{error}; console: {}", vm.console_said()),
@@ -316,12 +317,12 @@ async fn i05_a_restarted_agent_adopts_the_machine_and_misses_no_line() {
 async fn a_second_machine_is_not_started_from_the_same_folder() {
     let folder = Folder::new();
     let spec = spec(&folder, None);
-    let vm = qemu().start(&spec).await.unwrap();
-    let refused = qemu().start(&spec).await.unwrap_err();
+    let vm = qemu(&folder).start(&spec).await.unwrap();
+    let refused = qemu(&folder).start(&spec).await.unwrap_err();
     assert!(matches!(refused, VmmError::AlreadyRunning { pid, .. } if pid == vm.pid()), "{refused}");
     // Also when the first agent died before it wrote the record.
     std::fs::remove_file(spec.folder.join("vm.json")).unwrap();
-    let refused = qemu().start(&spec).await.unwrap_err();
+    let refused = qemu(&folder).start(&spec).await.unwrap_err();
     assert!(matches!(refused, VmmError::AlreadyRunning { pid, .. } if pid == vm.pid()), "{refused}");
     vm.kill().await.unwrap();
     vm.kill().await.unwrap();
@@ -359,13 +360,13 @@ async fn a_guest_that_does_not_boot_is_reported() {
     // A kernel without an init panics and resets, and the VMM ends.
     spec.initrd = folder.path().join("empty.cpio");
     std::fs::write(&spec.initrd, b"").unwrap();
-    let vm = qemu().start(&spec).await.unwrap();
+    let vm = qemu(&folder).start(&spec).await.unwrap();
     assert!(matches!(ends(&vm).await, VmEnd::Exited { .. }));
     assert!(vm.console_said().contains("Kernel panic"), "{}", vm.console_said());
 
     // One that is no kernel at all is refused by the VMM, with its words.
     spec.kernel = spec.initrd.clone();
-    let error = qemu().start(&spec).await.unwrap_err();
+    let error = qemu(&folder).start(&spec).await.unwrap_err();
     assert!(matches!(&error, VmmError::EndedAtOnce { said, .. } if said != "nothing"), "{error}");
 }
 
@@ -386,7 +387,7 @@ async fn a_hanging_guest_is_noticed_by_its_missing_hello() {
 #[tokio::test]
 async fn a_guest_that_its_vmm_stopped_is_noticed() {
     let folder = Folder::new();
-    let vm = qemu().start(&spec(&folder, None)).await.unwrap();
+    let vm = qemu(&folder).start(&spec(&folder, None)).await.unwrap();
     // What QEMU does by itself on an internal error of KVM: the process lives, the guest does not.
     let mut control = UnixStream::connect(vm.folder().join("qmp.sock")).unwrap();
     control.write_all(b"{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"stop\"}\n").unwrap();
@@ -460,6 +461,7 @@ async fn the_probe_finds_a_vmm_that_boots_and_remembers_it() {
         folder: folder.path().to_owned(),
         firecracker: None,
         qemu: probe::find_qemu(),
+        jails: jails(folder.path()),
     };
     let (vmm, verdict) = probe::choose(&config).await.unwrap();
     assert_eq!(Some(vmm.kind()), verdict.chosen);

@@ -8,7 +8,7 @@ mod guest_image;
 
 use std::{net::Ipv6Addr, path::Path, process::Command, time::Duration};
 
-use guest_image::{FileSystem, assets, root_image};
+use guest_image::{FileSystem, assets, jails, root_image};
 use holdfast_node::vmm::{
     Nic, VmSpec, Vmm,
     channel::{GuestChannel, GuestConfig, GuestEvent, HealthCheck, NetworkConfig, Workload},
@@ -54,10 +54,11 @@ async fn traffic_reaches_a_guest_through_its_tap_device() {
         root_image: Some(root_image(folder.path(), FileSystem::Erofs)),
         memory_mib: 128,
         vcpus: 2,
+        cpu_milli: 1_000,
         nic: Some(Nic::for_address("hf0", GUEST)),
     };
     let program = probe::find_qemu().expect("qemu-system-x86_64 must be installed: run `cargo xtask assets`");
-    let vm = Qemu { program, kvm: false }.start(&spec).await.unwrap();
+    let vm = Qemu { program, kvm: false, jails: jails(folder.path()) }.start(&spec).await.unwrap();
     let outcome = tokio::time::timeout(PATIENCE, talk(&vm.channel(), folder.path())).await;
     vm.kill().await.unwrap();
     outcome.expect("the guest must answer");

@@ -7,10 +7,13 @@ use crate::args::Global;
 use crate::args::operator::{AgentFolder, NodeJoin, NodeRun};
 use crate::failure::{Failure, with_sources};
 use crate::output::{Output, or_dash, table, word};
+use holdfast_jail::cgroup::Choice;
+use holdfast_jail::ids::IdRange;
 use holdfast_model::command::Joiner;
 use holdfast_node::agent::{HostConfig, NodeConfig};
 use holdfast_node::host::{CapacityOverride, VmmChoice};
 use holdfast_node::status::NodeStatus;
+use holdfast_node::vmm::jail::JailConfig;
 use std::path::{Path, PathBuf};
 
 fn host(error: &dyn std::error::Error) -> Failure {
@@ -34,6 +37,10 @@ pub(crate) async fn run(arguments: NodeRun) -> Result<(), Failure> {
     let data_dir = arguments.data_dir.canonicalize().map_err(Failure::file("find", &arguments.data_dir))?;
     let assets_dir = crate::assets::find(arguments.assets.as_deref())
         .map_err(|why| Failure::Host(format!("The node cannot run: {why}.")))?;
+    let cgroups = if arguments.without_cgroups { Choice::Without } else { Choice::Required };
+    let ids = IdRange::new(arguments.vmm_uid_first, arguments.vmm_uids)
+        .map_err(|e| Failure::Usage(e.to_string()))?;
+    let jail = JailConfig { cgroups, ids, ..JailConfig::default() };
     loop {
         let agent = Agent::load(&data_dir)?;
         let config = NodeConfig {
@@ -45,6 +52,7 @@ pub(crate) async fn run(arguments: NodeRun) -> Result<(), Failure> {
                     cpu_milli: arguments.cpu_milli,
                 },
                 vmm: VmmChoice::default(),
+                jail: jail.clone(),
             },
             endpoints: agent.endpoints.clone(),
             ca_file: agent.ca_file(),

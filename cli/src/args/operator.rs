@@ -1,6 +1,7 @@
 //! The command lines of people who run the cluster.
 
 use clap::{Args, Subcommand, ValueEnum};
+use holdfast_jail::ids::{COUNT_DEFAULT, FIRST_DEFAULT};
 use holdfast_model::resource::EnrolmentKind;
 use holdfast_model::{AgentName, Revision};
 use std::net::IpAddr;
@@ -260,6 +261,10 @@ pub(crate) struct NodeJoin {
 
 /// `holdfast node run`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Each microVM's VMM runs in a jail: its own user, root, namespaces and cgroup, a system call filter, Landlock.
+Cgroups need the unified hierarchy; a host that has its controllers in the old one can be run --without-cgroups:
+then VMs are jailed all the same, but share memory and processors without limits between them.")]
 pub(crate) struct NodeRun {
     /// The agent's own folder.
     #[arg(long, value_name = "FOLDER")]
@@ -273,6 +278,15 @@ pub(crate) struct NodeRun {
     /// CPU for instances in thousandths, instead of what this host has.
     #[arg(long, value_name = "N")]
     pub(crate) cpu_milli: Option<u64>,
+    /// Start microVMs although this host cannot bound them by cgroups.
+    #[arg(long)]
+    pub(crate) without_cgroups: bool,
+    /// The first of the user ids that VMMs run as; agents on one host need ranges of their own.
+    #[arg(long, value_name = "UID", default_value_t = FIRST_DEFAULT)]
+    pub(crate) vmm_uid_first: u32,
+    /// How many user ids there are.
+    #[arg(long, value_name = "N", default_value_t = COUNT_DEFAULT)]
+    pub(crate) vmm_uids: u32,
 }
 
 /// An agent's folder.

@@ -11,6 +11,7 @@ use crate::login::Login;
 use crate::session;
 use holdfast_client::Client;
 use holdfast_identity::files::write_secret;
+use holdfast_jail::cgroup::Hierarchy;
 use holdfast_model::api::{CreateEnrolment, CreatedEnrolment, MemberRole};
 use holdfast_model::resource::EnrolmentKind;
 use serde::Deserialize;
@@ -214,7 +215,7 @@ impl Cluster {
             self.plan.node_joined = true;
             self.plan.save(&self.folder)?;
         }
-        let run = words(&[
+        let mut run = words(&[
             "node",
             "run",
             "--data-dir",
@@ -222,6 +223,11 @@ impl Cluster {
             "--assets",
             &assets.display().to_string(),
         ]);
+        // What is right for a laptop, and said: a real node wants its operator to decide this.
+        if let Err(why) = Hierarchy::find() {
+            self.output.remark(format!("MicroVMs run jailed, but without cgroups. {why}"));
+            run.push("--without-cgroups".to_owned());
+        }
         self.start(NODE, "node", run, BTreeMap::new())
     }
 

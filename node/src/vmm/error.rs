@@ -2,6 +2,11 @@
 
 use std::{io, path::PathBuf};
 
+use holdfast_jail::LaunchError;
+use holdfast_jail::cgroup::CgroupError;
+use holdfast_jail::ids::IdError;
+use holdfast_jail::program::ProgramError;
+
 use super::VmmKind;
 
 /// A failure of a VMM, its process or its folder.
@@ -51,15 +56,18 @@ pub enum VmmError {
         #[source]
         source: serde_json::Error,
     },
-    /// The program could not be started.
-    #[error("The program '{}' could not be started; install it, or name it in the node's configuration.", .program.display())]
-    Spawn {
-        /// The program.
-        program: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
+    /// The VMM could not be put behind its walls, or not be executed there.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// There is no user id for it.
+    #[error(transparent)]
+    Id(#[from] IdError),
+    /// There is no cgroup for it.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// It is not known what the program needs.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
     /// The program ended when it should have run.
     #[error("{kind} ended while instance '{instance_id}' was being started; it said: {said}")]
     EndedAtOnce {

@@ -4,14 +4,20 @@
 
 use std::{
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use holdfast_jail::plan::{Device, Profile};
 use hyper::Method;
 use serde::Serialize;
 
 use super::{
-    Adoption, BoxFuture, Vm, VmSpec, Vmm, VmmError, VmmKind, channel::ChannelAddress, http_unix, process,
+    BoxFuture, Vm, VmSpec, Vmm, VmmError, VmmKind,
+    channel::ChannelAddress,
+    http_unix,
+    jail::{Jails, Needs, own_folder},
+    process,
 };
 
 /// How long Firecracker may take until its API socket answers.
@@ -38,6 +44,8 @@ const KERNEL_COMMAND_LINE: &str =
 pub struct Firecracker {
     /// The program, `firecracker`.
     pub program: PathBuf,
+    /// What its processes run in.
+    pub jails: Arc<Jails>,
 }
 
 /// `PUT /machine-config`
@@ -111,47 +119,46 @@ impl Vmm for Firecracker {
 impl Firecracker {
     async fn start_machine(&self, spec: &VmSpec) -> Result<Vm, VmmError> {
         spec.check()?;
-        if let Adoption::Running(vm) = Vm::adopt(&spec.folder)? {
-            return Err(VmmError::AlreadyRunning { folder: spec.folder.clone(), pid: vm.pid() });
-        }
-        process::prepare_folder(&spec.folder, &[API_SOCKET, VSOCK_SOCKET])?;
         let calls =
-            calls(spec).map_err(|source| VmmError::Record { path: spec.folder.join(API_SOCKET), source })?;
+            calls(spec).map_err(|source| VmmError::Record { path: api_path(&spec.folder), source })?;
         let api = api_path(&spec.folder);
-        // Firecracker takes letters, digits and '-' for an id.
-        let arguments = [
-            "--api-sock".to_owned(),
-            api.display().to_string(),
-            "--id".to_owned(),
-            spec.instance_id.replace('_', "-"),
-            // Its log goes where the guest's console goes, which is bounded: only what matters.
-            "--level".to_owned(),
-            "Warning".to_owned(),
-        ];
-        let mut child = process::spawn_detached(&self.program, &arguments, &spec.folder)?;
-        let recorded = match child.id() {
-            Some(pid) => Vm::record(&spec.folder, &spec.instance_id, VmmKind::Firecracker, pid),
-            None => Ok(None),
-        };
-        let vm = match recorded {
-            Ok(Some(vm)) => vm,
-            Ok(None) => return Err(ended(spec)),
-            Err(error) => {
-                // Without its record no later agent would find it.
-                if let Err(source) = child.kill().await {
-                    tracing::error!(%source, "a microVM that could not be recorded could not be killed either");
-                }
-                return Err(error);
-            }
-        };
-        // The child is ours to reap for as long as this agent lives.
-        tokio::spawn(async move { child.wait().await });
+        let vm = self.jails.start(spec, self.needs(spec)).await?;
         match drive(&vm, &api, spec, calls).await {
             Ok(()) => Ok(vm),
             Err(error) => {
                 vm.kill().await?;
                 Err(error)
             }
+        }
+    }
+
+    /// What Firecracker is given. It takes no descriptors: it makes its sockets itself, and opens its TAP by name.
+    fn needs(&self, spec: &VmSpec) -> Needs {
+        let api = api_path(&spec.folder);
+        let arguments = [
+            "--api-sock".to_owned(),
+            api.display().to_string(),
+            // Firecracker takes letters, digits and '-' for an id.
+            "--id".to_owned(),
+            spec.instance_id.replace('_', "-"),
+            // Its log goes where the guest's console goes, which is bounded: only what matters.
+            "--level".to_owned(),
+            "Warning".to_owned(),
+        ];
+        let mut devices = vec![Device::Kvm, Device::Urandom];
+        devices.extend(spec.nic.as_ref().map(|_| Device::Tun));
+        Needs {
+            kind: VmmKind::Firecracker,
+            program: self.program.clone(),
+            arguments: arguments.to_vec(),
+            descriptors: Vec::new(),
+            modules: Vec::new(),
+            files: [&spec.kernel, &spec.initrd].into_iter().chain(&spec.root_image).cloned().collect(),
+            devices,
+            makes_sockets: true,
+            tap: spec.nic.as_ref().map(|nic| nic.tap.clone()),
+            profile: Profile::Firecracker,
+            stale: vec![api, vsock_path(&spec.folder)],
         }
     }
 }
@@ -229,7 +236,7 @@ fn calls(spec: &VmSpec) -> Result<Vec<Call>, serde_json::Error> {
             NetworkInterface { iface_id: "eth0", host_dev_name: &nic.tap, guest_mac: nic.mac_text() };
         calls.push(call("/network-interfaces/eth0", interface)?);
     }
-    let vsock = spec.folder.join(VSOCK_SOCKET);
+    let vsock = vsock_path(&spec.folder);
     calls.push(call("/vsock", Vsock { guest_cid: GUEST_CID, uds_path: &vsock })?);
     calls.push(call("/entropy", Entropy {})?);
     calls.push(call("/actions", Action { action_type: "InstanceStart" })?);
@@ -237,11 +244,15 @@ fn calls(spec: &VmSpec) -> Result<Vec<Call>, serde_json::Error> {
 }
 
 pub(crate) fn api_path(folder: &Path) -> PathBuf {
-    folder.join(API_SOCKET)
+    own_folder(folder).join(API_SOCKET)
 }
 
 pub(crate) fn channel_address(folder: &Path) -> ChannelAddress {
-    ChannelAddress::Vsock { path: folder.join(VSOCK_SOCKET), port: holdfast_guest::VSOCK_PORT }
+    ChannelAddress::Vsock { path: vsock_path(folder), port: holdfast_guest::VSOCK_PORT }
+}
+
+fn vsock_path(folder: &Path) -> PathBuf {
+    own_folder(folder).join(VSOCK_SOCKET)
 }
 
 #[cfg(test)]
@@ -263,6 +274,7 @@ mod tests {
             root_image: Some("/images/root.erofs".into()),
             memory_mib: 128,
             vcpus: 2,
+            cpu_milli: 2_000,
             nic: Some(Nic { tap: "hf0".to_owned(), mac: [2, 0x48, 0, 0, 0, 0x0a] }),
         }
     }
@@ -297,7 +309,7 @@ mod tests {
                 "/network-interfaces/eth0",
                 json!({"iface_id": "eth0", "host_dev_name": "hf0", "guest_mac": "02:48:00:00:00:0a"}),
             ),
-            ("/vsock", json!({"guest_cid": 3, "uds_path": "/vms/inst_01/vsock.sock"})),
+            ("/vsock", json!({"guest_cid": 3, "uds_path": "/vms/inst_01/vmm/vsock.sock"})),
             ("/entropy", json!({})),
             ("/actions", json!({"action_type": "InstanceStart"})),
         ];

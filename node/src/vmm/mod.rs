@@ -2,7 +2,7 @@
 //! [`channel::GuestChannel`] speaks with its init. Two back-ends: [`firecracker`] and [`qemu`].
 //!
 //! A machine outlives the agent that started it: it has its own session, and its folder holds what the next agent
-//! needs to adopt it (I5, I7). A process is only ever taken for a machine, and only ever signalled, after its
+//! needs to adopt it (I5, I7). It runs behind the walls that [`jail`] has put up around it. A process is only ever taken for a machine, and only ever signalled, after its
 //! start time was compared, so that a reused process id harms nobody. Configuration and secrets never lie in the
 //! folder; they travel over the channel into the guest's memory (I10). Everything that a guest can make grow on
 //! the host is bounded: see [`process`] for its console and [`channel`] for its messages.
@@ -12,6 +12,7 @@ mod error;
 pub mod firecracker;
 mod host_clock;
 mod http_unix;
+pub mod jail;
 pub mod probe;
 pub mod process;
 pub mod qemu;
@@ -99,6 +100,8 @@ pub struct VmSpec {
     pub memory_mib: u32,
     /// Number of processors, from 1 to [`VCPUS_MAX`].
     pub vcpus: u32,
+    /// Its share of the host's processors, in thousandths of one.
+    pub cpu_milli: u64,
     /// The guest's network card; `None` leaves it without one.
     pub nic: Option<Nic>,
 }

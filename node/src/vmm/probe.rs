@@ -7,6 +7,7 @@ use std::{
     fs::{self, File},
     io::{self, Read},
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -14,7 +15,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{
-    Vm, VmSpec, Vmm, VmmError, VmmKind, channel::GuestChannel, firecracker::Firecracker, process, qemu::Qemu,
+    Vm, VmSpec, Vmm, VmmError, VmmKind, channel::GuestChannel, firecracker::Firecracker, jail::Jails,
+    process, qemu::Qemu,
 };
 
 /// How long a guest may take to say hello on KVM, and then to leave. A working one needs well under a second.
@@ -25,6 +27,9 @@ const TCG_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Memory of a probe guest, in MiB.
 const PROBE_MEMORY_MIB: u32 = 128;
+
+/// What a probe's machine is called.
+const PROBE_INSTANCE: &str = "probe";
 
 /// The largest cached verdict that is read.
 const CACHE_BYTES_MAX: u64 = 64 * 1024;
@@ -42,6 +47,8 @@ pub struct ProbeConfig {
     pub firecracker: Option<PathBuf>,
     /// QEMU, if it is to be tried; see [`find_qemu`].
     pub qemu: Option<PathBuf>,
+    /// What machines run in.
+    pub jails: Arc<Jails>,
 }
 
 /// What each VMM did, best first; shown by `holdfast status`.
@@ -106,6 +113,7 @@ fn find_program(variable: &str, name: &str) -> Option<PathBuf> {
 /// The best VMM that boots a guest, and how that is known. Uses the cached verdict if nothing that it depends on
 /// has changed, and else boots guests, which takes up to two minutes where one hangs.
 pub async fn choose(config: &ProbeConfig) -> Result<(Box<dyn Vmm>, Verdict), VmmError> {
+    config.jails.check()?;
     let fingerprint = fingerprint(config)?;
     let verdict = match cached(&config.folder, &fingerprint) {
         Some(verdict) => verdict,
@@ -157,11 +165,17 @@ fn candidates(config: &ProbeConfig) -> [Candidate; 3] {
     let kvm = rustix::fs::access("/dev/kvm", rustix::fs::Access::READ_OK | rustix::fs::Access::WRITE_OK)
         .map_err(|_| "/dev/kvm is absent or not accessible");
     let qemu = |kvm: bool| match &config.qemu {
-        Some(program) => Ok(Box::new(Qemu { program: program.clone(), kvm }) as Box<dyn Vmm>),
+        Some(program) => {
+            Ok(Box::new(Qemu { program: program.clone(), kvm, jails: Arc::clone(&config.jails) })
+                as Box<dyn Vmm>)
+        }
         None => Err("qemu-system-x86_64 is not installed"),
     };
     let firecracker = match &config.firecracker {
-        Some(program) => Ok(Box::new(Firecracker { program: program.clone() }) as Box<dyn Vmm>),
+        Some(program) => {
+            let jails = Arc::clone(&config.jails);
+            Ok(Box::new(Firecracker { program: program.clone(), jails }) as Box<dyn Vmm>)
+        }
         None => Err("firecracker is not installed"),
     };
     [
@@ -197,13 +211,14 @@ async fn probe_one(config: &ProbeConfig, vmm: &dyn Vmm) -> Result<Outcome, VmmEr
         stale.kill().await?;
     }
     let spec = VmSpec {
-        instance_id: "probe".to_owned(),
+        instance_id: PROBE_INSTANCE.to_owned(),
         folder: folder.clone(),
         kernel: config.kernel.clone(),
         initrd: config.initrd.clone(),
         root_image: None,
         memory_mib: PROBE_MEMORY_MIB,
         vcpus: 1,
+        cpu_milli: 1_000,
         nic: None,
     };
     let deadline = if vmm.kind() == VmmKind::QemuTcg { TCG_DEADLINE } else { KVM_DEADLINE };
@@ -215,6 +230,7 @@ async fn probe_one(config: &ProbeConfig, vmm: &dyn Vmm) -> Result<Outcome, VmmEr
         }
         Err(error) => Outcome::Fails { reason: with_sources(&error) },
     };
+    config.jails.release(PROBE_INSTANCE)?;
     fs::remove_dir_all(&folder)
         .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
         .map_err(|source| VmmError::File { path: folder, action: "removed", source })?;
@@ -281,6 +297,7 @@ fn fingerprint(config: &ProbeConfig) -> Result<String, VmmError> {
         hasher.update(path.as_os_str().as_encoded_bytes());
         hasher.update(format!("{} {:?}", meta.len(), meta.modified().ok()));
     }
+    hasher.update([u8::from(config.jails.walls())]);
     hasher.update(fs::read("/proc/sys/kernel/osrelease").unwrap_or_default());
     hasher.update(env!("CARGO_PKG_VERSION"));
     let digest = hasher.finalize();

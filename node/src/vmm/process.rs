@@ -1,4 +1,4 @@
-//! The process and the folder of a machine: detached start, bounded output files, identity by start time.
+//! The process and the folder of a machine: bounded output files, identity by start time.
 //!
 //! A guest chooses what it prints on its console and so how much its VMM writes. Every file that a VMM process
 //! writes is therefore capped by the kernel ([`FILE_BYTES_MAX`], as `RLIMIT_FSIZE` with `SIGXFSZ` ignored): beyond
@@ -12,14 +12,12 @@ use std::{
         unix::{
             ffi::OsStrExt,
             fs::{DirBuilderExt, OpenOptionsExt},
-            process::CommandExt,
         },
     },
     path::{Path, PathBuf},
-    process::{Command, Stdio},
 };
 
-use rustix::process::{Pid, PidfdFlags, Resource, Rlimit};
+use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
 
 use super::{VmmError, VmmKind};
@@ -63,11 +61,14 @@ pub(crate) struct Record {
     pub(crate) instance_id: String,
     pub(crate) kind: VmmKind,
     pub(crate) process: Identity,
+    /// The folder of its cgroup, if it has one.
+    #[serde(default)]
+    pub(crate) cgroup: Option<PathBuf>,
 }
 
 impl Record {
     pub(crate) fn new(instance_id: &str, kind: VmmKind, process: Identity) -> Self {
-        Self { version: 1, instance_id: instance_id.to_owned(), kind, process }
+        Self { version: 1, instance_id: instance_id.to_owned(), kind, process, cgroup: None }
     }
 
     /// Writes the record so that a crash leaves either none or a whole one.
@@ -114,7 +115,7 @@ pub(crate) fn check_folder_path(folder: &Path) -> Result<(), VmmError> {
 }
 
 /// Makes the folder of a new machine, mode 0700, and removes what a former one left in it.
-pub(crate) fn prepare_folder(folder: &Path, stale: &[&str]) -> Result<(), VmmError> {
+pub(crate) fn prepare_folder(folder: &Path, stale: &[PathBuf]) -> Result<(), VmmError> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|source| VmmError::File {
         path: folder.to_owned(),
         action: "created",
@@ -124,59 +125,25 @@ pub(crate) fn prepare_folder(folder: &Path, stale: &[&str]) -> Result<(), VmmErr
     if !is_folder {
         return Err(VmmError::FolderPath { path: folder.to_owned(), problem: "it is a symbolic link" });
     }
-    for name in [RECORD_FILE, CONSOLE_FILE, STDERR_FILE].iter().chain(stale) {
-        let path = folder.join(name);
-        match fs::remove_file(&path) {
+    let own = [RECORD_FILE, CONSOLE_FILE, STDERR_FILE].map(|name| folder.join(name));
+    for path in own.iter().chain(stale) {
+        match fs::remove_file(path) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => return Err(VmmError::File { path, action: "removed", source }),
+            Err(source) => return Err(VmmError::File { path: path.clone(), action: "removed", source }),
         }
     }
     Ok(())
 }
 
-/// Starts a program in its own session, with bounded files as its output.
-pub(crate) fn spawn_detached(
-    program: &Path,
-    args: &[String],
-    folder: &Path,
-) -> Result<tokio::process::Child, VmmError> {
-    let open = |name: &str| {
-        let path = folder.join(name);
-        OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|source| VmmError::File { path, action: "created", source })
-    };
-    let mut command = Command::new(program);
-    command
-        .args(args)
-        .current_dir(folder)
-        .env_clear()
-        .stdin(Stdio::null())
-        .stdout(open(CONSOLE_FILE)?)
-        .stderr(open(STDERR_FILE)?);
-    // SAFETY: between fork and exec the closure makes a few system calls; it neither allocates nor takes a lock.
-    unsafe {
-        command.pre_exec(|| {
-            rustix::process::setsid()?;
-            let limit = Rlimit { current: Some(FILE_BYTES_MAX), maximum: Some(FILE_BYTES_MAX) };
-            rustix::process::setrlimit(Resource::Fsize, limit)?;
-            // A core dump would hold the guest's memory, secrets included (I10).
-            let none = Rlimit { current: Some(0), maximum: Some(0) };
-            rustix::process::setrlimit(Resource::Core, none)?;
-            // SAFETY: setting a signal to "ignore" installs no handler; the setting survives exec.
-            if libc::signal(libc::SIGXFSZ, libc::SIG_IGN) == libc::SIG_ERR {
-                return Err(io::Error::last_os_error());
-            }
-            Ok(())
-        });
-    }
-    tokio::process::Command::from(command)
-        .spawn()
-        .map_err(|source| VmmError::Spawn { program: program.to_owned(), source })
+/// Opens a file of the machine's for what its VMM says.
+pub(crate) fn output_file(folder: &Path, name: &str) -> Result<File, VmmError> {
+    let path = folder.join(name);
+    OpenOptions::new().append(true).create(true).mode(0o600).open(&path).map_err(|source| VmmError::File {
+        path,
+        action: "created",
+        source,
+    })
 }
 
 /// The identity of a process that lives; `None` if there is none with that id, or only its remains.
@@ -205,8 +172,7 @@ pub(crate) fn open_process(identity: &Identity) -> Result<Option<OwnedFd>, VmmEr
     Ok((identify(identity.pid).as_ref() == Some(identity)).then_some(handle))
 }
 
-/// Finds the process whose command line names a path: the machine of an agent that died before it could write
-/// the record.
+/// Finds the process whose command line names a path: the machine whose record is lost.
 pub(crate) fn find_by_argument(path: &Path) -> Option<Identity> {
     let wanted = path.as_os_str().as_bytes();
     for entry in fs::read_dir("/proc").ok()?.flatten() {
@@ -215,7 +181,7 @@ pub(crate) fn find_by_argument(path: &Path) -> Option<Identity> {
         };
         let Ok(line) = fs::read(entry.path().join("cmdline")) else { continue };
         let names_it = line.split(|byte| *byte == 0).any(|argument| {
-            // The path stands alone (Firecracker) or as a value within an option (QEMU).
+            // The path stands alone, as the process's name, or as a value within an option of an older release's QEMU.
             argument == wanted
                 || argument.split(|byte| matches!(byte, b',' | b'=' | b':')).any(|value| value == wanted)
         });
@@ -244,6 +210,8 @@ pub(crate) fn said(path: PathBuf) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::process::{Command, Stdio};
+
     use super::*;
 
     /// A process that lives until its input ends.
@@ -272,22 +240,6 @@ mod tests {
         assert!(open_process(&identity).unwrap().is_none());
         child.wait().unwrap();
         assert!(open_process(&identity).unwrap().is_none());
-    }
-
-    #[tokio::test]
-    async fn i10_i14_a_vmm_leaves_no_core_and_writes_no_large_file() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut child =
-            spawn_detached(Path::new("/bin/cat"), &["/proc/self/limits".to_owned()], folder.path()).unwrap();
-        assert!(child.wait().await.unwrap().success());
-        let limits = fs::read_to_string(folder.path().join(CONSOLE_FILE)).unwrap();
-        let of = |name: &str| {
-            let line = limits.lines().find(|line| line.starts_with(name)).unwrap();
-            // Soft and hard: what is started cannot raise it again.
-            line[name.len()..].split_whitespace().take(2).map(str::to_owned).collect::<Vec<_>>()
-        };
-        assert_eq!(of("Max core file size"), ["0", "0"]);
-        assert_eq!(of("Max file size"), [FILE_BYTES_MAX.to_string(), FILE_BYTES_MAX.to_string()]);
     }
 
     #[test]

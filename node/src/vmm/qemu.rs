@@ -1,16 +1,23 @@
 //! QEMU's `microvm` machine: the back-end that works on every host.
 //!
 //! No device that the guest does not need, no configuration that this file does not name, QEMU's own seccomp
-//! sandbox, and guest memory exactly as asked.
+//! sandbox, and guest memory exactly as asked. Its sockets, its console, the root image and the TAP are descriptors that
+//! it is given, so its jail holds no file that it could write, and no network.
 
 use std::{
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use holdfast_jail::plan::{Descriptor, Device, FIRST_DESCRIPTOR, Profile};
+
 use super::{
-    Adoption, BoxFuture, Vm, VmSpec, Vmm, VmmError, VmmKind, channel::ChannelAddress, host_clock, process,
-    qmp,
+    BoxFuture, Vm, VmSpec, Vmm, VmmError, VmmKind,
+    channel::ChannelAddress,
+    host_clock,
+    jail::{Jails, Needs},
+    process, qmp,
 };
 
 /// How long QEMU may take until its control socket answers.
@@ -33,6 +40,20 @@ const KERNEL_COMMAND_LINE: &str = "console=ttyS0 loglevel=4 panic=-1 reboot=t ts
 /// Added where instructions are translated: such a guest speculates about nothing, and each guard costs dearly.
 const TRANSLATED_COMMAND_LINE: &str = " mitigations=off";
 
+/// The firmware that a `microvm` loads, as far as a release of QEMU has it.
+const FIRMWARE: [&str; 5] = ["qboot.rom", "bios-microvm.bin", "pvh.bin", "linuxboot_dma.bin", "kvmvapic.bin"];
+
+/// Where it may be: beside the program, or where distributions put it.
+const FIRMWARE_FOLDERS: [&str; 4] =
+    ["../share/qemu", "../share/qemu-kvm", "../share/seabios", "../share/qemu-firmware"];
+
+/// Code that some distributions keep apart from the program.
+const MODULES: [&str; 1] = ["accel-tcg-x86_64.so"];
+
+/// Where it may be.
+const MODULE_FOLDERS: [&str; 4] =
+    ["../lib/x86_64-linux-gnu/qemu", "../lib64/qemu", "../lib64/qemu-kvm", "../lib/qemu"];
+
 /// QEMU, with or without KVM.
 #[derive(Debug, Clone)]
 pub struct Qemu {
@@ -40,6 +61,17 @@ pub struct Qemu {
     pub program: PathBuf,
     /// Whether guests run on `/dev/kvm`; only set where the probe booted on it.
     pub kvm: bool,
+    /// What its processes run in.
+    pub jails: Arc<Jails>,
+}
+
+/// The numbers of the descriptors that a QEMU is given.
+struct Numbers {
+    channel: i32,
+    control: i32,
+    console: i32,
+    root: Option<i32>,
+    tap: Option<i32>,
 }
 
 impl Vmm for Qemu {
@@ -55,37 +87,15 @@ impl Vmm for Qemu {
 impl Qemu {
     async fn start_machine(&self, spec: &VmSpec) -> Result<Vm, VmmError> {
         spec.check()?;
-        if let Adoption::Running(vm) = Vm::adopt(&spec.folder)? {
-            return Err(VmmError::AlreadyRunning { folder: spec.folder.clone(), pid: vm.pid() });
-        }
-        process::prepare_folder(&spec.folder, &[CHANNEL_SOCKET, QMP_SOCKET])?;
-        let mut child = process::spawn_detached(&self.program, &self.arguments(spec).await, &spec.folder)?;
-        let ended = || VmmError::EndedAtOnce {
-            kind: self.kind(),
-            instance_id: spec.instance_id.clone(),
-            said: process::said(spec.folder.join(process::STDERR_FILE)),
-        };
-        let recorded = match child.id() {
-            Some(pid) => Vm::record(&spec.folder, &spec.instance_id, self.kind(), pid),
-            None => Ok(None),
-        };
-        let vm = match recorded {
-            Ok(Some(vm)) => vm,
-            Ok(None) => return Err(ended()),
-            Err(error) => {
-                // Without its record no later agent would find it.
-                if let Err(source) = child.kill().await {
-                    tracing::error!(%source, "a microVM that could not be recorded could not be killed either");
-                }
-                return Err(error);
-            }
-        };
-        // The child is ours to reap for as long as this agent lives.
-        tokio::spawn(async move { child.wait().await });
+        let vm = self.jails.start(spec, self.needs(spec).await).await?;
         let started_at = Instant::now();
         loop {
             if !vm.is_alive() {
-                return Err(ended());
+                return Err(VmmError::EndedAtOnce {
+                    kind: self.kind(),
+                    instance_id: spec.instance_id.clone(),
+                    said: process::said(spec.folder.join(process::STDERR_FILE)),
+                });
             }
             match qmp::query_status(&qmp_path(&spec.folder)).await {
                 Ok(status) if is_running(&status) => return Ok(vm),
@@ -104,6 +114,38 @@ impl Qemu {
         }
     }
 
+    /// What QEMU is given: as descriptors what changes, as files what it reads.
+    async fn needs(&self, spec: &VmSpec) -> Needs {
+        let at = |name: &str| spec.folder.join(name);
+        let mut descriptors = Vec::with_capacity(5);
+        let mut number = |descriptor: Descriptor| {
+            descriptors.push(descriptor);
+            FIRST_DESCRIPTOR + i32::try_from(descriptors.len()).unwrap_or(i32::MAX) - 1
+        };
+        let numbers = Numbers {
+            channel: number(Descriptor::Listen(at(CHANNEL_SOCKET))),
+            control: number(Descriptor::Listen(at(QMP_SOCKET))),
+            console: number(Descriptor::Append(at(process::CONSOLE_FILE))),
+            root: spec.root_image.clone().map(|image| number(Descriptor::Read(image))),
+            tap: spec.nic.as_ref().map(|nic| number(Descriptor::Tap(nic.tap.clone()))),
+        };
+        let mut files = vec![spec.kernel.clone(), spec.initrd.clone()];
+        files.extend(found(&self.program, &FIRMWARE_FOLDERS, &FIRMWARE));
+        Needs {
+            kind: self.kind(),
+            program: self.program.clone(),
+            arguments: self.arguments(spec, &numbers).await,
+            descriptors,
+            modules: found(&self.program, &MODULE_FOLDERS, &MODULES),
+            files,
+            devices: if self.kvm { vec![Device::Kvm] } else { Vec::new() },
+            makes_sockets: false,
+            tap: None,
+            profile: Profile::Qemu,
+            stale: Vec::new(),
+        }
+    }
+
     /// What the guest kernel is told. QEMU adds where the guest's devices are.
     async fn command_line(&self) -> String {
         let mut line = KERNEL_COMMAND_LINE.to_owned();
@@ -117,9 +159,11 @@ impl Qemu {
     }
 
     /// QEMU's whole command line.
-    async fn arguments(&self, spec: &VmSpec) -> Vec<String> {
+    async fn arguments(&self, spec: &VmSpec, numbers: &Numbers) -> Vec<String> {
         let command_line = self.command_line().await;
-        let path = |name: &str| spec.folder.join(name).display().to_string();
+        let listens = |id: &str, number: i32| format!("socket,id={id},fd={number},server=on,wait=off");
+        // Where QEMU wants a path to a file, a set with a descriptor in it has one.
+        let set = |number: i32| format!("/dev/fdset/{number}");
         let (accelerator, processor) = if self.kvm {
             ("kvm".to_owned(), "host")
         } else {
@@ -146,24 +190,38 @@ impl Qemu {
         add("-kernel", spec.kernel.display().to_string());
         add("-initrd", spec.initrd.display().to_string());
         add("-append", command_line);
-        add("-chardev", format!("file,id=console,path={},append=on", path(process::CONSOLE_FILE)));
+        for number in std::iter::once(numbers.console).chain(numbers.root) {
+            add("-add-fd", format!("fd={number},set={number}"));
+        }
+        add("-chardev", format!("file,id=console,path={},append=on", set(numbers.console)));
         add("-serial", "chardev:console".to_owned());
-        add("-qmp", format!("unix:{},server=on,wait=off", qmp_path(&spec.folder).display()));
-        add("-object", "rng-random,id=entropy,filename=/dev/urandom".to_owned());
+        add("-chardev", listens("control", numbers.control));
+        add("-mon", "chardev=control,mode=control".to_owned());
+        // From the kernel by a system call: no device is needed.
+        add("-object", "rng-builtin,id=entropy".to_owned());
         add("-device", "virtio-rng-device,rng=entropy".to_owned());
         add("-device", "virtio-serial-device".to_owned());
-        add("-chardev", format!("socket,id=channel,path={},server=on,wait=off", path(CHANNEL_SOCKET)));
+        add("-chardev", listens("channel", numbers.channel));
         add("-device", format!("virtserialport,chardev=channel,name={}", holdfast_guest::SERIAL_PORT_NAME));
-        if let Some(image) = &spec.root_image {
-            add("-drive", format!("id=root,file={},format=raw,if=none,readonly=on", image.display()));
+        if let Some(number) = numbers.root {
+            add("-drive", format!("id=root,file={},format=raw,if=none,readonly=on", set(number)));
             add("-device", "virtio-blk-device,drive=root".to_owned());
         }
-        if let Some(nic) = &spec.nic {
-            add("-netdev", format!("tap,id=eth0,ifname={},script=no,downscript=no,vhost=off", nic.tap));
+        if let (Some(nic), Some(number)) = (&spec.nic, numbers.tap) {
+            add("-netdev", format!("tap,id=eth0,fd={number},vhost=off"));
             add("-device", format!("virtio-net-device,netdev=eth0,mac={}", nic.mac_text()));
         }
         arguments
     }
+}
+
+/// The files of these names in the folders beside a program, as far as they are there.
+fn found(program: &Path, folders: &[&str], names: &[&str]) -> Vec<PathBuf> {
+    let beside = program.canonicalize().ok();
+    let beside = beside.as_deref().and_then(Path::parent).and_then(Path::parent);
+    let folders = folders.iter().filter_map(|folder| Some(beside?.join(folder.trim_start_matches("../"))));
+    let files = folders.flat_map(|folder| names.iter().map(move |name| folder.join(name)));
+    files.filter(|file| file.is_file()).collect()
 }
 
 /// Whether a run state of QEMU's means that the guest makes progress, or is about to.

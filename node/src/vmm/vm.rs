@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use holdfast_jail::cgroup::Group;
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
     process::Signal,
@@ -55,6 +56,8 @@ pub enum VmEnd {
         /// The end of the VMM's error output.
         said: String,
     },
+    /// The kernel killed it because its cgroup's memory was used up.
+    OutOfMemory,
     /// The VMM stopped the guest by itself (a KVM internal error, for one). The process is still there: kill it.
     GuestStopped {
         /// The VMM's word for it.
@@ -68,6 +71,7 @@ impl std::fmt::Display for VmEnd {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             VmEnd::Exited { said } => write!(f, "the VMM ended; it said: {said}"),
+            VmEnd::OutOfMemory => f.write_str("the VMM used up the memory of its cgroup and was killed"),
             VmEnd::GuestStopped { status } => write!(f, "the VMM stopped the guest with status '{status}'"),
             VmEnd::Unresponsive => f.write_str("the VMM no longer answers its control socket"),
         }
@@ -81,10 +85,11 @@ impl Vm {
         instance_id: &str,
         kind: VmmKind,
         pid: u32,
+        cgroup: Option<PathBuf>,
     ) -> Result<Option<Vm>, VmmError> {
         let Some(identity) = process::identify(pid) else { return Ok(None) };
         let Some(process) = process::open_process(&identity)? else { return Ok(None) };
-        let record = Record::new(instance_id, kind, identity);
+        let record = Record { cgroup, ..Record::new(instance_id, kind, identity) };
         record.write(folder)?;
         Ok(Some(Vm { folder: folder.to_owned(), record, process }))
     }
@@ -171,6 +176,9 @@ impl Vm {
         tokio::select! {
             gone = self.exited() => {
                 gone?;
+                if self.record.cgroup.clone().is_some_and(|folder| Group::at(folder).was_out_of_memory()) {
+                    return Ok(VmEnd::OutOfMemory);
+                }
                 Ok(VmEnd::Exited { said: process::said(self.folder.join(process::STDERR_FILE)) })
             }
             end = self.watch_status() => Ok(end),
@@ -211,12 +219,10 @@ impl Vm {
     }
 }
 
-/// A machine whose agent died between starting it and recording it.
+/// A machine whose record is lost.
 fn adopt_unrecorded(folder: &Path) -> Option<Record> {
-    let (kind, identity) =
-        [(VmmKind::QemuTcg, qemu::qmp_path(folder)), (VmmKind::Firecracker, firecracker::api_path(folder))]
-            .into_iter()
-            .find_map(|(kind, path)| Some((kind, process::find_by_argument(&path)?)))?;
+    let identity = process::find_by_argument(folder)?;
+    let kind = if qemu::qmp_path(folder).exists() { VmmKind::QemuTcg } else { VmmKind::Firecracker };
     let instance_id = folder.file_name()?.to_str()?;
     Some(Record::new(instance_id, kind, identity))
 }

@@ -5,7 +5,11 @@ use std::{
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Command,
+    sync::Arc,
 };
+
+use holdfast_jail::cgroup::{Choice, Hierarchy};
+use holdfast_node::vmm::jail::{JailConfig, Jails};
 
 /// Every program of busybox that a test uses.
 const APPLETS: [&str; 16] = [
@@ -29,6 +33,24 @@ pub(crate) fn assets() -> Assets {
         path.canonicalize().unwrap()
     };
     Assets { kernel: found("vmlinux"), initrd: found("initramfs.cpio") }
+}
+
+/// Jails for the machines of a data folder, as around the machines of a node. Every wall that this host has is up; that
+/// this one's cgroups may be of the old kind is its operator's affair, and he has said so.
+pub(crate) fn jail_config() -> JailConfig {
+    let cgroups = if Hierarchy::find().is_ok() { Choice::Required } else { Choice::Without };
+    JailConfig {
+        walls: true,
+        cgroups,
+        launcher: env!("CARGO_BIN_EXE_test-launcher").into(),
+        ..JailConfig::default()
+    }
+}
+
+/// The same, ready to be used.
+#[allow(dead_code, reason = "not every test starts machines by itself")]
+pub(crate) fn jails(data_dir: &Path) -> Arc<Jails> {
+    Arc::new(Jails::new(data_dir, jail_config(), Arc::new(|_| {})))
 }
 
 /// What a root image may be.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpStream};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -13,6 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use holdfast_client::{Applied, Link, Replica};
+use holdfast_jail::ids::IdRange;
 use holdfast_model::agent::{Desired, Frame, LogLine, NodeInstance, Stamp};
 use holdfast_model::manifest::{Health, HealthCheck, Resources, Restart, RestartPolicy};
 use holdfast_model::resource::{Image, ImageDigest, InstanceReason, InstanceState};
@@ -26,7 +28,7 @@ use holdfast_node::status::NodeStatus;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::guest_image::{FileSystem, assets, root_image};
+use crate::guest_image::{FileSystem, assets, jail_config, root_image};
 
 /// Nothing here waits longer for anything. A guard against hanging, not a measurement.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -158,6 +160,21 @@ impl Scene {
         processes
             .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok())
             .filter(running)
+            .collect()
+    }
+
+    /// Processes that run as a VM's user, whatever they are called: a launcher that was left behind, for one.
+    pub(crate) fn of_vm_users(&self) -> Vec<u32> {
+        let range = IdRange::default();
+        let owned = |entry: &fs::DirEntry| {
+            let uid = entry.metadata().map_or(0, |meta| meta.uid());
+            (range.first..range.first + range.count).contains(&uid)
+        };
+        let processes = fs::read_dir("/proc").unwrap().map(Result::unwrap).filter(owned);
+        // Remains are nobody's: in a test's namespace there is no init that waits for orphans.
+        processes
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .filter(|pid| runs(*pid))
             .collect()
     }
 
@@ -314,6 +331,7 @@ pub(crate) fn host_config(data_dir: &Path) -> HostConfig {
         assets_dir: assets().kernel.parent().unwrap().to_owned(),
         capacity: CapacityOverride::default(),
         vmm: VmmChoice::Qemu,
+        jail: jail_config(),
     }
 }
 
