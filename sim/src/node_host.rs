@@ -1,6 +1,7 @@
 //! One node: a host that may reboot, and on it the real loop of the agent, which may die at any step.
 //!
-//! The agent's disk holds its real records; what is desired comes over a [`NodeLink`] and is kept, as a replica does.
+//! The agent's disk holds its real records; what is desired comes over a [`NodeLink`](crate::node_link::NodeLink) and is
+//! kept, as a replica does.
 
 use std::future::pending;
 use std::path::{Path, PathBuf};
