@@ -26,7 +26,7 @@ use crate::health::{Fault, Health};
 use crate::network::chain;
 use crate::raft_meta::RaftMeta;
 use crate::snapshot_file::{SnapshotFile, SnapshotFolder};
-use crate::state_machine::{Progress, StateMachineError, read_meta};
+use crate::state_machine::{self, Progress, StateMachineError};
 use crate::types::{LogId, Reply, SnapshotMeta, TypeConfig};
 
 /// Batches that may wait. More than that and openraft waits: back-pressure, not memory.
@@ -280,12 +280,10 @@ impl Worker {
 
     fn install(&mut self, expected: &SnapshotMeta, snapshot: SnapshotFile) -> Result<(), StateMachineError> {
         let snapshot = self.folder.keep(snapshot)?;
-        self.store.install(&mut snapshot.body()?)?;
-        let installed = read_meta(&self.store)?;
-        if installed.snapshot_meta() != *expected {
+        if snapshot.meta.snapshot_meta() != *expected {
             return Err(StateMachineError::WrongSnapshot);
         }
-        self.meta = installed;
+        self.meta = state_machine::install(&self.store, &snapshot)?;
         self.checkpoints.made(self.meta.next_index());
         self.publish();
         Ok(())

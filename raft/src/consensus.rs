@@ -202,7 +202,7 @@ impl Consensus {
         let members = std::collections::BTreeMap::from([(id, node.clone())]);
         match self.inner.raft.initialize(members).await {
             Ok(()) => Ok(()),
-            Err(openraft::errors::RaftError::Fatal(error)) => Err(StartError::Core(error.to_string())),
+            Err(openraft::errors::RaftError::Fatal(error)) => Err(StartError::Core(error.into())),
             Err(openraft::errors::RaftError::APIError(_)) => {
                 let membership = membership::current(&self.inner.raft);
                 let same = membership.nodes().count() == 1 && membership.get_node(&id) == Some(&node);

@@ -6,12 +6,14 @@ use std::path::PathBuf;
 
 use holdfast_model::MemberId;
 use holdfast_store::StoreError;
+use openraft::errors::Fatal;
 
 use crate::health::Fault;
 use crate::log_store::LogStoreError;
 use crate::member_identity::MarkerError;
 use crate::snapshot_file::SnapshotFileError;
 use crate::state_machine::StateMachineError;
+use crate::types::{CommandError, TypeConfig};
 
 /// Why a request to the running consensus had no result.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -173,8 +175,34 @@ pub enum StartError {
     )]
     Timing(String),
     /// openraft could not start.
-    #[error("the consensus core could not start: {0}; check the disk")]
-    Core(String),
+    #[error("the consensus core could not start; check the disk, then start the member again")]
+    Core(#[source] Box<Fatal<TypeConfig>>),
+    /// Work on the disk did not come to its end.
+    #[error(
+        "work on the disk of this member was cut off, by a panic or by the end of the process; report a panic, and start the member again"
+    )]
+    Work(#[source] io::Error),
+    /// A state that is ahead of its log has no snapshot.
+    #[error(
+        "the state is ahead of the log, and the snapshot that must reach as far could not be made; check the disk and its free space, then start the member again"
+    )]
+    OwnSnapshot(#[source] io::Error),
+    /// The member was to be filled, and could not take in what there is.
+    #[error(
+        "the state of {path} had to be given up and a new one could not be put in its place; check the disk and its free space, then start the member again"
+    )]
+    Fill {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A filled member stopped before it had what was acknowledged meanwhile.
+    #[error("this member was filled and stopped before it had caught up")]
+    StoppedCatchingUp(#[source] Fault),
+    /// The command that begins an incarnation has no form in the log.
+    #[error("the command that begins the new incarnation could not be encoded; this is a bug, report it")]
+    Command(#[source] CommandError),
     /// The cluster exists already.
     #[error("this member is part of a cluster already; `server init` is for a new one")]
     AlreadyBootstrapped,

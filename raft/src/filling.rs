@@ -19,11 +19,11 @@ use crate::error::StartError;
 use crate::healing::{self, Pending, WrongDigest};
 use crate::health::Fault;
 use crate::known_peers::KnownPeers;
-use crate::log_store::LogStore;
+use crate::log_store::{LogStore, LogStoreError};
 use crate::network::{Channels, chain};
 use crate::raft_meta::RaftMeta;
 use crate::snapshot_file::{SnapshotFile, SnapshotFileError, SnapshotFolder};
-use crate::state_machine::{StateMachineError, read_meta};
+use crate::state_machine::{self, StateMachineError, read_meta};
 use crate::transport::channel::{CallError, Channel};
 use crate::transport::message::{Purpose, Request, Response};
 
@@ -56,6 +56,8 @@ enum FillError {
     File(#[from] SnapshotFileError),
     #[error("the snapshot could not be installed")]
     Install(#[from] StateMachineError),
+    #[error("this member's log could not be read")]
+    Log(#[from] LogStoreError),
     #[error("the snapshot has the very state for which this member was found wrong")]
     StillWrong,
     #[error("the work was not done")]
@@ -71,7 +73,8 @@ async fn on_disk<T: Send + 'static, E: Into<FillError> + Send + 'static>(
 impl Filling<'_> {
     /// Fills the member. Safe to repeat after a crash at any moment.
     pub(crate) async fn fill(mut self) -> Result<(), StartError> {
-        let core = |error: FillError| StartError::Core(chain(&error));
+        let path = self.data_dir.to_owned();
+        let core = |error: FillError| StartError::Fill { path: path.clone(), source: error.into() };
         // What an earlier attempt installed is whole.
         let has_state = self.store.applied().is_some() && !self.is_still_wrong().await.map_err(core)?;
         if !has_state && !self.fill_from_own().await.map_err(core)? {
@@ -160,11 +163,7 @@ impl Filling<'_> {
     async fn install(&self, file: SnapshotFile) -> Result<(), FillError> {
         let (store, wrong) = (self.store.clone(), self.pending.wrong);
         on_disk(move || {
-            file.verify()?;
-            store.install(&mut file.body()?).map_err(StateMachineError::from)?;
-            if read_meta(&store)? != file.meta {
-                return Err(StateMachineError::WrongSnapshot.into());
-            }
+            state_machine::install(&store, &file)?;
             if still_wrong(&store, wrong)? { Err(FillError::StillWrong) } else { Ok(()) }
         })
         .await

@@ -41,6 +41,8 @@ pub(crate) struct JournalRow {
     pub(crate) generation: u64,
     /// False after the log was closed in order: then nothing lies in the journal.
     pub(crate) open: bool,
+    /// Length of the file.
+    pub(crate) bytes: u64,
 }
 
 /// Where a journal lies.
@@ -57,38 +59,40 @@ impl JournalPlace {
         JournalPlace::File(log.with_extension("journal"))
     }
 
-    /// Opens it. One that may hold entries must be there; any other is made, and has all its blocks: a sync then has no
-    /// length and no place to write.
-    fn open(self, in_use: bool) -> Result<Box<dyn StorageBackend>, LogStoreError> {
-        let (storage, bytes) = match self {
+    /// Opens it, and says how long it is. One that may hold entries must be there in its whole length; any other is made, and
+    /// has all its blocks: a sync then has no length and no place to write.
+    fn open(self, row: Option<&JournalRow>) -> Result<(Box<dyn StorageBackend>, u64), LogStoreError> {
+        let in_use = row.is_some_and(|row| row.open);
+        let (storage, wanted) = match self {
             JournalPlace::Storage(storage) => {
                 let bytes = storage.len().map_err(LogStoreError::Journal)?;
                 (storage, if bytes == 0 { JOURNAL_BYTES } else { bytes })
             }
-            JournalPlace::File(path) => {
-                if in_use && !path.exists() {
-                    return Err(LogStoreError::JournalLost);
-                }
-                let mut options = fs::OpenOptions::new();
-                options.read(true).write(true).create(true).truncate(false);
-                let file = options.open(&path).map_err(LogStoreError::Journal)?;
-                if let Some(folder) = path.parent().filter(|_| !in_use) {
-                    let folder = fs::File::open(folder).map_err(LogStoreError::Journal)?;
-                    folder.sync_all().map_err(LogStoreError::Journal)?;
-                }
-                let storage: Box<dyn StorageBackend> = Box::new(FileBackend::new(file)?);
-                (storage, JOURNAL_BYTES)
-            }
+            JournalPlace::File(path) => (open_file(&path, in_use)?, JOURNAL_BYTES),
         };
         let found = storage.len().map_err(LogStoreError::Journal)?;
-        if in_use && found == 0 {
-            return Err(LogStoreError::JournalLost);
+        if let Some(row) = row.filter(|row| row.open) {
+            return if found < row.bytes { Err(LogStoreError::JournalLost) } else { Ok((storage, row.bytes)) };
         }
-        if !in_use && found < bytes {
-            fill(&*storage, bytes).map_err(LogStoreError::Journal)?;
+        if found < wanted {
+            fill(&*storage, wanted).map_err(LogStoreError::Journal)?;
         }
-        Ok(storage)
+        Ok((storage, wanted))
     }
+}
+
+fn open_file(path: &Path, in_use: bool) -> Result<Box<dyn StorageBackend>, LogStoreError> {
+    let mut options = fs::OpenOptions::new();
+    options.read(true).write(true).create(!in_use).truncate(false);
+    let file = options.open(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound if in_use => LogStoreError::JournalLost,
+        _ => LogStoreError::Journal(error),
+    })?;
+    if let Some(folder) = path.parent().filter(|_| !in_use) {
+        let folder = fs::File::open(folder).map_err(LogStoreError::Journal)?;
+        folder.sync_all().map_err(LogStoreError::Journal)?;
+    }
+    Ok(Box::new(FileBackend::new(file)?))
 }
 
 fn fill(storage: &dyn StorageBackend, bytes: u64) -> io::Result<()> {
@@ -122,12 +126,12 @@ impl Journal {
         place: JournalPlace,
         row: Option<JournalRow>,
     ) -> Result<(Self, Vec<Frame>), LogStoreError> {
-        let in_use = row.is_some_and(|row| row.open);
-        let row = row.unwrap_or_else(|| JournalRow { key: rand::random(), generation: 0, open: false });
-        let storage = place.open(in_use)?;
-        let capacity = storage.len().map_err(LogStoreError::Journal)? as usize;
-        let mut journal = Journal { storage, row, capacity, next: 0, buffer: Vec::new() };
-        let frames = if in_use { journal.frames()? } else { Vec::new() };
+        let (storage, bytes) = place.open(row.as_ref())?;
+        let row =
+            row.unwrap_or_else(|| JournalRow { key: rand::random(), generation: 0, open: false, bytes });
+        let row = JournalRow { bytes, ..row };
+        let mut journal = Journal { storage, row, capacity: bytes as usize, next: 0, buffer: Vec::new() };
+        let frames = journal.frames()?;
         journal.row.open = true;
         Ok((journal, frames))
     }
@@ -191,15 +195,16 @@ impl Journal {
         checksum
     }
 
-    /// Every frame of this generation, in order. Each was synced before the next was begun, so only the last may be torn: a
-    /// whole frame after one that is not shows that something rotted. So does one of a later generation: then it is
-    /// `log.redb` that went back.
+    /// Every frame of this generation, in order; of a log that was closed there is none. Each was synced before the next was
+    /// begun, so only the last may be torn: a whole frame after one that is not shows that something rotted. So does one of
+    /// a later generation, or any in a closed log's: then it is `log.redb` that went back.
     fn frames(&self) -> Result<Vec<Frame>, LogStoreError> {
         let mut bytes = vec![0; self.capacity];
         self.storage.read(0, &mut bytes).map_err(LogStoreError::Journal)?;
         let mut frames = Vec::new();
         let mut at = 0;
-        while let Some((generation, body, end)) = self.whole_frame(&bytes, at)
+        while self.row.open
+            && let Some((generation, body, end)) = self.whole_frame(&bytes, at)
             && generation == self.row.generation
         {
             frames.push(unpack(body).ok_or(LogStoreError::JournalRotten { offset: at as u64 })?);
@@ -312,11 +317,52 @@ mod tests {
         assert!(matches!(open(&disk, Some(older)), Err(LogStoreError::JournalRotten { offset: 0 })));
     }
 
+    /// The commit by which a log was closed, found again: after it, nothing lay in the journal.
     #[test]
-    fn i02_a_journal_that_is_gone_is_not_made_anew() {
+    fn i02_a_closed_log_that_is_older_than_its_journal_is_noticed() {
         let disk = Disk::default();
         let row = written(&disk);
-        assert!(matches!(open(&Disk::default(), Some(row)), Err(LogStoreError::JournalLost)));
+        let before = disk.current();
+        for generation in [row.generation - 1, row.generation] {
+            let older = JournalRow { generation, open: false, ..row };
+            assert!(matches!(open(&disk, Some(older)), Err(LogStoreError::JournalRotten { offset: 0 })));
+        }
+        assert_eq!(disk.current(), before, "what shows it is gone");
+        // A log that was closed after them took them over.
+        let closed = JournalRow { generation: row.generation + 1, open: false, ..row };
+        assert_eq!(open(&disk, Some(closed)).unwrap().1, []);
+    }
+
+    #[test]
+    fn i02_a_journal_that_is_gone_or_was_cut_is_not_made_anew() {
+        let disk = Disk::default();
+        let row = written(&disk);
+        for bytes in [0, ALIGN_BYTES, JOURNAL_BYTES as usize - 1] {
+            let cut = Disk::of(disk.current()[..bytes].to_vec());
+            assert!(matches!(open(&cut, Some(row)), Err(LogStoreError::JournalLost)), "{bytes} bytes");
+            assert_eq!(cut.bytes(), bytes as u64);
+        }
+    }
+
+    /// A file in its place that is as long as the disk is not read into memory.
+    #[test]
+    fn of_a_journal_that_is_too_long_its_own_bytes_are_read() {
+        let disk = Disk::default();
+        let row = written(&disk);
+        disk.set_len(2 * JOURNAL_BYTES).unwrap();
+        let (journal, found) = open(&disk, Some(row)).unwrap();
+        assert_eq!((journal.capacity as u64, found.len()), (JOURNAL_BYTES, 3));
+    }
+
+    /// The length is the journal's own: a build that makes longer ones opens it all the same.
+    #[test]
+    fn a_journal_in_use_keeps_its_length() {
+        let disk = Disk::of(vec![0; 1024]);
+        let (mut journal, _) = open(&disk, None).unwrap();
+        let row = journal.next_row(true);
+        journal.begin(row);
+        assert!(journal.append(&entries(7), None).unwrap());
+        assert_eq!(open(&disk, Some(row)).unwrap().1.len(), 1);
     }
 
     #[test]

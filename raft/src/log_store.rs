@@ -17,11 +17,11 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread::JoinHandle;
 
 use futures::Stream;
-use holdfast_checked_file::{Checked, Checks};
+use holdfast_checked_file::{Checked, Checks, open_database};
 use openraft::OptionalSend;
 use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
-use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
+use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::disk_work;
@@ -42,7 +42,7 @@ pub(crate) const META_IDENTITY: &str = "identity";
 pub(crate) const META_JOURNAL: &str = "journal";
 
 /// redb's page cache for the log. Small: the tail of the log is kept decoded in memory.
-const CACHE_BYTES: usize = 32 * 1024 * 1024;
+pub(crate) const CACHE_BYTES: usize = 32 * 1024 * 1024;
 /// Bytes of entries in one replication request, or one entry if that is larger.
 const REPLICATION_BYTES_MAX: usize = 1024 * 1024;
 /// Entries that are read at once for the state machine.
@@ -64,6 +64,14 @@ pub enum LogStoreError {
     /// The file is there and should not be.
     #[error("there is a raft log at {path} already; choose an empty folder")]
     Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file is there and holds nothing.
+    #[error(
+        "the raft log at {path} is empty: what it held was lost, and with it what this member promised; remove the member and join again under a new id"
+    )]
+    Empty {
         /// The file.
         path: PathBuf,
     },
@@ -120,6 +128,12 @@ pub enum LogStoreError {
         /// The first index that is not covered.
         covered_next: u64,
     },
+    /// A thread panicked in the middle of a change to what is known of the log.
+    #[error("a thread panicked while it held the log's view; report it, and restart the member")]
+    Panicked,
+    /// The members to be recorded are no membership.
+    #[error("the membership of one survivor was refused; this is a bug, report it")]
+    Membership(#[source] openraft::errors::MembershipError<u64>),
     /// The writer stopped after an earlier error.
     #[error("the raft log stopped after an error ({0}); restart the member after checking its disk")]
     Stopped(String),
@@ -155,6 +169,7 @@ impl LogStoreError {
         match self {
             LogStoreError::Hole { .. }
             | LogStoreError::NoIdentity
+            | LogStoreError::Empty { .. }
             | LogStoreError::JournalLost
             | LogStoreError::JournalRotten { .. } => true,
             LogStoreError::Record(error) => !matches!(error, RecordError::Version { .. }),
@@ -193,18 +208,16 @@ struct Inner {
 impl LogStore {
     /// Creates the log of a new member. Fails when there is one.
     pub fn create(path: &Path, identity: &MemberIdentity) -> Result<Self, LogStoreError> {
-        if path.exists() {
-            return Err(LogStoreError::Exists { path: path.into() });
-        }
-        Self::start(Checked::open(path)?, JournalPlace::beside(path), Some(identity))
+        let file = Checked::create_new(path).map_err(|error| match io_kind(&error) {
+            Some(io::ErrorKind::AlreadyExists) => LogStoreError::Exists { path: path.into() },
+            _ => error.into(),
+        })?;
+        Self::start(file, JournalPlace::beside(path), Some(identity))
     }
 
-    /// Opens the log of a known member. Fails when there is none.
+    /// Opens the log of a known member. Fails when there is none, and makes nothing in its place.
     pub fn open(path: &Path) -> Result<Self, LogStoreError> {
-        if !path.exists() {
-            return Err(LogStoreError::Missing { path: path.into() });
-        }
-        let store = Self::start(Checked::open(path)?, JournalPlace::beside(path), None)?;
+        let store = Self::start(open_file(path)?, JournalPlace::beside(path), None)?;
         if store.inner.identity.is_none() {
             return Err(LogStoreError::NoIdentity);
         }
@@ -227,7 +240,7 @@ impl LogStore {
         new_identity: Option<&MemberIdentity>,
     ) -> Result<Self, LogStoreError> {
         let checks = file.checks();
-        let database = Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(file)?;
+        let database = open_database(file, CACHE_BYTES)?;
         let journal = log_opening::take_over(&database, journal, new_identity)?;
         let recovered = Recovered::read(&database)?;
         let database = Arc::new(database);
@@ -263,13 +276,13 @@ impl LogStore {
     }
 
     /// The vote, and the last entry or the last that was purged.
-    pub(crate) fn ends(&self) -> io::Result<(Option<Vote>, Option<LogId>)> {
+    pub(crate) fn ends(&self) -> Result<(Option<Vote>, Option<LogId>), LogStoreError> {
         let view = self.view()?;
         Ok((view.vote, view.last))
     }
 
     /// The first index that was not purged.
-    pub(crate) fn first_index(&self) -> io::Result<u64> {
+    pub(crate) fn first_index(&self) -> Result<u64, LogStoreError> {
         Ok(self.view()?.first_index())
     }
 
@@ -336,12 +349,8 @@ impl LogStore {
         self.ask(|done| WriteRequest::Flush { done }).await
     }
 
-    fn view(&self) -> io::Result<MutexGuard<'_, LogView>> {
-        self.inner
-            .state
-            .view
-            .lock()
-            .map_err(|_| io::Error::other("a thread panicked while it held the log's view"))
+    fn view(&self) -> Result<MutexGuard<'_, LogView>, LogStoreError> {
+        self.inner.state.view.lock().map_err(|_| LogStoreError::Panicked)
     }
 
     fn stopped(&self) -> LogStoreError {
@@ -432,6 +441,27 @@ impl Drop for Inner {
         {
             tracing::error!("the writer thread of the raft log panicked");
         }
+    }
+}
+
+/// Opens the file of a log that must be there.
+pub(crate) fn open_file(path: &Path) -> Result<Checked, LogStoreError> {
+    let file = Checked::open_existing(path).map_err(|error| match io_kind(&error) {
+        Some(io::ErrorKind::NotFound) => LogStoreError::Missing { path: path.into() },
+        _ => error.into(),
+    })?;
+    // redb takes an empty file for one that it is to make a database of.
+    match file.len() {
+        Ok(0) => Err(LogStoreError::Empty { path: path.into() }),
+        Ok(_) => Ok(file),
+        Err(error) => Err(DatabaseError::from(error).into()),
+    }
+}
+
+fn io_kind(error: &DatabaseError) -> Option<io::ErrorKind> {
+    match error {
+        DatabaseError::Storage(redb::StorageError::Io(error)) => Some(error.kind()),
+        _ => None,
     }
 }
 

@@ -11,15 +11,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use holdfast_checked_file::Checked;
+use holdfast_checked_file::open_database;
 use holdfast_model::Proposal;
 use openraft::EntryPayload;
 use openraft::entry::RaftEntry;
-use redb::{Database, Durability};
+use redb::Durability;
 
 use crate::error::StartError;
 use crate::log_record::{self, Place};
-use crate::log_store::{ENTRIES, LogStore, LogStoreError, META, META_IDENTITY, META_VOTE};
+use crate::log_store::{
+    CACHE_BYTES, ENTRIES, LogStore, LogStoreError, META, META_IDENTITY, META_VOTE, open_file,
+};
 use crate::member_identity::{self, MemberIdentity};
 use crate::start::{LOG_FILE, once_closed};
 use crate::types::{Entry, LeaderId, LogCommand, LogId, MemberNode, Membership, Vote};
@@ -48,14 +50,14 @@ pub(crate) fn recover(
     let log = once_closed(|| LogStore::open(&log_path))?;
     let next = MemberIdentity { incarnation: marker.incarnation + 1, ..marker.clone() };
     let found = log.identity().cloned();
-    let (vote, last) = log.ends().map_err(|error| StartError::Core(error.to_string()))?;
+    let (vote, last) = log.ends()?;
     // Closes the file, so that it can be opened for writing below.
     drop(log);
     let Some(last) = last else { return Err(StartError::NothingToRecover { path }) };
     match found {
         Some(found) if found == marker => {
             let proposal = command(&next);
-            let entry = LogCommand::encode(&proposal).map_err(|error| StartError::Core(error.to_string()))?;
+            let entry = LogCommand::encode(&proposal).map_err(StartError::Command)?;
             write(&log_path, &next, node, entry, vote, last)?;
             member_identity::replace(data_dir, &next)?;
             Ok(Recovered { identity: next, kept_through: last.index() })
@@ -72,7 +74,7 @@ pub(crate) fn recover(
 /// Term and index of the last entry in a stopped member's log: of several survivors the one with the highest has most.
 pub(crate) fn log_end(data_dir: &Path) -> Result<Option<(u64, u64)>, StartError> {
     let log = once_closed(|| LogStore::open(&data_dir.join(LOG_FILE)))?;
-    let (_, last) = log.ends().map_err(|error| StartError::Core(error.to_string()))?;
+    let (_, last) = log.ends()?;
     Ok(last.map(|last| (last.committed_leader_id().term, last.index())))
 }
 
@@ -88,13 +90,13 @@ fn write(
     // Above everything that anybody can have voted for here; the member then stands for election by itself.
     let term = vote.map_or(0, |vote| vote.leader_id.term).max(last.committed_leader_id().term) + 1;
     let membership = Membership::new(vec![BTreeSet::from([id])], BTreeMap::from([(id, node)]))
-        .map_err(|error| LogStoreError::Stopped(error.to_string()))?;
+        .map_err(LogStoreError::Membership)?;
     let at = |index| LogId::new(LeaderId { term, node_id: id }, index);
     let entries = [
         Entry::new(at(last.index() + 1), EntryPayload::Membership(membership)),
         Entry::new(at(last.index() + 2), EntryPayload::Normal(command)),
     ];
-    let database = Database::builder().create_with_backend(Checked::open(log_path)?)?;
+    let database = open_database(open_file(log_path)?, CACHE_BYTES)?;
     let mut transaction = database.begin_write()?;
     transaction.set_durability(Durability::Immediate)?;
     {

@@ -171,7 +171,7 @@ fn useless(store: &Store, log: &LogStore, data_dir: &Path) -> Result<Option<Stri
         Err(error) if healing::is_damage(&error) => return Ok(Some(crate::network::chain(&error))),
         Err(error) => return Err(error.into()),
     };
-    let first = log.first_index().map_err(|error| StartError::Core(error.to_string()))?;
+    let first = log.first_index()?;
     if meta.next_index() >= first || healing::pending(data_dir)?.is_some() {
         return Ok(None);
     }
@@ -205,7 +205,7 @@ async fn start_on(
         let store = open_state(&disk.data_dir, &log, |_| once_closed(|| Store::open(&path)))?;
         Ok::<_, StartError>((log, identity, Arc::new(store)))
     });
-    let (log, identity, store) = opened.await.map_err(|error| StartError::Core(error.to_string()))??;
+    let (log, identity, store) = opened.await.map_err(StartError::Work)??;
     run(config, identity, Parts { link, raft_addr, log, store }).await
 }
 
@@ -234,7 +234,7 @@ async fn run(
     let openraft_config = Arc::new(config.openraft()?);
     let snapshots = config.data_dir.join(SNAPSHOT_FOLDER);
     let folder = disk_work::run(move || SnapshotFolder::open(&snapshots));
-    let folder = folder.await.map_err(|error| StartError::Core(error.to_string()))??;
+    let folder = folder.await.map_err(StartError::Work)??;
 
     let health = Arc::new(Health::kept_in(config.data_dir.clone()));
     let (mismatches, found) = mpsc::channel(FINDINGS_MAX);
@@ -269,12 +269,12 @@ async fn run(
         StateMachine::open(store.clone(), log.clone(), folder.clone(), progress, health.clone())?;
     let checkpoints = machine.checkpoints();
     peers.extend(peers_in(machine.opened().membership.membership(), id));
-    let (vote, last) = log.ends().map_err(|error| StartError::Core(error.to_string()))?;
+    let (vote, last) = log.ends()?;
     let (logged, applied) = (last.map_or(0, |last| last.index() + 1), machine.opened().next_index());
     let next = logged.max(applied);
     if logged < applied {
         let made = reach_with_a_snapshot(&mut machine, applied).await;
-        made.map_err(|error| StartError::Core(error.to_string()))?;
+        made.map_err(StartError::OwnSnapshot)?;
     }
     let service = MemberService::new(
         health.clone(),
@@ -296,7 +296,7 @@ async fn run(
     let network = NetworkFactory { channels: channels.clone() };
     let raft = Raft::build(id, openraft_config, network, log.clone(), machine)
         .await
-        .map_err(|error| StartError::Core(error.to_string()))?;
+        .map_err(|error| StartError::Core(error.into()))?;
     service.attach(raft.clone());
 
     let (leader_sender, leader) = watch::channel(None);
@@ -368,7 +368,7 @@ async fn catch_up(member: &Consensus) -> Result<(), StartError> {
             Ok(()) => return Ok(()),
             Err(ConsensusError::Stopped(fault)) => {
                 member.shutdown().await;
-                return Err(StartError::Core(fault.to_string()));
+                return Err(StartError::StoppedCatchingUp(fault));
             }
             Err(error) => {
                 tracing::warn!(%error, "this member was filled and has not caught up yet");

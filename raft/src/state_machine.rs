@@ -153,6 +153,15 @@ pub(crate) fn read_meta(store: &Store) -> Result<RaftMeta, StateMachineError> {
     }
 }
 
+/// Puts a snapshot in the place of a state, and answers with Raft's record in it. A file that is not what its own digest and
+/// header say is refused (I1); when the header alone is wrong, that shows only once the state was replaced.
+pub(crate) fn install(store: &Store, file: &SnapshotFile) -> Result<RaftMeta, StateMachineError> {
+    file.verify()?;
+    store.install(&mut file.body()?)?;
+    let installed = read_meta(store)?;
+    if installed == file.meta { Ok(installed) } else { Err(StateMachineError::WrongSnapshot) }
+}
+
 /// Runs work on the disk off the runtime's threads.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StateMachineError> + Send + 'static,

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use holdfast_raft::{Compaction, Consensus, StartError};
+use holdfast_raft::log_store::LogStoreError;
+use holdfast_raft::{Compaction, Consensus, Fault, StartError};
 
-use crate::group::Group;
+use crate::group::{Group, sentence};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_group_goes_on_when_its_leader_is_gone() {
@@ -82,10 +83,13 @@ async fn i02_a_member_that_lost_its_disk_does_not_start_as_itself() {
     let log = path.join("log.redb");
     let (kept, away) = (std::fs::read(&log).unwrap(), path.join("log.away"));
     std::fs::rename(&log, &away).unwrap();
-    assert!(
-        matches!(Consensus::start(group.config(victim)).await, Err(StartError::Log(_))),
-        "the log was lost"
-    );
+    for _ in 0..2 {
+        let lost = Consensus::start(group.config(victim)).await.map(drop);
+        assert!(matches!(lost, Err(StartError::Log(LogStoreError::Missing { .. }))), "{lost:?}");
+        assert!(!log.exists(), "a log was made in its place");
+    }
+    // Nothing was found to be wrong with a log that is not there: whoever brings it back has the member back.
+    assert!(!path.join("verdict.postcard").exists());
 
     // A log of the same member that somebody made anew would forget the vote; the folder cannot be prepared again either.
     std::fs::write(&log, kept).unwrap();
@@ -100,6 +104,24 @@ async fn i02_a_member_that_lost_its_disk_does_not_start_as_itself() {
 
     std::fs::remove_dir_all(&path).unwrap();
     assert!(matches!(Consensus::start(group.config(victim)).await, Err(StartError::NotPrepared { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn i02_a_log_that_was_emptied_takes_its_member_out_for_good() {
+    let mut group = Group::of_three().await;
+    let victim = group.follower().await;
+    group.stop(victim).await;
+    let log = group.path(victim).join("log.redb");
+    let kept = std::fs::read(&log).unwrap();
+    std::fs::write(&log, b"").unwrap();
+    let refused = Consensus::start(group.config(victim)).await.map(drop).unwrap_err();
+    assert!(sentence(&refused).contains("is empty"), "{}", sentence(&refused));
+    assert_eq!(std::fs::read(&log).unwrap(), b"", "a new log was made of it");
+    // What else the disk lost nobody knows: it is not believed either when it is back.
+    std::fs::write(&log, kept).unwrap();
+    let again = Consensus::start(group.config(victim)).await.map(drop);
+    assert!(matches!(again, Err(StartError::OutOfService { fault: Fault::LogRotten(_), .. })), "{again:?}");
+    group.propose(group.someone(), group.write("after")).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
