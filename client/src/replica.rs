@@ -283,19 +283,21 @@ impl<T: Followed> Replica<T> {
                 && on_disk.stamp.revision > current.stamp.revision
         };
         match (on_disk, current) {
-            // The commit whose failure was reported had reached the disk after all.
-            (Some(on_disk), Some(current)) if ahead(&on_disk, &current) => {
-                self.published.send_replace(Some(Arc::new(on_disk)));
-            }
-            (Some(on_disk), None) => {
-                self.published.send_replace(Some(Arc::new(on_disk)));
-            }
+            // The commit whose failure was reported had reached the file after all. It is made to stay before it counts.
+            (Some(on_disk), Some(current)) if ahead(&on_disk, &current) => self.adopt(on_disk)?,
+            (Some(on_disk), None) => self.adopt(on_disk)?,
             (on_disk, Some(current)) => {
                 let changes = Changes::between(on_disk.as_ref().map(|view| &view.items), &current.items);
                 self.disk.commit(&self.meta(Some(&current)), &changes)?;
             }
             (None, None) => {}
         }
+        Ok(())
+    }
+
+    fn adopt(&mut self, on_disk: View<T>) -> Result<(), DiskError> {
+        self.disk.commit_meta(&self.meta(Some(&on_disk)), true)?;
+        self.published.send_replace(Some(Arc::new(on_disk)));
         Ok(())
     }
 

@@ -72,7 +72,11 @@ impl JournalPlace {
         };
         let found = storage.len().map_err(LogStoreError::Journal)?;
         if let Some(row) = row.filter(|row| row.open) {
-            return if found < row.bytes { Err(LogStoreError::JournalLost) } else { Ok((storage, row.bytes)) };
+            return if found < row.bytes {
+                Err(LogStoreError::JournalLost)
+            } else {
+                Ok((storage, row.bytes))
+            };
         }
         if found < wanted {
             fill(&*storage, wanted).map_err(LogStoreError::Journal)?;

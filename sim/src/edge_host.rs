@@ -211,6 +211,9 @@ impl ReplicaFile for SimulatedFile {
         builder.create_with_backend(self.disk.clone())
     }
 
+    /// What a sync of this disk could not write is written by a later one.
+    fn forget_cached(&self) {}
+
     fn set_aside(&self) -> std::io::Result<PathBuf> {
         self.set_aside.store(true, Ordering::Relaxed);
         self.disk.wipe();

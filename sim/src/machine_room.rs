@@ -113,6 +113,10 @@ impl MachineRoom {
         self.troubled = false;
         for vmm in self.vmms.values_mut() {
             vmm.next.retain(|(_, stage)| *stage < Stage::Sick);
+            // One that would have ended before it was up comes up after all.
+            if *vmm.stage.borrow() == Stage::Booting && vmm.next.is_empty() {
+                vmm.next = VecDeque::from([(self.now_ms, Stage::Running), (self.now_ms, Stage::Serving)]);
+            }
         }
     }
 

@@ -174,6 +174,8 @@ impl<T: Followed> Disk<T> {
 
     /// Opens the file anew after an error; a damaged one is moved aside.
     pub(super) fn reopen(&mut self, cluster: ClusterId) -> Result<Loaded<T>, DiskError> {
+        self.database = None;
+        self.file.forget_cached();
         match self.attempt(cluster) {
             Ok(loaded) => Ok(loaded),
             Err(Attempt::Failed(error)) => Err(error),

@@ -27,6 +27,10 @@ pub trait ReplicaFile: fmt::Debug + Send + Sync {
     /// When the storage fails, or what is there is no sound database.
     fn open(&self, builder: &Builder) -> Result<Database, DatabaseError>;
 
+    /// Lets go of what the system's cache has of it. After a failed sync that is not what the disk has, and no later sync
+    /// writes it.
+    fn forget_cached(&self);
+
     /// Moves it aside, whole and for good, and says where it is now.
     ///
     /// # Errors
@@ -73,6 +77,13 @@ impl ReplicaFile for OnDisk {
             self.sync_folder()?;
         }
         Ok(database)
+    }
+
+    fn forget_cached(&self) {
+        // Where this fails too, the file is as it would be without it, and its checksums are all that is left.
+        if let Ok(file) = File::open(&self.path) {
+            let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
+        }
     }
 
     fn set_aside(&self) -> io::Result<PathBuf> {
