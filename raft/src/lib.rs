@@ -52,6 +52,7 @@ mod scrub;
 mod sealed_file;
 mod service;
 pub mod snapshot_file;
+mod snapshot_receiver;
 mod snapshot_source;
 #[cfg(test)]
 mod snapshot_transfer_tests;

@@ -20,6 +20,7 @@ use openraft::raft::{
 };
 use openraft::storage::Snapshot;
 use openraft::{OptionalSend, StorageError};
+use tokio::time::Instant;
 
 use crate::disk_work;
 use crate::lost_memory::Acknowledged;
@@ -195,9 +196,30 @@ impl Network {
                 other => return Err(SendError::refused(other)),
             }
         }
-        match self.snapshot.call(Request::SnapshotEnd { digest, vote }, SNAPSHOT_INSTALL_DEADLINE).await? {
-            Response::SnapshotStored(stored) => Ok(stored),
-            other => Err(SendError::refused(other)),
+        self.await_installation(digest, vote, SNAPSHOT_CHUNK_DEADLINE).await
+    }
+
+    /// Asks until the snapshot is installed. Each question has a deadline of its own: one that is lost, or whose answer is,
+    /// is asked again.
+    pub(crate) async fn await_installation(
+        &self,
+        digest: [u8; 32],
+        vote: Vote,
+        answer_deadline: Duration,
+    ) -> Result<SnapshotResponse<TypeConfig>, SendError> {
+        let until = Instant::now() + SNAPSHOT_INSTALL_DEADLINE;
+        loop {
+            let asked = self.snapshot.call(Request::SnapshotEnd { digest, vote }, answer_deadline);
+            let pending = match asked.await {
+                Ok(Response::SnapshotStored(stored)) => return Ok(stored),
+                Ok(Response::SnapshotInstalling) => CallError::Timeout { target: self.target },
+                Ok(other) => return Err(SendError::refused(other)),
+                Err(lost @ CallError::Timeout { .. }) => lost,
+                Err(error) => return Err(error.into()),
+            };
+            if Instant::now() >= until {
+                return Err(pending.into());
+            }
         }
     }
 }

@@ -13,26 +13,24 @@ use holdfast_store::Store;
 #[cfg(feature = "planted-bugs")]
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{Fatal, ForwardToLeader, LinearizableReadError, RaftError};
-use openraft::raft::{AppendEntriesRequest, SnapshotResponse, StreamAppendResult};
-use openraft::storage::Snapshot;
+use openraft::raft::{AppendEntriesRequest, StreamAppendResult};
 use openraft::{Raft, ReadPolicy};
-use tokio::sync::{Mutex, Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::timeout;
 
 use crate::batches::Batches;
-use crate::disk_work;
 use crate::divergence;
 use crate::health::{Fault, Health};
 use crate::log_store::LogStore;
 use crate::lost_memory::{self, Remembered};
 use crate::membership;
-use crate::network::chain;
-use crate::snapshot_file::{Receiving, SnapshotFile, SnapshotFolder};
+use crate::snapshot_file::SnapshotFolder;
+use crate::snapshot_receiver::SnapshotReceiver;
 use crate::snapshot_source::SnapshotGiver;
 use crate::state_machine::StateMachine;
-use crate::transport::message::{Refusal, Request, Response, SnapshotOffer};
+use crate::transport::message::{Refusal, Request, Response};
 use crate::transport::server::Service;
-use crate::types::{LogId, TypeConfig, Vote};
+use crate::types::{LogId, TypeConfig};
 
 /// openraft with our state machine.
 pub(crate) type MemberRaft = Raft<TypeConfig, StateMachine>;
@@ -54,9 +52,8 @@ pub(crate) struct MemberService {
     health: Arc<Health>,
     log: LogStore,
     store: Arc<Store>,
-    folder: SnapshotFolder,
     giver: SnapshotGiver,
-    receiving: Mutex<Option<Incoming>>,
+    receiver: SnapshotReceiver,
     former_members: watch::Receiver<BTreeSet<u64>>,
     /// What becomes an entry of the log when this member leads.
     pub(crate) entries: Arc<Batches>,
@@ -64,12 +61,6 @@ pub(crate) struct MemberService {
     app_places: Semaphore,
     /// Where to say that another member found this one to be different.
     accused: mpsc::Sender<u64>,
-}
-
-/// A snapshot on its way here. Taken out while a blocking thread works on it.
-struct Incoming {
-    offer: SnapshotOffer,
-    file: Receiving,
 }
 
 impl MemberService {
@@ -87,8 +78,7 @@ impl MemberService {
             log,
             store,
             giver: SnapshotGiver::new(folder.clone()),
-            folder,
-            receiving: Mutex::new(None),
+            receiver: SnapshotReceiver::new(folder),
             former_members,
             entries: Arc::default(),
             app: RwLock::new(None),
@@ -144,11 +134,11 @@ impl MemberService {
                 membership::change(raft, &former, change).await.map(|()| Response::Done)
             }
             Request::App(message) => self.answer_app(peer, message).await,
-            Request::SnapshotBegin(offer) => self.snapshot_begin(offer).await,
+            Request::SnapshotBegin(offer) => self.receiver.begin(offer).await,
             Request::SnapshotChunk { digest, offset, data } => {
-                self.snapshot_chunk(digest, offset, data).await
+                self.receiver.chunk(digest, offset, data).await
             }
-            Request::SnapshotEnd { digest, vote } => self.snapshot_end(raft, digest, vote).await,
+            Request::SnapshotEnd { digest, vote } => self.receiver.end(raft, digest, vote).await,
             Request::Diverged { index, expected } => {
                 let own = divergence::recorded_at(&self.store, index).await;
                 if own.is_some_and(|own| own != Digest(expected)) {
@@ -198,69 +188,9 @@ impl MemberService {
             Err(_elapsed) => Err(Refusal::Unknown("its API did not answer in time".to_owned())),
         }
     }
-
-    async fn snapshot_begin(&self, offer: SnapshotOffer) -> Result<Response, Refusal> {
-        let mut receiving = self.receiving.lock().await;
-        // Close the file of an earlier attempt before it is opened again.
-        *receiving = None;
-        let (folder, digest, bytes) = (self.folder.clone(), offer.digest, offer.bytes);
-        let file = on_disk(move || folder.receive(digest, bytes)).await?;
-        let offset = file.offset();
-        tracing::info!(bytes, resumed_at = offset, "receiving a snapshot");
-        *receiving = Some(Incoming { offer, file });
-        Ok(Response::SnapshotFrom { offset })
-    }
-
-    async fn snapshot_chunk(&self, digest: [u8; 32], offset: u64, data: Bytes) -> Result<Response, Refusal> {
-        let mut receiving = self.receiving.lock().await;
-        let mut incoming = take(&mut receiving, digest)?;
-        let (incoming, result) = on_disk(move || {
-            let result = incoming.file.write(offset, &data);
-            Ok((incoming, result))
-        })
-        .await?;
-        *receiving = Some(incoming);
-        result.map_err(|error| Refusal::Unavailable(chain(&error)))?;
-        Ok(Response::Done)
-    }
-
-    async fn snapshot_end(
-        &self,
-        raft: &MemberRaft,
-        digest: [u8; 32],
-        vote: Vote,
-    ) -> Result<Response, Refusal> {
-        let mut receiving = self.receiving.lock().await;
-        let Incoming { offer, file } = take(&mut receiving, digest)?;
-        let file: SnapshotFile = on_disk(move || file.finish()).await?;
-        if file.meta.snapshot_meta() != offer.meta {
-            return Err(Refusal::Invalid("the snapshot covers other entries than were announced".to_owned()));
-        }
-        let snapshot = Snapshot { meta: offer.meta, snapshot: file };
-        let stored: SnapshotResponse<TypeConfig> =
-            raft.install_full_snapshot(vote, snapshot).await.map_err(unavailable)?;
-        Ok(Response::SnapshotStored(stored))
-    }
 }
 
-fn take(receiving: &mut Option<Incoming>, digest: [u8; 32]) -> Result<Incoming, Refusal> {
-    match receiving.take() {
-        Some(incoming) if incoming.file.digest() == digest => Ok(incoming),
-        _ => Err(Refusal::Unavailable("another snapshot is being received; begin again".to_owned())),
-    }
-}
-
-async fn on_disk<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, crate::snapshot_file::SnapshotFileError> + Send + 'static,
-) -> Result<T, Refusal> {
-    match disk_work::run(work).await {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(Refusal::Unavailable(chain(&error))),
-        Err(error) => Err(Refusal::Unavailable(error.to_string())),
-    }
-}
-
-fn unavailable(error: Fatal<TypeConfig>) -> Refusal {
+pub(crate) fn unavailable(error: Fatal<TypeConfig>) -> Refusal {
     Refusal::Unavailable(error.to_string())
 }
 

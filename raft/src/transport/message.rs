@@ -188,6 +188,9 @@ pub(crate) enum Response {
     SnapshotData(Bytes),
     /// To [`Request::ForwardAll`]: what became of each, in their order.
     Outcomes(Vec<Result<Outcome, Refusal>>),
+    /// To [`Request::SnapshotEnd`]: it is still being checked or installed; ask again. A build that does not know this
+    /// answer breaks the connection and begins the snapshot again, which is here by then.
+    SnapshotInstalling,
 }
 
 /// Why a question was not answered as asked.
