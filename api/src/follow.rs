@@ -1,7 +1,8 @@
 //! The server's end of a follow stream: a snapshot at a revision, then deltas, of what is this agent's own.
 //!
 //! Frames come from this member's applied state, so a member that lags simply sends later. What an agent already has
-//! is never sent backwards: if the agent is ahead, the stream waits for this member to catch up (I6). A slow agent
+//! is never sent backwards: if the agent is ahead, the stream waits for this member to catch up (I6). An agent that lost
+//! what it had cannot say that it is ahead, so a node's first state waits for a majority. A slow agent
 //! holds up only its own stream: while its queue is full nothing is derived for it, and the next delta covers the
 //! whole distance.
 
@@ -104,6 +105,13 @@ impl Feed<'_> {
                 () = told_to_stop(&mut stopping) => return Ok(()),
             }
         }
+        if has.is_none() {
+            tokio::select! {
+                current = self.first_state_is_current() => current?,
+                () = self.out.closed() => return Ok(()),
+                () = told_to_stop(&mut stopping) => return Ok(()),
+            }
+        }
         let mut sent = self.begin(has, &derive).await?;
         let period = Duration::from_millis(HEARTBEAT_MS);
         let mut heartbeat = interval_at(Instant::now() + period, period);
@@ -130,6 +138,16 @@ impl Feed<'_> {
                 () = self.out.closed() => return Ok(()),
                 () = told_to_stop(&mut stopping) => return Ok(()),
             }
+        }
+    }
+
+    /// Waits until what an agent without any state would be told has everything that was acknowledged. A node may run
+    /// what it does not know any more: an older state would make it end instances that are wanted by now (I7), so without a
+    /// majority it is told nothing and goes on as it is. An edge without routes serves nobody; older ones are better.
+    async fn first_state_is_current(&self) -> Result<(), Refusal> {
+        match (self.service.consensus.linearize().await, self.agent) {
+            (Ok(()), _) | (Err(_), AgentRef::Edge(_)) => Ok(()),
+            (Err(error), AgentRef::Node(_)) => Err(error.into()),
         }
     }
 

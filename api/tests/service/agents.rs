@@ -249,6 +249,29 @@ async fn i06_a_member_says_nothing_to_an_agent_that_is_ahead_until_it_has_caught
     assert!(stamp.revision >= ahead, "told {} although it has {ahead}", stamp.revision);
 }
 
+/// A node that lost its disk may run instances that a member without a majority does not know of yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn i07_a_node_without_a_state_is_told_none_that_no_majority_confirms() {
+    let rig = Rig::start().await;
+    let ((_, node), edge) = (node(&rig).await, edge(&rig).await);
+    let mut first = follow(&rig, &node, "").await;
+    let begin = next_frame::<NodeInstance>(&mut first, &mut Vec::new()).await;
+    let Frame::SnapshotBegin { stamp, .. } = begin else { panic!("{begin:?}") };
+    rig.service.consensus.shutdown().await;
+
+    let mut nothing = follow(&rig, &node, "").await;
+    assert!(tokio::time::timeout(HANG, nothing.frame()).await.unwrap().is_none(), "it was told something");
+    let knows = format!("&incarnation={}&revision={}", stamp.incarnation.0, stamp.revision.0);
+    let mut known = follow(&rig, &node, &knows).await;
+    next_frame::<NodeInstance>(&mut known, &mut Vec::new()).await;
+    let mut routes = follow(&rig, &edge, "").await;
+    let begin = next_frame::<EdgeRoute>(&mut routes, &mut Vec::new()).await;
+    assert!(
+        matches!(begin, Frame::SnapshotBegin { .. }),
+        "an edge is better off with what there is: {begin:?}"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn i06_an_agent_of_another_incarnation_is_not_made_to_wait_for_its_revision() {
     let rig = Rig::start().await;
