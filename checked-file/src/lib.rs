@@ -157,11 +157,10 @@ pub fn is_opening() -> bool {
 pub fn open_database(storage: Checked, cache_bytes: usize) -> Result<Database, DatabaseError> {
     let knew_nothing = storage.checks().knows_nothing();
     let open = AssertUnwindSafe(|| {
-        let mut database = Database::builder().set_cache_size(cache_bytes).create_with_backend(storage)?;
-        if knew_nothing {
-            database.check_integrity()?;
-        }
-        Ok(database)
+        let mut builder = Database::builder();
+        // While it opens, not after: opening a file that was not closed in order walks all of it anyway.
+        builder.set_cache_size(cache_bytes).set_check_integrity_on_open(knew_nothing);
+        builder.create_with_backend(storage)
     });
     OPENING.set(true);
     let opened = catch_unwind(open);
