@@ -1,6 +1,6 @@
 //! Views from events: to check them, to make them anew, and to see what they were (I13).
 
-use crate::database::{Doing, ReadTables, VIEWS, WriteTables};
+use crate::database::{Doing, ReadTables, VIEWS, fill_views};
 use crate::error::StoreError;
 use crate::evolve::evolve;
 use crate::head::Head;
@@ -184,8 +184,7 @@ pub(crate) fn rebuild(
     }
     if !is_right {
         txn.delete_table(VIEWS).doing("dropping the views")?;
-        let mut tables = WriteTables::open(txn)?;
-        replay.rows.for_each_in_order(|key, value| tables.put(key, Some(value)))?;
+        fill_views(txn, |put| replay.rows.for_each_in_order(put))?;
     }
     Ok(Rebuilt { revision: head.revision, views: head.views_digest() })
 }
