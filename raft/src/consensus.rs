@@ -417,7 +417,8 @@ impl Consensus {
         self.inner.health.fault().cloned().unwrap_or_else(|| Fault::Core("unknown".to_owned()))
     }
 
-    /// Ends the member in order: nobody is answered any more, what is stored is made durable, the files are closed.
+    /// Ends the member in order: nobody is answered any more, and what is stored is made durable. The files are closed when
+    /// the last of those that hold the member let go of it; a process that ends before leaves them as a crash would.
     pub async fn shutdown(&self) {
         let inner = &self.inner;
         let until = Instant::now() + SHUTDOWN_DEADLINE;
@@ -446,6 +447,7 @@ impl Consensus {
         if stopped.await.is_err() {
             tracing::warn!("the member did not end in time; its process should");
         }
+        inner.service.forget_app_handler();
     }
 }
 

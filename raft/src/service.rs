@@ -99,6 +99,13 @@ impl MemberService {
         }
     }
 
+    /// Lets go of that handler: it may hold whoever holds this member, and the member's files would never be closed.
+    pub(crate) fn forget_app_handler(&self) {
+        if let Ok(mut app) = self.app.write() {
+            *app = None;
+        }
+    }
+
     fn core(&self) -> Result<&MemberRaft, Refusal> {
         if let Some(fault) = self.health.fault() {
             return Err(Refusal::Unavailable(fault.to_string()));

@@ -204,6 +204,10 @@ async fn a_learner_serves_and_becomes_a_voter_the_leader_changes_and_a_removed_m
     });
     gone.await.unwrap();
     let folder = cluster.process(&other).unwrap().data_dir.clone();
+    for file in ["state.redb", "log.redb"] {
+        let sums = folder.join(file).with_extension("redb.sums");
+        assert!(sums.exists(), "{file} was left as after a crash; the next start verifies all of it");
+    }
     let folder = folder.to_str().unwrap();
     let running = cluster.process(&cluster.names("server")[0]).unwrap().data_dir.clone();
     let running = running.to_str().unwrap();
