@@ -79,6 +79,7 @@ impl Channels {
         if let Ok(mut open) = self.open.lock() {
             open.retain(|(target, _), _| is_member(*target));
         }
+        self.local.heard_from.retain(is_member);
     }
 }
 
@@ -494,6 +495,7 @@ mod tests {
             member: 1,
             newer_incarnation: Arc::default(),
             supported: holdfast_model::SupportedVersions::OURS,
+            heard_from: Default::default(),
         };
         let mut factory = NetworkFactory { channels: Channels::new(link.clone(), local) };
         let mut network = factory.new_client(2, &MemberNode::default()).await;

@@ -126,6 +126,7 @@ fn local(member: u64) -> LocalPeer {
         member,
         newer_incarnation: Arc::default(),
         supported: SupportedVersions::OURS,
+        heard_from: Default::default(),
     }
 }
 

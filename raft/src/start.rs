@@ -253,6 +253,7 @@ async fn run(
         member: id,
         newer_incarnation: Arc::default(),
         supported: store.supported_versions(),
+        heard_from: Default::default(),
     };
     let channels = Channels::new(link.clone(), local.clone());
     watch_for_rot(&health, &log, &store);

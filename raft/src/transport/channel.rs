@@ -3,7 +3,7 @@
 //! A call is answered, refused or fails within its deadline. A connection from which nothing was heard for a while is
 //! given up even if TCP still hopes, because after a partition TCP's own patience outlasts ours by far.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -73,6 +73,33 @@ pub(crate) struct LocalPeer {
     pub(crate) newer_incarnation: Arc<AtomicU64>,
     /// The cluster versions that it supports.
     pub(crate) supported: SupportedVersions,
+    /// When each member last dialled this one.
+    pub(crate) heard_from: HeardFrom,
+}
+
+/// When each member last proved, by dialling this one, that it is there. Who could not reach it before need wait no longer.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct HeardFrom(Arc<Mutex<BTreeMap<u64, Instant>>>);
+
+impl HeardFrom {
+    /// A member dialled.
+    pub(crate) fn note(&self, member: u64) {
+        if let Ok(mut heard) = self.0.lock() {
+            heard.insert(member, Instant::now());
+        }
+    }
+
+    /// When a member last dialled.
+    fn last(&self, member: u64) -> Option<Instant> {
+        self.0.lock().ok()?.get(&member).copied()
+    }
+
+    /// Forgets members that are none any more.
+    pub(crate) fn retain(&self, is_member: impl Fn(u64) -> bool) {
+        if let Ok(mut heard) = self.0.lock() {
+            heard.retain(|member, _| is_member(*member));
+        }
+    }
 }
 
 /// A way to one member for one purpose.
@@ -88,7 +115,26 @@ pub(crate) struct Channel {
 
 struct Backoff {
     failures: u32,
+    /// When the last failed.
+    failed_at: Instant,
     retry_at: Instant,
+}
+
+impl Backoff {
+    fn from(now: Instant) -> Self {
+        Backoff { failures: 0, failed_at: now, retry_at: now }
+    }
+
+    fn failed(&mut self, now: Instant) {
+        self.failures = self.failures.saturating_add(1);
+        (self.failed_at, self.retry_at) = (now, now + backoff_after(self.failures));
+    }
+
+    /// Whether it is too early to dial again. Not when the member dialled since: it was down and is there again, and would
+    /// wait up to [`BACKOFF_MAX`] for its leader.
+    fn must_wait(&self, now: Instant, heard_at: Option<Instant>) -> bool {
+        now < self.retry_at && heard_at.is_none_or(|heard_at| heard_at < self.failed_at)
+    }
 }
 
 impl Channel {
@@ -106,7 +152,7 @@ impl Channel {
             address: address.to_owned(),
             purpose,
             current: Mutex::new(None),
-            dialling: tokio::sync::Mutex::new(Backoff { failures: 0, retry_at: Instant::now() }),
+            dialling: tokio::sync::Mutex::new(Backoff::from(Instant::now())),
         })
     }
 
@@ -196,7 +242,7 @@ impl Channel {
         if let Some(connection) = self.living() {
             return Ok(connection);
         }
-        if Instant::now() < backoff.retry_at {
+        if backoff.must_wait(Instant::now(), self.local.heard_from.last(self.target)) {
             return Err(CallError::BackingOff { target: self.target });
         }
         let dialled = timeout(CONNECT_DEADLINE, self.greet()).await;
@@ -209,8 +255,7 @@ impl Channel {
                 Ok(connection)
             }
             Err(error) => {
-                backoff.failures = backoff.failures.saturating_add(1);
-                backoff.retry_at = Instant::now() + backoff_after(backoff.failures);
+                backoff.failed(Instant::now());
                 tracing::debug!(target_member = self.target, purpose = ?self.purpose, %error, "dialling failed");
                 Err(error)
             }
@@ -539,5 +584,30 @@ async fn read_answers(connection: Arc<Connection>, mut incoming: Incoming, close
     closed.cancel();
     if let Ok(mut waiting) = connection.waiting.lock() {
         *waiting = Waiting::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_that_dials_is_dialled_again_at_once_and_only_once() {
+        let (began, ms) = (Instant::now(), Duration::from_millis);
+        let mut backoff = Backoff::from(began);
+        assert!(!backoff.must_wait(began, None));
+        backoff.failed(began + ms(1));
+        assert!(backoff.must_wait(began + ms(2), None));
+        assert!(backoff.must_wait(began + ms(2), Some(began)), "it dialled before it went away");
+        assert!(!backoff.must_wait(began + ms(3), Some(began + ms(2))));
+        backoff.failed(began + ms(3));
+        assert!(backoff.must_wait(began + ms(4), Some(began + ms(2))), "dialled in a tight loop");
+        assert!(!backoff.must_wait(began + ms(3) + BACKOFF_MAX, None));
+
+        let heard_from = HeardFrom::default();
+        heard_from.note(2);
+        assert!(heard_from.last(2).is_some_and(|at| at >= began) && heard_from.last(3).is_none());
+        heard_from.retain(|member| member == 3);
+        assert_eq!(heard_from.last(2), None, "a member that is none any more is kept");
     }
 }

@@ -131,6 +131,9 @@ impl Incoming {
             write.flush().await
         };
         sent.await.map_err(|error| error.to_string())?;
+        if verdict.is_ok() {
+            self.local.heard_from.note(peer);
+        }
         if verdict.is_err() {
             // The other side may be gone already; nothing more is said to it.
             let _ = write.shutdown().await;
