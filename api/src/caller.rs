@@ -181,7 +181,11 @@ pub async fn admit(service: &Service, need: Need, claims: &Claims) -> Result<Cal
             let agent = agent_of(&peer.identity)?;
             if !agent_is_welcome(&service.view()?, agent)? {
                 service.consensus.linearize().await?;
-                if !agent_is_welcome(&service.view()?, agent)? {
+                let view = service.view()?;
+                if is_quarantined(&view, agent)? {
+                    return Err(quarantined());
+                }
+                if !agent_is_welcome(&view, agent)? {
                     return Err(unauthenticated());
                 }
             }
@@ -215,6 +219,11 @@ pub async fn admit(service: &Service, need: Need, claims: &Claims) -> Result<Cal
 /// # Errors
 /// [`Code::Unauthenticated`] when it was revoked, ended, or its agent or member is no longer welcome.
 pub fn still_holds(caller: &Caller, view: &View, now: Timestamp) -> Result<(), Refusal> {
+    if let CallerKind::Agent(agent) = caller.kind
+        && is_quarantined(view, agent)?
+    {
+        return Err(quarantined());
+    }
     let holds = match &caller.kind {
         CallerKind::Anyone => true,
         CallerKind::Member(member) => member_is_welcome(view, *member)?,
@@ -223,6 +232,14 @@ pub fn still_holds(caller: &Caller, view: &View, now: Timestamp) -> Result<(), R
     };
     let certified = caller.certified_until.is_none_or(|until| now < until);
     if holds && certified { Ok(()) } else { Err(unauthenticated()) }
+}
+
+/// Said to the agent itself, which has shown its certificate: an honest one cuts its instances off when it hears it.
+fn quarantined() -> Refusal {
+    Refusal::new(
+        Code::Quarantined,
+        "This host was quarantined; keep it for who looks into it, then wipe it and join it under another name.",
+    )
 }
 
 fn unauthenticated() -> Refusal {
@@ -273,6 +290,16 @@ fn agent_of(peer: &PeerIdentity) -> Result<AgentRef, Refusal> {
 /// Whether a member may ask, by its resource.
 fn member_is_welcome(view: &View, member: MemberId) -> Result<bool, Refusal> {
     Ok(view.member(member)?.is_some_and(|m| !m.removed))
+}
+
+/// Whether an operator cut the agent off.
+fn is_quarantined(view: &View, agent: AgentRef) -> Result<bool, Refusal> {
+    Ok(match agent {
+        AgentRef::Node(id) => {
+            view.node(id)?.is_some_and(|n| n.state == holdfast_model::resource::NodeState::Quarantined)
+        }
+        AgentRef::Edge(_) => false,
+    })
 }
 
 /// Whether an agent may connect, by its resource.

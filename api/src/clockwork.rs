@@ -128,7 +128,7 @@ async fn judge_nodes(service: &Service, since: Instant) -> Result<(), crate::pro
     let nodes = service.view()?.nodes()?;
     let watched: Vec<_> = nodes
         .iter()
-        .filter(|n| matches!(n.state, NodeState::Active | NodeState::Draining | NodeState::Unreachable))
+        .filter(|n| !matches!(n.state, NodeState::Quarantined | NodeState::Disabled))
         .map(|n| Watched {
             node: n.id,
             heard_at: service.contacts.age(AgentRef::Node(n.id)).map(before),

@@ -138,6 +138,8 @@ async fn run(cli: Cli, output: Output) -> Result<(), Failure> {
             NodeCommand::Wipe(arguments) => agents::node::wipe(arguments, output).await,
             NodeCommand::List => commands::node::list(&session()?).await,
             NodeCommand::Drain { node } => commands::node::drain(&session()?, &node).await,
+            NodeCommand::Cordon { node } => commands::node::cordon(&session()?, &node).await,
+            NodeCommand::Quarantine { node } => commands::node::quarantine(&session()?, &node).await,
             NodeCommand::Activate { node } => commands::node::activate(&session()?, &node).await,
         },
         Command::Edge(command) => match command {

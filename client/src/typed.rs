@@ -235,7 +235,17 @@ impl Client {
         self.post(&format!("/v1/nodes/{node}/drain"), &serde_json::json!({})).await
     }
 
-    /// Takes a drained node back into use.
+    /// Places nothing more on a node, and leaves what runs there.
+    pub async fn cordon_node(&self, node: NodeId) -> Result<Done, ClientError> {
+        self.post(&format!("/v1/nodes/{node}/cordon"), &serde_json::json!({})).await
+    }
+
+    /// Cuts a node off for good.
+    pub async fn quarantine_node(&self, node: NodeId) -> Result<Done, ClientError> {
+        self.post(&format!("/v1/nodes/{node}/quarantine"), &serde_json::json!({})).await
+    }
+
+    /// Takes a drained or cordoned node back into use.
     pub async fn activate_node(&self, node: NodeId) -> Result<Done, ClientError> {
         self.post(&format!("/v1/nodes/{node}/activate"), &serde_json::json!({})).await
     }

@@ -19,10 +19,12 @@ impl ClusterVersion {
     pub const ONE: Self = Self(1);
     /// The second: the retention of outcomes is measured in log time, and a log entry may hold many commands.
     pub const TWO: Self = Self(2);
+    /// The third: nodes are cordoned and quarantined, and want of room is told more exactly.
+    pub const THREE: Self = Self(3);
     /// The oldest version whose log entries and state this build takes part in.
     pub const OLDEST_SUPPORTED: Self = Self::ONE;
     /// The newest version that this build takes part in; new clusters begin with it.
-    pub const NEWEST: Self = Self::TWO;
+    pub const NEWEST: Self = Self::THREE;
 
     /// The version that may follow this one.
     #[must_use]
@@ -38,6 +40,11 @@ impl ClusterVersion {
     /// Whether one log entry may hold many commands.
     pub const fn has_command_batches(self) -> bool {
         self.0 >= Self::TWO.0
+    }
+
+    /// Whether nodes can be cordoned and quarantined, and which kind of room is missing is told.
+    pub const fn has_cordon(self) -> bool {
+        self.0 >= Self::THREE.0
     }
 }
 

@@ -152,7 +152,7 @@ pub enum Command {
         /// Which.
         node: NodeId,
     },
-    /// Takes a drained node back into use.
+    /// Takes a drained or cordoned node back into use.
     ActivateNode {
         /// Which.
         node: NodeId,
@@ -214,6 +214,16 @@ pub enum Command {
     AdvanceLogTime {
         /// How much, in milliseconds.
         by_ms: u64,
+    },
+    /// Places nothing more on a node, and leaves what runs there.
+    CordonNode {
+        /// Which.
+        node: NodeId,
+    },
+    /// Cuts a node off for good: nothing on it is trusted any more, and its instances are replaced elsewhere.
+    QuarantineNode {
+        /// Which.
+        node: NodeId,
     },
 }
 

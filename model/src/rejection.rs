@@ -120,6 +120,8 @@ codes! {
     Diverged = "diverged", 503, true;
     /// A defect of ours.
     Internal = "internal", 500, false;
+    /// The agent was cut off by an operator: its host must be wiped and joined anew.
+    Quarantined = "quarantined", 403, false;
 }
 
 impl std::fmt::Display for Code {

@@ -268,6 +268,8 @@ pub enum Unschedulable {
     SecretsMissing,
     /// The org's quota is used up.
     QuotaExceeded,
+    /// Nodes have the memory, and no node that has it has enough CPU, overcommit included.
+    NoCapacityCpu,
 }
 
 /// How an instance stands. `Stopped` and `Failed` are final.
@@ -329,6 +331,10 @@ pub enum InstanceReason {
     StartTimedOut,
     /// A newer deployment or a smaller number took its place.
     Replaced,
+    /// Its node was quarantined.
+    NodeQuarantined,
+    /// Its node had no room for it after all.
+    NoCapacity,
 }
 
 /// One microVM's worth of a process.
@@ -427,6 +433,8 @@ pub enum NodeState {
     Disabled,
     /// Silent for longer than [`limits::UNREACHABLE_MS`](crate::limits::UNREACHABLE_MS).
     Unreachable,
+    /// Takes no new ones, and keeps its own.
+    Cordoned,
 }
 
 /// What a node has for instances.

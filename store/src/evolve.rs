@@ -299,7 +299,10 @@ fn count_replacement(rows: &mut impl RowsMut, old: &Instance, new: &Instance) ->
     if new.state != InstanceState::Failed || old.state == InstanceState::Draining {
         return Ok(());
     }
-    if matches!(new.reason, Some(InstanceReason::NodeLost | InstanceReason::NodeDraining)) {
+    if matches!(
+        new.reason,
+        Some(InstanceReason::NodeLost | InstanceReason::NodeDraining | InstanceReason::NodeQuarantined)
+    ) {
         return Ok(());
     }
     let current = rows.env(new.env)?.and_then(|env| env.current);

@@ -34,11 +34,15 @@ impl Candidate {
         matches!(self.node.state, NodeState::Active) && self.node.silent_since.is_none()
     }
 
-    fn takes(&self, need: Need) -> bool {
+    fn has_memory(&self, need: Need) -> bool {
         let memory = self.load.memory_mib.saturating_add(need.memory_mib).saturating_add(VMM_OVERHEAD_MIB);
+        memory <= self.node.capacity.memory_mib
+    }
+
+    fn takes(&self, need: Need) -> bool {
         let cpu = self.load.cpu_milli.saturating_add(need.cpu_milli);
         let promised = u128::from(self.node.capacity.cpu_milli) * u128::from(CPU_OVERCOMMIT_MILLI) / 1_000;
-        memory <= self.node.capacity.memory_mib && u128::from(cpu) <= promised
+        self.has_memory(need) && u128::from(cpu) <= promised
     }
 
     /// Free memory in thousandths of what the node has.
@@ -59,7 +63,10 @@ pub(crate) fn choose(candidates: &[Candidate], need: Need) -> Result<usize, Unsc
     fitting
         .min_by_key(|(_, c)| (c.same_process, c.failures, c.same_org, Reverse(c.free_milli()), c.node.id))
         .map(|(index, _)| index)
-        .ok_or(Unschedulable::NoCapacityMemory)
+        .ok_or_else(|| {
+            let has_memory = candidates.iter().any(|c| c.takes_any() && c.has_memory(need));
+            if has_memory { Unschedulable::NoCapacityCpu } else { Unschedulable::NoCapacityMemory }
+        })
 }
 
 #[cfg(test)]
@@ -101,14 +108,16 @@ mod tests {
         busy.load.cpu_milli = 3_000;
         assert_eq!(choose(std::slice::from_ref(&busy), NEED), Ok(0));
         busy.load.cpu_milli = 3_001;
+        assert_eq!(choose(&[busy.clone()], NEED), Err(Unschedulable::NoCapacityCpu));
+        // What is missing where there is nothing of either is memory.
+        busy.load.memory_mib = 4_096;
         assert_eq!(choose(&[busy], NEED), Err(Unschedulable::NoCapacityMemory));
     }
 
     #[test]
     fn only_active_nodes_that_are_heard_from_take_instances() {
-        for state in
-            [NodeState::Draining, NodeState::Quarantined, NodeState::Disabled, NodeState::Unreachable]
-        {
+        use NodeState::{Cordoned, Disabled, Draining, Quarantined, Unreachable};
+        for state in [Draining, Quarantined, Disabled, Unreachable, Cordoned] {
             let mut node = candidate(1, 4_096, 0);
             node.node.state = state;
             assert_eq!(choose(&[node], NEED), Err(Unschedulable::NoNodesActive));

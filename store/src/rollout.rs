@@ -230,7 +230,12 @@ impl<'a> Roll<'a> {
             now.since(i.changed_at) < FAILURE_REMEMBERED_MS
                 && !matches!(
                     i.reason,
-                    Some(InstanceReason::Replaced | InstanceReason::NodeDraining | InstanceReason::NodeLost)
+                    Some(
+                        InstanceReason::Replaced
+                            | InstanceReason::NodeDraining
+                            | InstanceReason::NodeLost
+                            | InstanceReason::NodeQuarantined
+                    )
                 )
         });
         Ok(Self { deployment, release, fleets, leaving, failed })
@@ -335,6 +340,10 @@ impl<'a> Roll<'a> {
         let candidates = self.candidates(draft, name)?;
         let node = match choose(&candidates, need) {
             Ok(index) => &candidates[index].node,
+            // Members of an earlier version know one kind of room only.
+            Err(Unschedulable::NoCapacityCpu) if !draft.cluster_version()?.has_cordon() => {
+                return Ok(Err(Unschedulable::NoCapacityMemory));
+            }
             Err(unschedulable) => return Ok(Err(unschedulable)),
         };
         let Some(number) = node.addresses_given.checked_add(1) else {

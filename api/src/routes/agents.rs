@@ -17,7 +17,7 @@ use holdfast_model::agent::{
 };
 use holdfast_model::api::{Answer, Done, Renew, Renewed};
 use holdfast_model::command::AgentRef;
-use holdfast_model::resource::{Instance, InstanceState};
+use holdfast_model::resource::{Instance, InstanceReason, InstanceState};
 use holdfast_model::{Command, Incarnation, NodeId, Revision};
 use holdfast_store::{View, Views};
 use std::sync::Arc;
@@ -115,8 +115,13 @@ fn changed(view: &View, node: NodeId, observations: &[Observation]) -> Result<Ve
         else {
             continue;
         };
-        if says_something_new(&known, seen) {
-            news.push(seen.clone());
+        let mut seen = seen.clone();
+        if seen.reason == Some(InstanceReason::NoCapacity) && !view.cluster_version()?.has_cordon() {
+            // Members of an earlier version do not know it.
+            seen.reason = Some(InstanceReason::VmmStartFailed);
+        }
+        if says_something_new(&known, &seen) {
+            news.push(seen);
         }
     }
     Ok(news)
@@ -160,7 +165,6 @@ async fn renew(call: Call, Body(body): Body<Renew>) -> Result<Response, Refusal>
 mod tests {
     use super::*;
     use InstanceState::{Booting, Draining, Failed, Ready, Stopped};
-    use holdfast_model::resource::InstanceReason;
     use holdfast_model::{AppId, DeploymentId, EnvId, InstanceId, OrgId, ReleaseId, Timestamp};
     use std::net::Ipv6Addr;
 

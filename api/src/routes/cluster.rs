@@ -10,7 +10,7 @@ use holdfast_model::api::{
 };
 use holdfast_model::command::AgentRef;
 use holdfast_model::limits::VMM_OVERHEAD_MIB;
-use holdfast_model::{Command, Scope};
+use holdfast_model::{Code, Command, Scope};
 use holdfast_store::Views;
 use std::sync::Arc;
 
@@ -43,6 +43,16 @@ pub(super) fn add(table: &mut Table<Arc<Service>>) {
         Endpoint::post("/v1/nodes/{node}/activate", nodes_admin, "Take a node back into use")
             .answers::<Done>(200),
         activate,
+    );
+    table.add(
+        Endpoint::post("/v1/nodes/{node}/cordon", nodes_admin, "Place nothing more on a node")
+            .answers::<Done>(200),
+        cordon,
+    );
+    table.add(
+        Endpoint::post("/v1/nodes/{node}/quarantine", nodes_admin, "Cut a node off for good")
+            .answers::<Done>(200),
+        quarantine,
     );
     table.add(
         Endpoint::post("/v1/nodes/{node}/confirm", nodes_admin, "Confirm removals that a node holds back")
@@ -137,6 +147,26 @@ async fn drain(call: Call) -> Result<Response, Refusal> {
 
 async fn activate(call: Call) -> Result<Response, Refusal> {
     carry_out(&call, Command::ActivateNode { node: call.id("node", "node")? }).await
+}
+
+/// Before the proposal: a member of an earlier version could not read it in the log.
+fn needs_cordon(call: &Call) -> Result<(), Refusal> {
+    let version = call.service.view()?.cluster_version()?;
+    if version.has_cordon() {
+        return Ok(());
+    }
+    let detail = format!("The cluster is still at version {version}: upgrade every member, and ask again.");
+    Err(Refusal::new(Code::FailedPrecondition, detail))
+}
+
+async fn cordon(call: Call) -> Result<Response, Refusal> {
+    needs_cordon(&call)?;
+    carry_out(&call, Command::CordonNode { node: call.id("node", "node")? }).await
+}
+
+async fn quarantine(call: Call) -> Result<Response, Refusal> {
+    needs_cordon(&call)?;
+    carry_out(&call, Command::QuarantineNode { node: call.id("node", "node")? }).await
 }
 
 async fn confirm_node(call: Call, Body(body): Body<ConfirmRemovals>) -> Result<Response, Refusal> {

@@ -13,7 +13,7 @@ use holdfast_model::agent::{
 use holdfast_model::command::AgentRef;
 use holdfast_model::limits::UNREACHABLE_MS;
 use holdfast_model::resource::{Capacity, DeploymentState, NodeState};
-use holdfast_model::{Command, Incarnation, NodeId, Revision, RouteId, Timestamp};
+use holdfast_model::{Actor, Command, EventPayload, Incarnation, NodeId, Revision, RouteId, Timestamp};
 use holdfast_store::Views;
 use http_body_util::BodyExt;
 use rand::{RngExt, SeedableRng};
@@ -303,6 +303,48 @@ async fn i11_a_certificate_that_ends_opens_nothing_more_and_its_stream_is_cut() 
     ));
     let end = async { while let Some(Ok(_)) = stream.frame().await {} };
     tokio::time::timeout(HANG, end).await.expect("the stream outlives the certificate");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i11_a_quarantined_node_loses_its_stream_and_is_told_why_from_then_on() {
+    let rig = Rig::start().await;
+    let (id, peer) = node(&rig).await;
+    let mut stream = follow(&rig, &peer, "").await;
+    let first = next_frame::<NodeInstance>(&mut stream, &mut Vec::new()).await;
+    assert!(matches!(first, Frame::SnapshotBegin { .. }), "{first:?}");
+    let path = format!("/v1/nodes/{id}/quarantine");
+    let ask = |token: &str| rig.request(Method::POST, &path, Some(token), None);
+    let ours = tenant(&rig, "ours").await;
+    assert_eq!(rig.send(ask(&ours.owner)).await.status, StatusCode::FORBIDDEN);
+    let asked_at = std::time::Instant::now();
+    let done = rig.send(ask(&rig.operator)).await;
+    assert_eq!(done.status, StatusCode::OK, "{}", done.text);
+    let end = async { while stream.frame().await.is_some_and(|frame| frame.is_ok()) {} };
+    tokio::time::timeout(HANG, end).await.expect("the stream of a quarantined node goes on");
+    println!("from the order to the stream's end: {:?}", asked_at.elapsed());
+
+    let csr = PrivateKey::generate().unwrap().signing_request().unwrap();
+    let (report, renew) = (node_report("kvm"), json!({ "csr_pem": csr }).to_string());
+    for request in [
+        rig.request(Method::GET, "/v1/agent/follow?protocol=1", None, None),
+        rig.request(Method::POST, "/v1/agent/report", None, Some(&report)),
+        rig.request(Method::POST, "/v1/agent/renew", None, Some(&renew)),
+    ] {
+        let reply = rig.send(rig.by(request, peer.clone())).await;
+        assert_eq!((reply.status, &reply.body["code"]), (StatusCode::FORBIDDEN, &json!("quarantined")));
+    }
+    // Another node hears nothing of it.
+    let stranger =
+        PeerIdentity::new(&rig.service.cluster.to_string(), Role::Node, "node_00000000000000000000000000");
+    let request = rig.request(Method::POST, "/v1/agent/report", None, Some(&report));
+    assert_eq!(rig.send(rig.by(request, stranger.unwrap())).await.body["code"], "unauthenticated");
+    // Who did it, and when, is in the history.
+    let view = rig.service.view().unwrap();
+    let events = view.events(Revision(0), 1_000, None).unwrap().events;
+    let by_whom = events.iter().find(|event| {
+        matches!(event.payload, EventPayload::NodeStateChanged { state: NodeState::Quarantined, .. })
+    });
+    assert!(matches!(by_whom.unwrap().actor, Actor::Operator(_)));
 }
 
 #[tokio::test(flavor = "multi_thread")]

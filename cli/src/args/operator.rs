@@ -233,7 +233,24 @@ pub(crate) enum NodeCommand {
         /// Its name or id.
         node: String,
     },
-    /// Take a drained node back into use.
+    /// Place nothing more on a node, and leave what runs there.
+    Cordon {
+        /// Its name or id.
+        node: String,
+    },
+    /// Cut a node off for good, and replace its instances elsewhere.
+    #[command(after_help = "\
+For a host that may be in foreign hands. Its certificate is refused from now on and its streams are cut; routes leave its
+instances at once. The agent, if it still obeys, takes its instances' network down and keeps their memory, disks and
+logs as they are, for whoever looks into it. There is no way back: wipe the host and join it under another name.
+
+  holdfast node quarantine n3 --yes")]
+    Quarantine {
+        /// Its name or id.
+        node: String,
+    },
+    /// Take a drained or cordoned node back into use.
+    #[command(visible_alias = "uncordon")]
     Activate {
         /// Its name or id.
         node: String,

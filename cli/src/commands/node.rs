@@ -18,6 +18,28 @@ pub(crate) async fn drain(session: &Session, named: &str) -> Result<(), Failure>
         .show(&done, || format!("Node {} drains; `holdfast node list` shows how far it is.", node.name))
 }
 
+pub(crate) async fn cordon(session: &Session, named: &str) -> Result<(), Failure> {
+    let node = find(session, named).await?.node;
+    let done = session.client.cordon_node(node.id).await?;
+    session.output.show(&done, || {
+        format!(
+            "Node {} takes no new instances; `holdfast node uncordon {}` ends that.",
+            node.name, node.name
+        )
+    })
+}
+
+pub(crate) async fn quarantine(session: &Session, named: &str) -> Result<(), Failure> {
+    let status = find(session, named).await?;
+    let (node, instances) = (status.node, status.instances);
+    session
+        .confirmed(&format!("Cut node {} off for good and replace its {instances} instances?", node.name))?;
+    let done = session.client.quarantine_node(node.id).await?;
+    session.output.show(&done, || {
+        format!("Node {} is cut off; `holdfast status` shows where its instances are now.", node.name)
+    })
+}
+
 pub(crate) async fn activate(session: &Session, named: &str) -> Result<(), Failure> {
     let node = find(session, named).await?.node;
     let done = session.client.activate_node(node.id).await?;

@@ -8,7 +8,7 @@ use crate::rollout;
 use crate::views::Views;
 use holdfast_model::agent::{DETAIL_BYTES_MAX, Observation, REPORT_OBSERVATIONS_MAX};
 use holdfast_model::command::AgentRef;
-use holdfast_model::resource::{Capacity, Instance, InstanceState, Node, NodeState};
+use holdfast_model::resource::{Capacity, Instance, InstanceReason, InstanceState, Node, NodeState};
 use holdfast_model::{Actor, Aggregate, Code, EnvId, EventPayload, NodeId, Output, Revision, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -125,7 +125,7 @@ pub(super) fn drain(draft: &mut Draft<'_>, id: NodeId) -> Decision {
     let node = node(draft, id)?;
     match node.state {
         NodeState::Draining => return Ok(Output::None),
-        NodeState::Active | NodeState::Unreachable => {}
+        NodeState::Active | NodeState::Unreachable | NodeState::Cordoned => {}
         NodeState::Quarantined | NodeState::Disabled => {
             return Err(refuse(
                 Code::FailedPrecondition,
@@ -143,7 +143,7 @@ pub(super) fn activate(draft: &mut Draft<'_>, id: NodeId) -> Decision {
     let node = node(draft, id)?;
     match node.state {
         NodeState::Active | NodeState::Unreachable => return Ok(Output::None),
-        NodeState::Draining => {}
+        NodeState::Draining | NodeState::Cordoned => {}
         NodeState::Quarantined | NodeState::Disabled => {
             return Err(refuse(
                 Code::FailedPrecondition,
@@ -156,6 +156,57 @@ pub(super) fn activate(draft: &mut Draft<'_>, id: NodeId) -> Decision {
     let envs = draft.node_instances_live(id)?.into_iter().map(|i| i.env).collect();
     advance_all(draft, envs)?;
     super::tick::advance_unsettled(draft)?;
+    Ok(Output::None)
+}
+
+/// Members of an earlier version do not know this command.
+fn needs_cordon(draft: &Draft<'_>) -> Result<(), Refusal> {
+    let version = draft.cluster_version()?;
+    if version.has_cordon() {
+        return Ok(());
+    }
+    Err(refuse(
+        Code::FailedPrecondition,
+        format!("The cluster is still at version {version}: upgrade every member, and ask again."),
+    ))
+}
+
+pub(super) fn cordon(draft: &mut Draft<'_>, id: NodeId) -> Decision {
+    let node = node(draft, id)?;
+    needs_cordon(draft)?;
+    match node.state {
+        NodeState::Cordoned => return Ok(Output::None),
+        NodeState::Active | NodeState::Unreachable => {}
+        NodeState::Draining => {
+            return Err(refuse(
+                Code::FailedPrecondition,
+                "The node drains, and takes no instances already; activate it first to keep those that it has.",
+            ));
+        }
+        NodeState::Quarantined | NodeState::Disabled => {
+            return Err(refuse(Code::FailedPrecondition, "The node is out of use already."));
+        }
+    }
+    change_node(draft, id, NodeState::Cordoned, node.silent_since)?;
+    Ok(Output::None)
+}
+
+/// Nothing that a quarantined node says counts, so its instances have failed from here on, whatever they do: routes leave
+/// them at once, and others take their place without waiting for them.
+pub(super) fn quarantine(draft: &mut Draft<'_>, id: NodeId) -> Decision {
+    let node = node(draft, id)?;
+    needs_cordon(draft)?;
+    if node.state == NodeState::Quarantined {
+        return Ok(Output::None);
+    }
+    // Nobody waits to hear from it any more.
+    change_node(draft, id, NodeState::Quarantined, None)?;
+    let mut envs = BTreeSet::new();
+    for instance in draft.node_instances_live(id)? {
+        rollout::fail_instance(draft, &instance, InstanceReason::NodeQuarantined)?;
+        envs.insert(instance.env);
+    }
+    advance_all(draft, envs)?;
     Ok(Output::None)
 }
 

@@ -98,6 +98,8 @@ pub(crate) fn decide(draft: &mut Draft<'_>, command: &Command) -> Decision {
         Command::ConfirmRemovals { agent, through } => agents::confirm_removals(draft, *agent, *through),
         Command::DrainNode { node } => agents::drain(draft, *node),
         Command::ActivateNode { node } => agents::activate(draft, *node),
+        Command::CordonNode { node } => agents::cordon(draft, *node),
+        Command::QuarantineNode { node } => agents::quarantine(draft, *node),
         Command::RemoveMember { member } => members::remove(draft, *member),
         Command::SetMemberVotes { member, votes } => members::set_votes(draft, *member, *votes),
         Command::BeginIncarnation { incarnation, survivor } => {

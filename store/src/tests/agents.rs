@@ -157,6 +157,90 @@ fn a_node_that_was_draining_is_still_draining_when_it_is_back() {
 }
 
 #[test]
+fn a_cordoned_node_keeps_what_it_has_and_takes_nothing() {
+    let mut world = World::new();
+    let nodes = ["n1", "n2"].map(|name| world.node(name, 4_096));
+    let a = world.tenant("acme", 10);
+    let release = world.release(&a, 1);
+    world.deploy(&a, release);
+    world.tenant_asks(&a, Command::Scale { env: a.env, counts: counts(4) }).unwrap();
+    world.settle(a.env);
+    let on = |world: &World, node| world.live(a.env).iter().filter(|i| i.node == node).count();
+    let before = world.live(a.env);
+    world.operator(Command::CordonNode { node: nodes[0] }).unwrap();
+    let revision = world.operator(Command::CordonNode { node: nodes[0] }).unwrap().revision;
+    assert_eq!(world.operator(Command::CordonNode { node: nodes[0] }).unwrap().revision, revision);
+    world.tick_after(2_000);
+    assert_eq!(world.live(a.env), before, "nothing moves");
+    world.tenant_asks(&a, Command::Scale { env: a.env, counts: counts(8) }).unwrap();
+    world.settle(a.env);
+    assert_eq!((on(&world, nodes[0]), on(&world, nodes[1])), (2, 6));
+    // It is silent, and back, and still cordoned.
+    let silent = BTreeMap::from([(nodes[0], world.now)]);
+    world.system(Command::ReportSilence { silent, back: BTreeSet::new() }).unwrap();
+    world
+        .system(Command::ReportSilence { silent: BTreeMap::new(), back: BTreeSet::from([nodes[0]]) })
+        .unwrap();
+    let row = world.view().node(nodes[0]).unwrap().unwrap();
+    assert_eq!((row.state, row.silent_since), (NodeState::Cordoned, None));
+    world.operator(Command::ActivateNode { node: nodes[0] }).unwrap();
+    assert_eq!(world.view().node(nodes[0]).unwrap().unwrap().state, NodeState::Active);
+    world.operator(Command::DrainNode { node: nodes[0] }).unwrap();
+    assert_eq!(code(world.operator(Command::CordonNode { node: nodes[0] })), Code::FailedPrecondition);
+    let tenant = world.tenant_asks(&a, Command::CordonNode { node: nodes[1] });
+    assert_eq!(code(tenant), Code::NotFound);
+    world.check();
+}
+
+#[test]
+fn i11_what_a_quarantined_node_has_fails_at_once_and_is_replaced_elsewhere() {
+    let mut world = World::new();
+    let nodes = ["n1", "n2"].map(|name| world.node(name, 4_096));
+    let a = world.tenant("acme", 10);
+    let release = world.release(&a, 1);
+    world.deploy(&a, release);
+    world.tenant_asks(&a, Command::Scale { env: a.env, counts: counts(4) }).unwrap();
+    world.settle(a.env);
+    world.tenant_asks(&a, tcp_route(a.env, 5_432)).unwrap();
+    let lost: Vec<_> = world.live(a.env).into_iter().filter(|i| i.node == nodes[0]).collect();
+    assert_eq!(lost.len(), 2);
+    assert_eq!(code(world.tenant_asks(&a, Command::QuarantineNode { node: nodes[0] })), Code::NotFound);
+    world.operator(Command::QuarantineNode { node: nodes[0] }).unwrap();
+    for instance in &lost {
+        let now = world.view().instance(instance.id).unwrap().unwrap();
+        assert_eq!((now.state, now.reason), (InstanceState::Failed, Some(InstanceReason::NodeQuarantined)));
+    }
+    // In the same step: no route leads to them, and others are placed where one may trust.
+    let backends = &agents::edge_routes(&world.view()).unwrap()[0].backends;
+    assert!(backends.iter().all(|b| lost.iter().all(|i| i.id != b.instance)) && backends.len() == 2);
+    let live = world.live(a.env);
+    assert!(live.len() == 4 && live.iter().all(|i| i.node == nodes[1]), "{live:?}");
+    assert_eq!(agents::node_instances(&world.view(), nodes[0]).unwrap(), []);
+    // Nothing that it says counts any more.
+    let told = Command::ReportInstances { node: nodes[0], observations: Vec::new() };
+    assert_eq!(code(world.as_actor(Actor::Node(nodes[0]), None, told)), Code::Unauthenticated);
+    // A roll-out does not pay for it, and there is no way back.
+    world.settle(a.env);
+    let revision = world.store.revision();
+    world.operator(Command::QuarantineNode { node: nodes[0] }).unwrap();
+    assert_eq!(world.store.revision(), revision);
+    for again in [Command::ActivateNode { node: nodes[0] }, Command::CordonNode { node: nodes[0] }] {
+        assert_eq!(code(world.operator(again)), Code::FailedPrecondition);
+    }
+    world.check();
+}
+
+#[test]
+fn i01_members_of_an_earlier_version_are_not_asked_to_cordon() {
+    let mut world = World::at(ClusterVersion::TWO);
+    let node = world.node("n1", 4_096);
+    for command in [Command::CordonNode { node }, Command::QuarantineNode { node }] {
+        assert_eq!(code(world.operator(command.clone())), Code::FailedPrecondition);
+    }
+    assert_eq!(world.view().node(node).unwrap().unwrap().state, NodeState::Active);
+}
+
+#[test]
 fn removals_are_confirmed_only_up_to_what_has_happened() {
     let mut world = World::new();
     let node = world.node("n1", 4_096);

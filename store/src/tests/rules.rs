@@ -116,6 +116,8 @@ fn i09_what_lies_outside_the_org_answers_as_what_is_absent() {
         }),
         Box::new(move |x| Command::DrainNode { node: NodeId::from_bits(pick(x, node.bits())) }),
         Box::new(move |x| Command::ActivateNode { node: NodeId::from_bits(pick(x, node.bits())) }),
+        Box::new(move |x| Command::CordonNode { node: NodeId::from_bits(pick(x, node.bits())) }),
+        Box::new(move |x| Command::QuarantineNode { node: NodeId::from_bits(pick(x, node.bits())) }),
         Box::new(move |x| Command::ReportNode {
             node: NodeId::from_bits(pick(x, node.bits())),
             capacity: Capacity::default(),
