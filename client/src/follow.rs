@@ -9,11 +9,11 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use holdfast_model::RequestId;
 use holdfast_model::agent::{
     ANSWER_PATH, AgentCall, CallAnswer, FOLLOW_PATH, FOLLOW_PROTOCOL, FRAMES_MEDIA_TYPE, Followed, Frame,
     HandOver, SignedHandOver,
 };
+use holdfast_model::{Code, RequestId};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::sync::{Semaphore, watch};
@@ -111,6 +111,7 @@ pub struct Follower<T: Followed, H: CallHandler> {
     working: Arc<Semaphore>,
     handler: Arc<H>,
     link: watch::Sender<Link>,
+    cut_off: watch::Sender<bool>,
     views: watch::Receiver<Published<T>>,
     silence_max: Duration,
 }
@@ -126,6 +127,7 @@ impl<T: Followed, H: CallHandler> Follower<T, H> {
             working: Arc::new(Semaphore::new(1)),
             handler: Arc::new(handler),
             link,
+            cut_off: watch::Sender::new(false),
             views,
             silence_max: SILENCE_MAX,
         }
@@ -145,6 +147,11 @@ impl<T: Followed, H: CallHandler> Follower<T, H> {
     /// A receiver of the state of the link.
     pub fn link(&self) -> watch::Receiver<Link> {
         self.link.subscribe()
+    }
+
+    /// Becomes true when a member says that an operator has cut this agent off; never false again.
+    pub fn cut_off(&self) -> watch::Receiver<bool> {
+        self.cut_off.subscribe()
     }
 
     /// The replica, for a hand-over by an operator. Lock it on a thread that may block.
@@ -207,7 +214,13 @@ impl<T: Followed, H: CallHandler> Follower<T, H> {
         };
         let body = match self.client.open_at(index, &path, FRAMES_MEDIA_TYPE).await {
             Ok(body) => body,
-            Err(error) => return StreamEnd::Open(error),
+            Err(error) => {
+                // Its word counts: it has shown the authority's certificate.
+                if matches!(&error, ClientError::Api(refusal) if refusal.code == Code::Quarantined.as_str()) {
+                    self.cut_off.send_replace(true);
+                }
+                return StreamEnd::Open(error);
+            }
         };
         match self.frames(index, body, won).await {
             Ok(never) => match never {},

@@ -13,7 +13,7 @@ use holdfast_model::agent::{
     AgentCall, CallAnswer, EdgeRoute, Frame, HAND_OVER_PURPOSE, HandOver, LogLine, LogStream, REPORT_PATH,
     Report, ReportDetail, SignedHandOver,
 };
-use holdfast_model::{Incarnation, InstanceId, RequestId, Revision};
+use holdfast_model::{Code, Incarnation, InstanceId, RequestId, Revision};
 use http_body_util::BodyExt;
 use support::member::*;
 use support::*;
@@ -383,4 +383,40 @@ async fn i06_only_a_hand_over_that_the_authority_signed_leads_to_another_incarna
     within(chunks.closed()).await;
     assert_eq!(agent.marks(), Some((9, 3)));
     agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i11_an_agent_is_cut_off_by_that_word_alone_and_knows_what_it_knew() {
+    let authority = authority();
+    let folder = tempfile::tempdir().unwrap();
+    for (code, cuts_off) in
+        [(Code::Unauthenticated, false), (Code::NotFound, false), (Code::Quarantined, true)]
+    {
+        let (asked, mut asks) = mpsc::unbounded_channel();
+        let member = Member::start(&authority, move |_: hyper::Request<hyper::body::Incoming>| {
+            let asked = asked.clone();
+            async move {
+                let _ = asked.send(());
+                problem(code)
+            }
+        })
+        .await;
+        let client = Client::with_credential(
+            vec![member.endpoint()],
+            authority.certificate(),
+            &edge_credential(&authority),
+        );
+        let replica = Replica::<EdgeRoute>::open(&folder.path().join(code.as_str()), CLUSTER).unwrap();
+        let follower = Follower::new(client.unwrap(), replica, NoCalls);
+        let cut_off = follower.cut_off();
+        let (stop, stopping) = watch::channel(false);
+        let running = tokio::spawn(follower.run(stopping));
+        // It asks again and again: the third time the second answer has been heard.
+        for _ in 0..3 {
+            within(asks.recv()).await.unwrap();
+        }
+        assert_eq!(*cut_off.borrow(), cuts_off, "{code}");
+        stop.send(true).unwrap();
+        within(running).await.unwrap();
+    }
 }

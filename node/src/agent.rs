@@ -30,7 +30,7 @@ use holdfast_model::resource::Capacity;
 use rustix::fs::FlockOperation;
 use tokio::sync::watch;
 
-use crate::executor::{self, AfterStep, Executor, ExecutorError};
+use crate::executor::{self, Executor, ExecutorError};
 use crate::host::{self, CapacityOverride, HostError, VmmChoice, VmmHost};
 use crate::image::{ImageCache, ImageError};
 use crate::logs::{LogError, Logs, chain};
@@ -38,6 +38,7 @@ use crate::machine::now_ms;
 use crate::network::{Network, NetworkError};
 use crate::state::{State, StateError};
 use crate::status::{self, StatusError, Surroundings};
+use crate::step::{AfterStep, unheard};
 use crate::supervisor::{Snapshot, Supervisor, SupervisorError};
 use crate::vmm::jail::{JailConfig, Jails};
 
@@ -49,6 +50,13 @@ const REPLICA_TRIES_MAX: u32 = 20;
 
 /// The pause between two of these tries.
 const REPLICA_PAUSE: Duration = Duration::from_millis(100);
+
+/// How often a folder that another agent holds is tried again: what a killed agent was about to execute holds its lock for a
+/// moment longer.
+const LOCK_TRIES_MAX: u32 = 20;
+
+/// The pause between two of these tries.
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
 /// The longest time between two writes of `status.json`.
 const STATUS_PERIOD: Duration = Duration::from_secs(5);
@@ -176,13 +184,14 @@ pub struct Node {
     executor: Arc<Executor>,
     state: Arc<State>,
     logs: Arc<Logs>,
+    cut_off: watch::Receiver<bool>,
     _lock: File,
 }
 
 impl Node {
     /// Opens a data folder, or makes it, and holds it against other agents.
     pub fn open(config: &HostConfig) -> Result<Self, AgentError> {
-        Self::open_with(config, Arc::new(|_| {}))
+        Self::open_with(config, unheard())
     }
 
     /// The same, with something to call between any two steps that change the host.
@@ -204,6 +213,7 @@ impl Node {
             link: Link::Down { reason: "not connected yet".to_owned() },
             vmm: vmm.verdict(),
             capacity: host::capacity(config.capacity)?,
+            disk_free_mib: host::disk_free_mib(data_dir),
         };
         let images = ImageCache::open(&data_dir.join("images"))?;
         let executor = Executor::new(data_dir, Network::open(data_dir)?, images, vmm, after_step)?;
@@ -213,6 +223,7 @@ impl Node {
             executor: Arc::new(executor),
             state: Arc::new(State::open(&data_dir.join(STATE_FILE))?),
             logs: Arc::new(Logs::open(data_dir.join("logs"))?),
+            cut_off: watch::Sender::new(false).subscribe(),
             _lock: lock,
         })
     }
@@ -220,6 +231,12 @@ impl Node {
     /// The instances' logs.
     pub fn logs(&self) -> &Arc<Logs> {
         &self.logs
+    }
+
+    /// Listens to who tells that an operator has cut this node off.
+    #[must_use]
+    pub fn with_cut_off(self, cut_off: watch::Receiver<bool>) -> Self {
+        Self { cut_off, ..self }
     }
 
     /// Keeps what is desired until `shutdown`, and leaves every machine running then. Reports go to the slot, if
@@ -232,7 +249,9 @@ impl Node {
         shutdown: impl Future<Output = ()>,
     ) -> Result<(), AgentError> {
         let supervisor =
-            Supervisor::new(Arc::clone(&self.executor), self.state, Arc::clone(&self.logs), desired.clone());
+            Supervisor::new(Arc::clone(&self.executor), self.state, Arc::clone(&self.logs), desired.clone())
+                .with_cut_off(self.cut_off)
+                .with_capacity(self.around.capacity);
         let (tried, probed) = watch::channel(false);
         let executor = Arc::clone(&self.executor);
         let probe = async move {
@@ -299,6 +318,7 @@ impl Teller {
     fn tell(&mut self) -> Result<(), StatusError> {
         self.around.vmm = self.executor.host().verdict();
         self.around.capacity = if self.executor.host().boots() { self.capacity } else { Capacity::default() };
+        self.around.disk_free_mib = self.executor.disk_free_mib();
         self.around.link = self.link.borrow_and_update().clone();
         // Nothing is told before the first pass: a report without observations would say that nothing runs.
         let Some(snapshot) = self.snapshots.borrow_and_update().clone() else { return Ok(()) };
@@ -345,11 +365,12 @@ pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()>) -> Resu
         tracing::error!(path = %path.display(), "what was desired could not be read and was moved aside");
     }
     let follower = Follower::new(client.clone(), replica, Calls { logs: Arc::clone(node.logs()) });
-    let (views, link) = (follower.views(), follower.link());
+    let (views, link, cut_off) = (follower.views(), follower.link(), follower.cut_off());
     let (slot, reporter) = reporter(&client);
     let (stop, stopped) = watch::channel(false);
     let following = tokio::spawn(follower.run(stopped.clone()));
     let reporting = tokio::spawn(reporter.run(stopped));
+    let node = node.with_cut_off(cut_off);
     let kept = node.keep(views, link, Some(slot), shutdown).await;
     stop.send_replace(true);
     // Both end at once when they are told to; a death of theirs changes nothing any more.
@@ -405,9 +426,12 @@ fn lock(data_dir: &Path) -> Result<File, AgentError> {
         .mode(0o600)
         .open(&path)
         .map_err(|source| file_error(&path, "opened", source))?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(AgentError::InUse { path: data_dir.to_owned() }),
-        Err(error) => Err(file_error(&path, "locked", error.into())),
+    for _ in 0..LOCK_TRIES_MAX {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(LOCK_PAUSE),
+            Err(error) => return Err(file_error(&path, "locked", error.into())),
+        }
     }
+    Err(AgentError::InUse { path: data_dir.to_owned() })
 }

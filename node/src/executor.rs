@@ -21,14 +21,16 @@ use holdfast_model::limits::TERM_GRACE_MS;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::boot::guest_config;
-use crate::host::VmmHost;
+use crate::host::{self, VmmHost};
 use crate::image::{Digest, ImageCache, ImageError, ImageRef, Progress, ReferenceError, RootImage};
 use crate::logs::chain;
 use crate::machine::Machine;
 use crate::network::{Network, NetworkError};
 use crate::phase::{Cause, Event};
+use crate::step::{AfterStep, Step, unheard};
 use crate::vmm::channel::GuestConfig;
 use crate::vmm::jail::{JailConfig, Jails};
+use crate::vmm::probe::PROBE_FOLDER;
 use crate::vmm::{Adoption, Nic, VCPUS_MAX, Vm, VmSpec, VmmError};
 
 /// Guests that boot at the same time, at most, for each processor: after a host's restart all of them want to.
@@ -39,9 +41,6 @@ const CHANGES_MAX: usize = 16;
 
 /// Images that are being fetched at the same time, at most. One that is here waits for nobody.
 const PULLS_MAX: usize = 4;
-
-/// Where the VMM probe has its machine.
-const PROBE_FOLDER: &str = "probe";
 
 /// What images may take on this node's disk, in bytes, as far as nothing needs them.
 pub const IMAGES_BYTES_MAX: u64 = 20 << 30;
@@ -67,9 +66,6 @@ pub enum ExecutorError {
     #[error(transparent)]
     Network(#[from] NetworkError),
 }
-
-/// Tests end the process in it.
-pub use crate::vmm::jail::AfterStep;
 
 /// A machine that runs, with what its start knew of it.
 #[derive(Debug)]
@@ -140,20 +136,27 @@ impl Executor {
         &self.images
     }
 
+    /// Free space on the disk that holds images, logs and machines' folders, in MiB.
+    pub fn disk_free_mib(&self) -> Option<u64> {
+        host::disk_free_mib(&self.folder)
+    }
+
+    /// Tells that a change of the node's state is durable.
+    pub fn stored(&self) {
+        (self.after_step)(Step::Stored);
+    }
+
     /// Image and TAP.
     pub async fn prepare(&self, spec: &NodeInstance) -> Event {
         let prepared = async {
             self.root(spec).await?;
-            (self.after_step)("root");
+            (self.after_step)(Step::RootReady);
             let _one_of_few = self.changes.acquire().await;
-            let made = self.network.ensure(spec.id, spec.address).await;
+            let made = self.network.ensure(spec.id, spec.address, &self.after_step).await;
             made.map_err(|error| (Cause::Network, chain(&error)))
         };
         match prepared.await {
-            Ok(_) => {
-                (self.after_step)("tap");
-                Event::Prepared
-            }
+            Ok(_) => Event::Prepared,
             Err((cause, detail)) => Event::Ended { cause, detail },
         }
     }
@@ -182,7 +185,7 @@ impl Executor {
             nic: Some(Nic::for_address(tap, spec.address)),
         };
         let vm = vmm.start(&vm_spec).await.map_err(failed)?;
-        (self.after_step)("vmm");
+        (self.after_step)(Step::VmmAnswers);
         Ok(Running { vm, guest: Some((config, root)), booting })
     }
 
@@ -206,14 +209,14 @@ impl Executor {
     pub async fn back_off(&self, id: InstanceId) -> Result<(), ExecutorError> {
         self.kill(id).await?;
         self.network.silence(id).await?;
-        (self.after_step)("tap down");
+        (self.after_step)(Step::TapDown);
         Ok(())
     }
 
     async fn kill(&self, id: InstanceId) -> Result<(), ExecutorError> {
         if let Some(vm) = self.adopt(id)? {
             vm.kill().await?;
-            (self.after_step)("kill");
+            (self.after_step)(Step::Killed);
         }
         Ok(())
     }
@@ -227,15 +230,20 @@ impl Executor {
         let _one_of_few = self.changes.acquire().await;
         if let Some(machine) = &machine {
             machine.stop(Duration::from_millis(TERM_GRACE_MS)).await;
-            (self.after_step)("stop");
+            (self.after_step)(Step::WorkloadStopped);
         }
         self.kill(id).await?;
         self.network.remove(&self.network.tap_name(id)).await?;
-        (self.after_step)("tap removed");
+        (self.after_step)(Step::TapRemoved);
         self.host.jails().release(&id.to_string())?;
-        (self.after_step)("cgroup removed");
-        remove_folder(&self.machine_folder(id))?;
-        (self.after_step)("folder removed");
+        (self.after_step)(Step::GroupRemoved);
+        remove_folder(&self.machine_folder(id), &self.after_step)
+    }
+
+    /// Takes the network of every instance down and touches nothing else: memory, disks and logs stay as they are.
+    pub async fn isolate(&self) -> Result<(), ExecutorError> {
+        self.network.silence_all().await?;
+        (self.after_step)(Step::Isolated);
         Ok(())
     }
 
@@ -263,7 +271,7 @@ impl Executor {
         for id in self.folders()?.difference(keep) {
             tracing::warn!(instance = %id, "removing what an instance left that this node does not know");
             self.kill(*id).await?;
-            remove_folder(&self.machine_folder(*id))?;
+            remove_folder(&self.machine_folder(*id), &self.after_step)?;
         }
         for name in self.host.jails().leftovers() {
             if name.parse::<InstanceId>().is_ok_and(|id| !keep.contains(&id)) {
@@ -272,6 +280,7 @@ impl Executor {
                     "removing the cgroup of an instance that this node does not know"
                 );
                 self.host.jails().release(&name)?;
+                (self.after_step)(Step::GroupRemoved);
             }
         }
         let kept: BTreeSet<String> = keep.iter().map(|id| self.network.tap_name(*id)).collect();
@@ -279,6 +288,7 @@ impl Executor {
             if !kept.contains(&tap) {
                 tracing::warn!(tap, "removing a TAP that no instance of this node has");
                 self.network.remove(&tap).await?;
+                (self.after_step)(Step::TapRemoved);
             }
         }
         Ok(())
@@ -336,13 +346,24 @@ pub(crate) fn machines_folder(data_dir: &Path) -> PathBuf {
 }
 
 /// Removes a folder and what is in it; one that is not there is no error.
-fn remove_folder(path: &Path) -> Result<(), ExecutorError> {
-    match fs::remove_dir_all(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(ExecutorError::Folder { path: path.to_owned(), action: "removed", source })
-        }
-        _ => Ok(()),
+fn remove_folder(path: &Path, after_step: &AfterStep) -> Result<(), ExecutorError> {
+    let failed = |source| ExecutorError::Folder { path: path.to_owned(), action: "removed", source };
+    let entries = match fs::read_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(failed)?,
+    };
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        let removed = match entry.file_type().map_err(failed)?.is_dir() {
+            true => fs::remove_dir_all(entry.path()),
+            false => fs::remove_file(entry.path()),
+        };
+        removed.map_err(failed)?;
+        after_step(Step::EntryRemoved);
     }
+    fs::remove_dir(path).map_err(failed)?;
+    after_step(Step::FolderRemoved);
+    Ok(())
 }
 
 /// Whole processors for so many thousandths.
@@ -383,7 +404,7 @@ pub(crate) async fn remove_all(data_dir: &Path) -> Result<usize, ExecutorError> 
             ended += 1;
         }
     }
-    let jails = Jails::new(data_dir, JailConfig::default(), Arc::new(|_| {}));
+    let jails = Jails::new(data_dir, JailConfig::default(), unheard());
     for name in jails.leftovers() {
         jails.release(&name)?;
     }
@@ -391,7 +412,7 @@ pub(crate) async fn remove_all(data_dir: &Path) -> Result<usize, ExecutorError> 
     for tap in network.list().await? {
         network.remove(&tap).await?;
     }
-    remove_folder(&data_dir.join(PROBE_FOLDER))?;
-    remove_folder(&folder)?;
+    remove_folder(&data_dir.join(PROBE_FOLDER), &unheard())?;
+    remove_folder(&folder, &unheard())?;
     Ok(ended)
 }

@@ -171,6 +171,12 @@ pub fn capacity(set: CapacityOverride) -> Result<Capacity, HostError> {
     Ok(Capacity { memory_mib, cpu_milli })
 }
 
+/// Free space on the disk of a folder, in MiB: what an agent may use, without what is kept for the system.
+pub(crate) fn disk_free_mib(folder: &Path) -> Option<u64> {
+    let disk = rustix::fs::statvfs(folder).ok()?;
+    Some(((u128::from(disk.f_bavail) * u128::from(disk.f_frsize)) >> 20).try_into().unwrap_or(u64::MAX))
+}
+
 fn memory_total_mib(meminfo: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
@@ -194,6 +200,8 @@ mod tests {
         let text = std::fs::read_to_string("/proc/meminfo").unwrap();
         assert!(measured.memory_mib < memory_total_mib(&text).unwrap());
         assert!(measured.cpu_milli >= 900);
+        assert!(disk_free_mib(Path::new("/")).is_some_and(|free| free > 0));
+        assert_eq!(disk_free_mib(Path::new("/no-such-folder")), None);
         let set = capacity(CapacityOverride { memory_mib: Some(7), cpu_milli: Some(9) }).unwrap();
         assert_eq!(set, Capacity { memory_mib: 7, cpu_milli: 9 });
     }

@@ -6,6 +6,7 @@
 //! plane» as «you have nothing to do» (I5), never starts again what runs (I7), never opens a port, and treats
 //! whatever a guest or a registry sends as hostile (I14).
 
+pub mod admission;
 pub mod agent;
 pub mod boot;
 pub mod executor;
@@ -21,5 +22,6 @@ pub mod reconcile;
 mod sample;
 pub mod state;
 pub mod status;
+pub mod step;
 pub mod supervisor;
 pub mod vmm;

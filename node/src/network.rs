@@ -19,6 +19,8 @@ use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
+use crate::step::{AfterStep, Step};
+
 /// The guest's next hop on its own link.
 pub const GATEWAY: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
@@ -152,15 +154,22 @@ impl Network {
     }
 
     /// Makes the TAP of an instance, or completes it, and the route to the guest.
-    pub async fn ensure(&self, instance: InstanceId, address: Ipv6Addr) -> Result<String, NetworkError> {
+    pub async fn ensure(
+        &self,
+        instance: InstanceId,
+        address: Ipv6Addr,
+        after_step: &AfterStep,
+    ) -> Result<String, NetworkError> {
         let tap = self.tap_name(instance);
         if !self.exists(&tap).await? {
             ip(&["tuntap", "add", "dev", &tap, "mode", "tap"], None).await?;
+            after_step(Step::TapMade);
         }
         for (setting, value) in SETTINGS_VALUES {
             let path = Path::new(SETTINGS).join(&tap).join(setting);
             fs::write(&path, value).map_err(|source| NetworkError::Setting { path, source })?;
         }
+        after_step(Step::TapSet);
         // Link, then address, then route: each may be there already.
         let batch = format!(
             "link set dev {tap} mtu {MTU} addrgenmode none up\n\
@@ -168,6 +177,7 @@ impl Network {
              route replace {address}/128 dev {tap}\n"
         );
         ip(&["-6", "-batch", "-"], Some(batch)).await?;
+        after_step(Step::TapUp);
         Ok(tap)
     }
 
@@ -177,6 +187,16 @@ impl Network {
         let tap = self.tap_name(instance);
         if self.exists(&tap).await? {
             ip(&["link", "set", "dev", &tap, "down"], None).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes every TAP of this agent down: nothing gets in or out of any instance.
+    pub async fn silence_all(&self) -> Result<(), NetworkError> {
+        let batch: String =
+            self.list().await?.iter().map(|tap| format!("link set dev {tap} down\n")).collect();
+        if !batch.is_empty() {
+            ip(&["-batch", "-"], Some(batch)).await?;
         }
         Ok(())
     }

@@ -238,6 +238,12 @@ impl Observed {
         }
     }
 
+    /// There is no room for it: nothing of it was begun, and nothing will be.
+    pub fn refuse(&mut self, detail: String) {
+        self.phase = Phase::Terminating { then: Outcome::Failed { reason: InstanceReason::NoCapacity } };
+        self.detail = Some(bounded(detail));
+    }
+
     /// What it is after something has happened. An event that does not fit the phase changes nothing.
     pub fn step(&mut self, event: Event, now_ms: u64) {
         match (event, self.phase) {

@@ -20,6 +20,8 @@ const VERSION: u8 = 1;
 const INSTANCES: TableDefinition<'_, [u8; 16], &[u8]> = TableDefinition::new("instances");
 const HOST: TableDefinition<'_, &str, &str> = TableDefinition::new("host");
 const BOOT_ID: &str = "boot_id";
+/// Whether the node was cut off: since when, in milliseconds since the Unix epoch.
+const CUT_OFF: &str = "cut_off_at_ms";
 
 /// Why the node's state could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -150,6 +152,24 @@ impl State {
         self.swap_boot_id(boot_id).map_err(|source| self.access("written", source))
     }
 
+    /// Remembers for good that this node was cut off.
+    pub fn cut_off(&self, now_ms: u64) -> Result<(), StateError> {
+        let write = || -> Result<(), redb::Error> {
+            let transaction = self.database.begin_write()?;
+            transaction.open_table(HOST)?.insert(CUT_OFF, now_ms.to_string().as_str())?;
+            Ok(transaction.commit()?)
+        };
+        write().map_err(|source| self.access("written", source))
+    }
+
+    /// Whether this node was cut off.
+    pub fn is_cut_off(&self) -> Result<bool, StateError> {
+        let read = || -> Result<bool, redb::Error> {
+            Ok(self.database.begin_read()?.open_table(HOST)?.get(CUT_OFF)?.is_some())
+        };
+        read().map_err(|source| self.access("read", source))
+    }
+
     fn access(&self, action: &'static str, source: redb::Error) -> StateError {
         StateError::Access { path: self.path.clone(), action, source: Box::new(source) }
     }
@@ -271,6 +291,10 @@ mod tests {
         assert!(state.host_restarted("second boot").unwrap());
         let loaded = state.load().unwrap();
         assert_eq!(loaded.len(), phases.len() - 1);
+        assert!(!state.is_cut_off().unwrap());
+        state.cut_off(5).unwrap();
+        drop(state);
+        assert!(State::open(&path).unwrap().is_cut_off().unwrap(), "for good");
         for (n, phase) in phases.iter().enumerate().skip(1) {
             assert_eq!(&loaded[&id(n)], phase);
         }

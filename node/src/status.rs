@@ -60,10 +60,16 @@ pub struct NodeStatus {
     pub revision: Option<Revision>,
     /// An update that is held back until it is confirmed (I7).
     pub held: Option<Held>,
+    /// Whether an operator has cut this node off: its instances have no network and nothing is begun.
+    #[serde(default)]
+    pub quarantined: bool,
     /// The VMM probe's verdict.
     pub vmm: String,
     /// What the node has for instances.
     pub capacity: Capacity,
+    /// Free on the disk of images, logs and machines' folders, in MiB; `None` where it is not known.
+    #[serde(default)]
+    pub disk_free_mib: Option<u64>,
     /// Every instance that is known here.
     pub instances: Vec<InstanceStatus>,
 }
@@ -95,6 +101,8 @@ pub struct Surroundings {
     pub vmm: String,
     /// What the node has for instances.
     pub capacity: Capacity,
+    /// Free on its disk, in MiB.
+    pub disk_free_mib: Option<u64>,
 }
 
 /// The report to the control plane.
@@ -147,8 +155,10 @@ pub fn status(
         unreachable,
         revision: view.map(|view| view.stamp.revision),
         held: view.and_then(|view| view.held),
+        quarantined: snapshot.cut_off,
         vmm: around.vmm.clone(),
         capacity: around.capacity,
+        disk_free_mib: around.disk_free_mib,
         instances: snapshot.instances.iter().map(instance).collect(),
     }
 }
@@ -188,6 +198,7 @@ mod tests {
             link: Link::Down { reason: String::new() },
             vmm: "é".repeat(4_000),
             capacity: Capacity::default(),
+            disk_free_mib: None,
         };
         let report = report(&Snapshot::default(), None, &around);
         let ReportDetail::Node { observations, vmm, .. } = report.detail else { panic!("not a node's") };
@@ -202,6 +213,7 @@ mod tests {
             link: Link::Up { endpoint: "[::1]:7443".to_owned() },
             vmm: "qemu-tcg".to_owned(),
             capacity: Capacity { memory_mib: 5, cpu_milli: 6 },
+            disk_free_mib: Some(7),
         };
         let written = status(&Snapshot::default(), None, &around, 7);
         assert!(NodeStatus::read(folder.path()).is_err());

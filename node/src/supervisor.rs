@@ -17,9 +17,11 @@ use futures::FutureExt;
 use holdfast_client::{Published, View};
 use holdfast_model::InstanceId;
 use holdfast_model::agent::NodeInstance;
+use holdfast_model::resource::Capacity;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use crate::admission::{self, Room};
 use crate::executor::ExecutorError;
 use crate::logs::{LogError, Logs, chain};
 use crate::machine::now_ms;
@@ -60,6 +62,8 @@ pub enum SupervisorError {
 pub struct Snapshot {
     /// Every instance that it knows.
     pub instances: BTreeMap<InstanceId, InstanceView>,
+    /// Whether this node was cut off.
+    pub cut_off: bool,
 }
 
 /// One instance in a [`Snapshot`].
@@ -123,6 +127,12 @@ pub struct Supervisor<H: Host> {
     published: watch::Sender<Option<Snapshot>>,
     /// The last ticket or life that was given out.
     last_number: u64,
+    /// Becomes true when an operator has cut this node off.
+    cut_off: watch::Receiver<bool>,
+    /// Whether it is, as far as the disk says. Then nothing is begun or removed any more: what is here is evidence.
+    is_cut_off: bool,
+    /// What the node offers; `None` takes whatever comes.
+    capacity: Option<Capacity>,
     /// Whether leftovers were looked for with the desired set known.
     swept: bool,
     /// The last collection of images.
@@ -151,6 +161,9 @@ impl<H: Host> Supervisor<H> {
             notes,
             inbox,
             published: watch::Sender::new(None),
+            cut_off: watch::Sender::new(false).subscribe(),
+            is_cut_off: false,
+            capacity: None,
             last_number: 0,
             swept: false,
             collection: None,
@@ -163,11 +176,23 @@ impl<H: Host> Supervisor<H> {
         self.published.subscribe()
     }
 
+    /// Listens to who tells that this node is cut off.
+    #[must_use]
+    pub fn with_cut_off(self, cut_off: watch::Receiver<bool>) -> Self {
+        Self { cut_off, ..self }
+    }
+
+    /// Refuses new instances for which this leaves no room.
+    #[must_use]
+    pub fn with_capacity(self, capacity: Capacity) -> Self {
+        Self { capacity: Some(capacity), ..self }
+    }
+
     /// Adopts what runs and keeps what is desired, until `shutdown`.
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<(), SupervisorError> {
         self.adopt().await?;
         let mut shutdown = std::pin::pin!(shutdown);
-        let mut followed = true;
+        let (mut followed, mut heard) = (true, true);
         loop {
             self.pass().await;
             self.publish();
@@ -179,6 +204,7 @@ impl<H: Host> Supervisor<H> {
                 }
                 // Who follows the control plane may end before us: what is known stays in force.
                 changed = self.desired.changed(), if followed => followed = changed.is_ok(),
+                changed = self.cut_off.changed(), if heard => heard = changed.is_ok(),
                 Some(note) = self.inbox.recv() => self.take_notes(note),
                 () = tokio::time::sleep(pause) => {}
             }
@@ -256,9 +282,13 @@ impl<H: Host> Supervisor<H> {
         if is_ahead(self.not_before_ms, now_ms, RETRY_MS) {
             return;
         }
+        if *self.cut_off.borrow_and_update() || self.is_cut_off {
+            return self.keep_apart(now_ms).await;
+        }
         let view = self.desired.borrow_and_update().clone();
         self.sweep(view.as_deref()).await;
         self.recognise(view.as_deref());
+        self.refuse(view.as_deref());
         let actions = match &view {
             Some(view) => plan(&view.items, &self.observed, now_ms),
             // I5: unknown is not empty.
@@ -292,6 +322,49 @@ impl<H: Host> Supervisor<H> {
         }
     }
 
+    /// Refuses new instances for which there is no room.
+    fn refuse(&mut self, view: Option<&View<NodeInstance>>) {
+        let (Some(view), Some(capacity)) = (view, self.capacity) else { return };
+        if view.items.keys().all(|id| self.observed.contains_key(id)) {
+            return;
+        }
+        let room = Room { capacity, disk_free_mib: self.host.disk_free_mib() };
+        for (id, shortage) in admission::refused(&view.items, &self.observed, room) {
+            tracing::warn!(instance = %id, %shortage, "refused");
+            self.observed.entry(id).or_default().refuse(format!("There is no room for it: {shortage}."));
+            self.dirty.insert(id);
+        }
+    }
+
+    /// A node that was cut off: its instances' network is down and stays down, what is under way is given up, and nothing
+    /// is begun. It is durable first: no later agent of this folder may begin anything either.
+    async fn keep_apart(&mut self, now_ms: u64) {
+        if !self.is_cut_off {
+            let state = Arc::clone(&self.state);
+            match self.host.on_disk(move || state.cut_off(now_ms)).await {
+                Ok(Ok(())) => self.is_cut_off = true,
+                Ok(Err(error)) => {
+                    tracing::error!(error = %chain(&error), "that this node is cut off was not stored")
+                }
+                Err(error) => tracing::error!(%error, "that this node is cut off was not stored"),
+            }
+            tracing::warn!("this node was quarantined: its instances are cut off and kept as they are");
+            for slot in self.slots.values_mut() {
+                if let Some(task) = slot.task.take() {
+                    task.abort();
+                    task.await.ok();
+                }
+            }
+        }
+        if let Err(error) = self.host.isolate().await {
+            tracing::error!(error = %chain(&error), "an instance of this quarantined node may still be reached");
+            self.not_before_ms = now_ms + RETRY_MS;
+        }
+        if let Err(error) = self.store().await {
+            tracing::error!(error = %chain(&error), "what happened on this quarantined node was not stored");
+        }
+    }
+
     async fn store(&mut self) -> Result<(), SupervisorError> {
         if self.dirty.is_empty() {
             return Ok(());
@@ -300,6 +373,7 @@ impl<H: Host> Supervisor<H> {
         let state = Arc::clone(&self.state);
         let stored = self.host.on_disk(move || state.store(&changes)).await;
         stored.map_err(|_| SupervisorError::Thread)??;
+        self.host.stored();
         self.dirty.clear();
         Ok(())
     }
@@ -455,7 +529,8 @@ impl<H: Host> Supervisor<H> {
             let machine = machine.and_then(|machine| self.host.process(machine));
             (*id, InstanceView { observed: observed.clone(), machine })
         };
-        let snapshot = Some(Snapshot { instances: self.observed.iter().map(view).collect() });
+        let snapshot =
+            Some(Snapshot { instances: self.observed.iter().map(view).collect(), cut_off: self.is_cut_off });
         self.published.send_if_modified(|published| {
             let changed = *published != snapshot;
             *published = snapshot;

@@ -9,6 +9,7 @@ use std::process::Command;
 
 use holdfast_model::InstanceId;
 use holdfast_node::network::{MTU, Network};
+use holdfast_node::step::unheard;
 
 const ADDRESS: Ipv6Addr = Ipv6Addr::new(0xfd00, 1, 2, 3, 0, 0, 0, 5);
 
@@ -45,14 +46,14 @@ fn taps_are_completed_kept_apart_and_removed_whole() {
         let [one, other] = folders.each_ref().map(|folder| Network::open(folder.path()).unwrap());
         let id = InstanceId::from_bits(77);
 
-        let tap = one.ensure(id, ADDRESS).await.unwrap();
+        let tap = one.ensure(id, ADDRESS, &unheard()).await.unwrap();
         check_complete(&tap);
         // Again, and after it was only half made.
-        assert_eq!(one.ensure(id, ADDRESS).await.unwrap(), tap);
+        assert_eq!(one.ensure(id, ADDRESS, &unheard()).await.unwrap(), tap);
         check_complete(&tap);
         ip(&["link", "delete", "dev", &tap]);
         ip(&["tuntap", "add", "dev", &tap, "mode", "tap"]);
-        one.ensure(id, ADDRESS).await.unwrap();
+        one.ensure(id, ADDRESS, &unheard()).await.unwrap();
         check_complete(&tap);
 
         // While no machine is behind it, whoever connects is told at once.
@@ -60,10 +61,10 @@ fn taps_are_completed_kept_apart_and_removed_whole() {
         one.silence(id).await.unwrap();
         let refused = std::net::TcpStream::connect((ADDRESS, 80)).map(drop).unwrap_err();
         assert_eq!(refused.kind(), std::io::ErrorKind::NetworkUnreachable);
-        one.ensure(id, ADDRESS).await.unwrap();
+        one.ensure(id, ADDRESS, &unheard()).await.unwrap();
         check_complete(&tap);
 
-        let others = other.ensure(id, Ipv6Addr::new(0xfd00, 9, 0, 0, 0, 0, 0, 1)).await.unwrap();
+        let others = other.ensure(id, Ipv6Addr::new(0xfd00, 9, 0, 0, 0, 0, 0, 1), &unheard()).await.unwrap();
         assert_ne!(others, tap);
         assert_eq!(one.list().await.unwrap(), std::slice::from_ref(&tap));
         assert_eq!(other.list().await.unwrap(), std::slice::from_ref(&others));

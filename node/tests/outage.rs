@@ -1,5 +1,4 @@
-//! A node with real guests and no control plane at all: what crashes is started again, what runs is adopted, and
-//! nothing leaks wherever the agent dies.
+//! A node with real guests and no control plane at all: what crashes is started again, and what runs is adopted.
 //!
 //! Needs what `cargo xtask assets` makes and installs, and root. Each test has namespaces of its own.
 
@@ -8,6 +7,7 @@
 #[allow(dead_code, reason = "shared with the tests of single machines")]
 mod guest_image;
 mod namespace;
+#[allow(dead_code, reason = "shared with the tests of crashes")]
 mod scene;
 
 use std::collections::BTreeMap;
@@ -16,12 +16,13 @@ use std::time::Duration;
 
 use holdfast_client::{Link, View};
 use holdfast_model::Revision;
-use holdfast_model::agent::{Desired, LogLine, LogStream};
+use holdfast_model::agent::{LogLine, LogStream};
 use holdfast_model::manifest::{Health, RestartPolicy};
 use holdfast_model::resource::{InstanceReason, InstanceState};
 use holdfast_node::agent::{AgentError, Node, wipe};
 use holdfast_node::status::NodeStatus;
-use scene::{Scene, fetch, host_config, kill, runs, runtime, stamp, until, view, was_agent};
+use holdfast_node::step::Step;
+use scene::{Point, Scene, fetch, host_config, kill, runs, runtime, stamp, until, view, was_agent};
 use tokio::sync::{oneshot, watch};
 
 #[test]
@@ -214,6 +215,88 @@ fn what_cannot_run_fails_with_its_reason_and_leaves_only_its_log() {
 }
 
 #[test]
+fn i11_a_node_that_was_quarantined_cuts_its_instances_off_for_good_and_keeps_them() {
+    const TEST: &str = "i11_a_node_that_was_quarantined_cuts_its_instances_off_for_good_and_keeps_them";
+    if was_agent() || !namespace::inside(TEST) {
+        return;
+    }
+    let mut scene = Scene::new(TEST);
+    let [one, two, three] = [scene.instance(1), scene.instance(2), scene.instance(3)];
+    scene.desire(&[one.clone(), two.clone()]);
+    let mut agent = scene.agent();
+    let before = [&one, &two].map(|instance| agent.wait_for(instance.id, InstanceState::Ready));
+    assert!(fetch(one.address).is_ok());
+    agent.kill();
+
+    let isolated = |scene: &Scene| {
+        let told = NodeStatus::read(&scene.data_dir()).is_ok_and(|status| status.quarantined);
+        told && scene.taps().iter().all(|tap| is_down(tap)) && scene.taps().len() == 2
+    };
+    // It is told while it works on something new, and dies as soon as it has obeyed.
+    scene.desire(&[one.clone(), two.clone(), three.clone()]);
+    let isolation = Point { step: Step::Isolated, nth: 1 };
+    let mut agent = scene.agent_that_is_cut_off(Some(isolation));
+    assert!(agent.ended_or(|| false));
+    drop(agent);
+    assert!(scene.taps().iter().all(|tap| is_down(tap)));
+    assert!(fetch(one.address).is_err() && fetch(two.address).is_err());
+
+    // Nobody tells the next one, and it finds what it must not do on its own disk. What ends is not started again, what is
+    // new is not begun, what is withdrawn is not removed, and a TAP that somebody takes up goes down again.
+    kill(before[0].pid.unwrap());
+    scene.desire(std::slice::from_ref(&three));
+    namespace::run("ip", &["link", "set", "dev", &scene.taps()[0], "up"]);
+    let agent = scene.agent();
+    until("the next agent isolates", || isolated(&scene));
+    until("the end is noticed", || view(&scene.data_dir(), one.id).is_some_and(|seen| seen.pid.is_none()));
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(isolated(&scene));
+    assert_eq!((scene.vmms(), scene.folders()), (vec![before[1].pid.unwrap()], 2));
+    assert_eq!(view(&scene.data_dir(), three.id), None);
+    agent.stop();
+    assert!(scene.log(one.id).iter().any(|line| line.text == "serving 1"), "its log is kept");
+    // Who has looked into it wipes it.
+    assert_eq!(scene.wipe(), 1);
+    assert_eq!((scene.taps(), scene.folders()), (Vec::new(), 0));
+}
+
+/// Whether nothing passes a TAP.
+fn is_down(tap: &str) -> bool {
+    let output =
+        std::process::Command::new("ip").args(["-oneline", "link", "show", "dev", tap]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let flags = text.split(['<', '>']).nth(1).unwrap();
+    !flags.split(',').any(|flag| flag == "UP")
+}
+
+#[test]
+fn what_a_node_has_no_room_for_is_refused_with_its_reason() {
+    const TEST: &str = "what_a_node_has_no_room_for_is_refused_with_its_reason";
+    if was_agent() || !namespace::inside(TEST) {
+        return;
+    }
+    let mut scene = Scene::new(TEST);
+    let (one, mut giant) = (scene.instance(1), scene.instance(2));
+    giant.resources.memory_mib = 1 << 30;
+    scene.desire(&[one.clone(), giant.clone()]);
+    let mut agent = scene.agent();
+    let refused = agent.wait_for(giant.id, InstanceState::Failed);
+    assert_eq!((refused.reason, refused.restarts), (Some(InstanceReason::NoCapacity), 0));
+    agent.wait_for(one.id, InstanceState::Ready);
+    assert_eq!(
+        (scene.vmms().len(), scene.taps().len(), scene.folders()),
+        (1, 1, 1),
+        "nothing of it was begun"
+    );
+    let status = NodeStatus::read(&scene.data_dir()).unwrap();
+    let told = status.instances.iter().find(|seen| seen.observation.instance == giant.id).unwrap();
+    let detail = told.observation.detail.as_deref().unwrap();
+    assert!(detail.contains("needs 1073741888 MiB of memory"), "{detail}");
+    agent.stop();
+    assert_eq!(scene.wipe(), 1);
+}
+
+#[test]
 fn what_is_withdrawn_while_it_starts_leaves_nothing() {
     const TEST: &str = "what_is_withdrawn_while_it_starts_leaves_nothing";
     if was_agent() || !namespace::inside(TEST) {
@@ -248,57 +331,4 @@ fn what_is_withdrawn_while_it_starts_leaves_nothing() {
         shutdown.send(()).unwrap();
         kept.await.unwrap().unwrap();
     });
-}
-
-#[test]
-fn a_crash_after_any_step_leaks_nothing() {
-    const TEST: &str = "a_crash_after_any_step_leaks_nothing";
-    if was_agent() || !namespace::inside(TEST) {
-        return;
-    }
-    let mut scene = Scene::new(TEST);
-    let mut one = scene.instance(1);
-    let mut crashes = 0;
-    for steps in 1.. {
-        // Up, with an agent that dies on the way; the next one must find everything.
-        one.desired = Desired::Run;
-        scene.desire(std::slice::from_ref(&one));
-        let mut agent = scene.agent_that_crashes(steps);
-        let data_dir = scene.data_dir();
-        let ready = || view(&data_dir, one.id).is_some_and(|seen| seen.state == InstanceState::Ready);
-        let crashed_up = agent.ended_or(ready);
-        drop(agent);
-        let mut agent = scene.agent();
-        let seen = agent.wait_for(one.id, InstanceState::Ready);
-        assert_eq!(scene.vmms(), [seen.pid.unwrap()], "one machine, not two");
-        assert_eq!(scene.of_vm_users(), scene.vmms(), "and nothing else of its jail");
-        assert_eq!((seen.restarts, scene.taps().len(), scene.folders()), (0, 1, 1));
-        agent.stop();
-
-        // Down, the same way.
-        one.desired = Desired::Drain { grace_ms: 0 };
-        scene.desire(std::slice::from_ref(&one));
-        let mut agent = scene.agent_that_crashes(steps);
-        let stopped = || view(&data_dir, one.id).is_some_and(|seen| seen.state == InstanceState::Stopped);
-        let crashed_down = agent.ended_or(stopped);
-        drop(agent);
-        let mut agent = scene.agent();
-        agent.wait_for(one.id, InstanceState::Stopped);
-        assert_eq!((scene.vmms(), scene.taps(), scene.folders()), (Vec::new(), Vec::new(), 0));
-        assert_eq!(scene.of_vm_users(), Vec::<u32>::new());
-        agent.stop();
-
-        // And forgotten.
-        scene.desire(&[]);
-        let agent = scene.agent();
-        until("it is forgotten", || NodeStatus::read(&data_dir).is_ok_and(|s| s.instances.is_empty()));
-        agent.stop();
-
-        crashes += u32::from(crashed_up) + u32::from(crashed_down);
-        if !crashed_up && !crashed_down {
-            break;
-        }
-    }
-    // Root, TAP, jail, launch, record and VMM on the way up; stop, kill or not, TAP, cgroup and folder on the way down.
-    assert!(crashes >= 10, "only {crashes} steps were interrupted");
 }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use guest_image::{FileSystem, assets, jail_config, jails, root_image};
 use holdfast_jail::ids::IdRange;
+use holdfast_node::step::unheard;
 use holdfast_node::vmm::channel::GuestChannel;
 use holdfast_node::vmm::jail::{JailConfig, Jails};
 use holdfast_node::vmm::{Vm, VmSpec, Vmm, VmmError, probe, qemu::Qemu};
@@ -122,7 +123,7 @@ async fn a_jail_that_cannot_be_built_is_a_failed_start_and_leaves_no_process() {
     let error = vmm.start(&spec(folder.path(), "inst_a")).await.unwrap_err();
     assert!(matches!(error, VmmError::Launch(_)) && error.to_string().contains("root.img"), "{error}");
     let config = JailConfig { launcher: "/absent".into(), ..jail_config() };
-    let vmm = qemu(Arc::new(Jails::new(folder.path(), config, Arc::new(|_| {}))));
+    let vmm = qemu(Arc::new(Jails::new(folder.path(), config, unheard())));
     let error = vmm.start(&spec(folder.path(), "inst_a")).await.unwrap_err();
     assert!(matches!(error, VmmError::Launch(_)) && error.to_string().contains("/absent"), "{error}");
     let found = Vm::adopt(&folder.path().join("vms/inst_a")).unwrap();
@@ -137,7 +138,7 @@ async fn what_the_jail_costs_a_start() {
     root_image(folder.path(), FileSystem::Erofs);
     let kinds = [true, false].map(|walls| {
         let config = JailConfig { walls, ..jail_config() };
-        qemu(Arc::new(Jails::new(folder.path(), config, Arc::new(|_| {}))))
+        qemu(Arc::new(Jails::new(folder.path(), config, unheard())))
     });
     let mut times = [const { (Vec::new(), Vec::new()) }; 2];
     for round in 0..=ROUNDS {

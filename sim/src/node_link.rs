@@ -168,6 +168,7 @@ impl NodeLink {
             link: Link::Up { endpoint: String::new() },
             vmm: "simulated".to_owned(),
             capacity: self.capacity,
+            disk_free_mib: None,
         };
         let report = status::report(&snapshot, node.known.as_deref(), &around);
         let body = serde_json::to_vec(&report).map_err(|e| e.to_string())?;

@@ -255,6 +255,11 @@ impl Host for SimulatedHost {
         Ok(())
     }
 
+    async fn isolate(&self) -> Result<(), ExecutorError> {
+        // No node of a simulation is quarantined.
+        Ok(())
+    }
+
     async fn back_off(&self, id: InstanceId) -> Result<(), ExecutorError> {
         self.kill_all_of(id).await
     }

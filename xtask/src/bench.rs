@@ -6,10 +6,20 @@ use std::path::PathBuf;
 use std::process::Command;
 
 /// The benchmarks and what each compares.
-const BENCHMARKS: &[(&str, &str)] = &[(
-    "raft",
-    "Holdfast's replicated log beside Debian's etcd: three members each, the same disk, TLS; --help lists its flags",
-)];
+const BENCHMARKS: &[(&str, &str)] = &[
+    (
+        "raft",
+        "Holdfast's replicated log beside Debian's etcd: three members each, the same disk, TLS; --help lists its flags",
+    ),
+    (
+        "node",
+        "the node agent: starts beside a QEMU started by hand, its memory, its restart beside 50 guests, and leaks after a \
+         thousand instances between crashes; takes some of: start agent leaks",
+    ),
+];
+
+/// Instances that come and go while agents crash.
+const CYCLES: &str = "1000";
 
 /// Lists the benchmarks, or runs one with the rest of the arguments.
 pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
@@ -21,6 +31,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
             Ok(())
         }
         Some((name, rest)) if name == "raft" => raft(rest),
+        Some((name, rest)) if name == "node" => node(rest),
         Some((name, _)) => {
             Err(Failure(format!("there is no benchmark «{name}»; `cargo xtask bench` lists them")))
         }
@@ -43,6 +54,39 @@ fn raft(arguments: &[String]) -> Result<(), Failure> {
     // Beside the build: the disk that the repository lies on is the one that is measured.
     command.arg("--folder").arg(built.join("data")).args(arguments);
     run_command(command.current_dir(root()))
+}
+
+/// The node's figures are measured by its own tests, which know how to keep guests and crashes in namespaces of their own.
+fn node(parts: &[String]) -> Result<(), Failure> {
+    let wanted = |part: &str| parts.is_empty() || parts.iter().any(|one| one == part);
+    if let Some(unknown) = parts.iter().find(|part| !["start", "agent", "leaks"].contains(&part.as_str())) {
+        return Err(Failure(format!("the node's benchmark has no part «{unknown}»")));
+    }
+    crate::workspace::build_assets()?;
+    if wanted("start") {
+        step("measure starts", || measure("figures", "how_long_a_start_takes", &["--ignored"]))?;
+    }
+    if wanted("agent") {
+        step("build holdfast as it is released", || {
+            run_command(&mut cargo(&["build", "--locked", "--release", "--package", "holdfast-cli"]))
+        })?;
+        let test = "what_an_agent_takes_and_how_long_it_is_away";
+        step("measure the agent beside its guests", || measure("figures", test, &["--ignored"]))?;
+    }
+    if wanted("leaks") {
+        let test = "i05_instances_that_come_and_go_beside_crashes_leak_nothing";
+        step("let instances come and go between crashes", || measure("crash", test, &[]))?;
+    }
+    Ok(())
+}
+
+fn measure(file: &str, test: &str, more: &[&str]) -> Result<(), Failure> {
+    let mut command = cargo(&["test", "--quiet", "--locked", "--package", "holdfast-node", "--test", file]);
+    command.args(["--", "--exact", "--nocapture", test]).args(more);
+    command.env("HOLDFAST_ASSETS", crate::workspace::assets());
+    command.env("HOLDFAST_BIN", target().join("release/holdfast"));
+    command.env("HOLDFAST_CRASH_CYCLES", CYCLES);
+    run_command(&mut command)
 }
 
 /// Debian's etcd, unpacked beside the build. Not installed: that would start it as a service.

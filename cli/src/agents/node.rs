@@ -10,6 +10,7 @@ use crate::output::{Output, or_dash, table, word};
 use holdfast_jail::cgroup::Choice;
 use holdfast_jail::ids::IdRange;
 use holdfast_model::command::Joiner;
+use holdfast_model::limits::CPU_OVERCOMMIT_MILLI;
 use holdfast_node::agent::{HostConfig, NodeConfig};
 use holdfast_node::host::{CapacityOverride, VmmChoice};
 use holdfast_node::status::NodeStatus;
@@ -86,13 +87,20 @@ fn text(status: &NodeStatus) -> String {
         (None, None) => "follows no member and runs what it knows".into(),
     };
     let mut parts = vec![format!(
-        "Node agent (pid {}) {follows} · acts on revision {} · {} MiB, {} thousandths of CPU · {}",
+        "Node agent (pid {}) {follows} · acts on revision {} · {} MiB, {} thousandths of CPU (each promised {} times), {} MiB of disk free · {}",
         status.pid,
         or_dash(status.revision),
         status.capacity.memory_mib,
         status.capacity.cpu_milli,
+        CPU_OVERCOMMIT_MILLI / 1_000,
+        or_dash(status.disk_free_mib),
         status.vmm
     )];
+    if status.quarantined {
+        parts.push(
+            "Quarantined: no instance has a network, nothing is started or removed. Look into what is here, then wipe this host and join it under another name.".into(),
+        );
+    }
     if let Some(held) = status.held {
         parts.push(format!(
             "Holds back revision {}: it would remove {} of {} instances.",

@@ -20,11 +20,17 @@ impl<H: Host> Supervisor<H> {
         let (state, host) = (Arc::clone(&self.state), Arc::clone(&self.host));
         let boot_id = host.boot_id().map_err(SupervisorError::BootId)?;
         let read = self.host.on_disk(move || -> Result<_, SupervisorError> {
-            Ok((state.load()?, state.host_restarted(&boot_id)?, host.scan()?))
+            Ok((state.load()?, state.host_restarted(&boot_id)?, state.is_cut_off()?, host.scan()?))
         });
-        let (records, host_restarted, mut found) = read.await.map_err(|_| SupervisorError::Thread)??;
+        let (records, host_restarted, is_cut_off, mut found) =
+            read.await.map_err(|_| SupervisorError::Thread)??;
         let now_ms = now_ms();
         self.observed = records;
+        self.is_cut_off = is_cut_off;
+        if is_cut_off {
+            // Before anything else: a host that was booted has made no TAP, but an agent may have.
+            self.host.isolate().await?;
+        }
         for id in found.keys() {
             // Its record is lost; what its guest says will tell the rest.
             self.observed
@@ -46,7 +52,7 @@ impl<H: Host> Supervisor<H> {
                 tracing::info!(instance = %id, "adopted a microVM that runs");
                 let spec = view.as_ref().and_then(|view| view.items.get(&id)).cloned();
                 self.attach(id, running, spec.as_deref());
-            } else {
+            } else if !is_cut_off {
                 tracing::info!(instance = %id, "ending a microVM that was to be gone");
                 self.host.kill(running).await?;
             }

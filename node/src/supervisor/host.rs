@@ -108,6 +108,20 @@ pub trait Host: Send + Sync + 'static {
     /// When something is left.
     fn sweep(&self, keep: &BTreeSet<InstanceId>) -> impl Future<Output = Result<(), ExecutorError>> + Send;
 
+    /// Takes the network of every instance down and touches nothing else.
+    ///
+    /// # Errors
+    /// When one may still be reached.
+    fn isolate(&self) -> impl Future<Output = Result<(), ExecutorError>> + Send;
+
+    /// Free space for images, logs and machines' folders, in MiB; `None` where it is not known.
+    fn disk_free_mib(&self) -> Option<u64> {
+        None
+    }
+
+    /// Hears that a change of the node's state is durable.
+    fn stored(&self) {}
+
     /// Removes images that nothing here needs and these instances do not want. Waits for the disk.
     fn collect_images(&self, wanted: &Items<NodeInstance>);
 }
@@ -170,6 +184,18 @@ impl Host for Executor {
 
     async fn sweep(&self, keep: &BTreeSet<InstanceId>) -> Result<(), ExecutorError> {
         Self::sweep(self, keep).await
+    }
+
+    async fn isolate(&self) -> Result<(), ExecutorError> {
+        Self::isolate(self).await
+    }
+
+    fn disk_free_mib(&self) -> Option<u64> {
+        Self::disk_free_mib(self)
+    }
+
+    fn stored(&self) {
+        Self::stored(self);
     }
 
     fn collect_images(&self, wanted: &Items<NodeInstance>) {

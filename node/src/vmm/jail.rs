@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use holdfast_jail::cgroup::{Choice, Hierarchy, OVERHEAD_BYTES, PIDS_MAX, Shares};
 use holdfast_jail::ids::{CLAIM_FOLDER, IdRange, Ids};
@@ -20,9 +20,7 @@ use holdfast_jail::start::{Enforced, OWN_BINARY, launch};
 use sha2::{Digest, Sha256};
 
 use super::{Adoption, Vm, VmSpec, VmmError, VmmKind, process};
-
-/// Called between any two steps that change something on the host, with the name of what was just done.
-pub type AfterStep = Arc<dyn Fn(&'static str) + Send + Sync>;
+use crate::step::{AfterStep, Step};
 
 /// The folder on which a jail's root is put together.
 const ROOT_FOLDER: &str = "root";
@@ -167,10 +165,11 @@ impl Jails {
             return Err(VmmError::AlreadyRunning { folder: folder.clone(), pid: vm.pid() });
         }
         process::prepare_folder(folder, &needs.stale)?;
+        (self.after_step)(Step::FolderMade);
         let (kind, plan) = (needs.kind, self.plan(spec, needs)?);
-        (self.after_step)("jail");
         let output = |name| process::output_file(folder, name);
         let (stdout, stderr) = (output(process::CONSOLE_FILE)?, output(process::STDERR_FILE)?);
+        (self.after_step)(Step::OutputMade);
         let launch = launch(&self.config.launcher, &plan, stdout, stderr).await?;
         if !matches!(launch.access(), Enforced::Fully | Enforced::NotAsked) {
             let enforced = launch.access();
@@ -179,7 +178,7 @@ impl Jails {
                 "this kernel is too old for the whole Landlock wall; VMs run without it"
             );
         }
-        (self.after_step)("launch");
+        (self.after_step)(Step::Launched);
         let ended = || VmmError::EndedAtOnce {
             kind,
             instance_id: spec.instance_id.clone(),
@@ -187,8 +186,9 @@ impl Jails {
         };
         let recorded = Vm::record(folder, &spec.instance_id, kind, launch.pid(), plan.cgroup)?;
         let vm = recorded.ok_or_else(ended)?;
-        (self.after_step)("record");
+        (self.after_step)(Step::Recorded);
         launch.go().await?;
+        (self.after_step)(Step::Executed);
         Ok(vm)
     }
 
@@ -238,10 +238,12 @@ impl Jails {
         let mount_point = spec.folder.join(ROOT_FOLDER);
         make_folder(&mount_point)?;
         plan.identity = Some(self.ids.claim(&spec.folder)?);
+        (self.after_step)(Step::IdClaimed);
         if let Some(hierarchy) = self.hierarchy()? {
             let shares = Shares { cpu_milli: spec.cpu_milli, vcpus: spec.vcpus, memory_bytes };
             let group = hierarchy.make(&self.group_name(&spec.instance_id), &shares)?;
             plan.cgroup = Some(group.folder().to_owned());
+            (self.after_step)(Step::GroupMade);
         }
         let file = |executable| move |path: &PathBuf| File { path: path.clone(), executable };
         plan.namespaces = Namespace::ALL.to_vec();

@@ -28,6 +28,9 @@ const TCG_DEADLINE: Duration = Duration::from_secs(60);
 /// Memory of a probe guest, in MiB.
 const PROBE_MEMORY_MIB: u32 = 128;
 
+/// Where a probe has its machine.
+pub(crate) const PROBE_FOLDER: &str = "probe";
+
 /// What a probe's machine is called.
 const PROBE_INSTANCE: &str = "probe";
 
@@ -114,6 +117,7 @@ fn find_program(variable: &str, name: &str) -> Option<PathBuf> {
 /// has changed, and else boots guests, which takes up to two minutes where one hangs.
 pub async fn choose(config: &ProbeConfig) -> Result<(Box<dyn Vmm>, Verdict), VmmError> {
     config.jails.check()?;
+    clear(config).await?;
     let fingerprint = fingerprint(config)?;
     let verdict = match cached(&config.folder, &fingerprint) {
         Some(verdict) => verdict,
@@ -206,10 +210,7 @@ async fn probe_all(config: &ProbeConfig, fingerprint: String) -> Result<Verdict,
 
 /// Boots a guest, waits for its hello, tells it to leave and waits until it has.
 async fn probe_one(config: &ProbeConfig, vmm: &dyn Vmm) -> Result<Outcome, VmmError> {
-    let folder = config.folder.join("probe");
-    if let super::Adoption::Running(stale) = Vm::adopt(&folder)? {
-        stale.kill().await?;
-    }
+    let folder = config.folder.join(PROBE_FOLDER);
     let spec = VmSpec {
         instance_id: PROBE_INSTANCE.to_owned(),
         folder: folder.clone(),
@@ -223,18 +224,23 @@ async fn probe_one(config: &ProbeConfig, vmm: &dyn Vmm) -> Result<Outcome, VmmEr
     };
     let deadline = if vmm.kind() == VmmKind::QemuTcg { TCG_DEADLINE } else { KVM_DEADLINE };
     let outcome = match vmm.start(&spec).await {
-        Ok(vm) => {
-            let outcome = greet_and_stop(&vm, deadline).await;
-            vm.kill().await?;
-            outcome
-        }
+        Ok(vm) => greet_and_stop(&vm, deadline).await,
         Err(error) => Outcome::Fails { reason: with_sources(&error) },
     };
+    clear(config).await?;
+    Ok(outcome)
+}
+
+/// Removes a probe's machine, of this agent or of one that died under it.
+async fn clear(config: &ProbeConfig) -> Result<(), VmmError> {
+    let folder = config.folder.join(PROBE_FOLDER);
+    if let super::Adoption::Running(stale) = Vm::adopt(&folder)? {
+        stale.kill().await?;
+    }
     config.jails.release(PROBE_INSTANCE)?;
     fs::remove_dir_all(&folder)
         .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
-        .map_err(|source| VmmError::File { path: folder, action: "removed", source })?;
-    Ok(outcome)
+        .map_err(|source| VmmError::File { path: folder, action: "removed", source })
 }
 
 async fn greet_and_stop(vm: &Vm, deadline: Duration) -> Outcome {

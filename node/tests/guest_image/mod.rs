@@ -9,6 +9,7 @@ use std::{
 };
 
 use holdfast_jail::cgroup::{Choice, Hierarchy};
+use holdfast_node::step::unheard;
 use holdfast_node::vmm::jail::{JailConfig, Jails};
 
 /// Every program of busybox that a test uses.
@@ -50,7 +51,7 @@ pub(crate) fn jail_config() -> JailConfig {
 /// The same, ready to be used.
 #[allow(dead_code, reason = "not every test starts machines by itself")]
 pub(crate) fn jails(data_dir: &Path) -> Arc<Jails> {
-    Arc::new(Jails::new(data_dir, jail_config(), Arc::new(|_| {})))
+    Arc::new(Jails::new(data_dir, jail_config(), unheard()))
 }
 
 /// What a root image may be.

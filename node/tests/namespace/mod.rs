@@ -8,6 +8,11 @@ const INSIDE: &str = "HOLDFAST_TEST_NAMESPACE";
 
 /// Whether this process is inside. If not, runs the test of this name again inside, and panics if that one fails.
 pub(crate) fn inside(test: &str) -> bool {
+    inside_with(test, &[])
+}
+
+/// The same, with more arguments for the test's program.
+pub(crate) fn inside_with(test: &str, more: &[&str]) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return true;
     }
@@ -16,6 +21,7 @@ pub(crate) fn inside(test: &str) -> bool {
         .args(["sh", "-c", "ip link set dev lo up && exec \"$@\"", "sh"])
         .arg(std::env::current_exe().unwrap())
         .args([test, "--exact", "--nocapture", "--test-threads=1"])
+        .args(more)
         .env(INSIDE, "1")
         .stdin(Stdio::null())
         .status()

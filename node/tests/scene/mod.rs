@@ -1,6 +1,9 @@
 //! A node without any control plane: its data folder with a root image and a stored desired set, agents as processes
 //! of their own that can be killed, and what can be seen of their machines from outside.
 
+#[allow(dead_code, reason = "not every test takes one")]
+pub(crate) mod inventory;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
@@ -9,8 +12,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use holdfast_client::{Applied, Link, Replica};
@@ -25,6 +27,7 @@ use holdfast_node::image::{ImageConfig, ImageUser};
 use holdfast_node::logs::Ring;
 use holdfast_node::network::Network;
 use holdfast_node::status::NodeStatus;
+use holdfast_node::step::Step;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -36,11 +39,23 @@ const POLL: Duration = Duration::from_millis(50);
 /// The port that workloads listen on.
 pub(crate) const PORT: u16 = 8080;
 
-const CLUSTER: ClusterId = ClusterId::from_bits(1);
+/// The cluster of these nodes.
+pub(crate) const CLUSTER: ClusterId = ClusterId::from_bits(1);
 /// Makes this process an agent for the folder that it names.
 const AGENT: &str = "HOLDFAST_TEST_AGENT";
-/// Makes an agent end, as by `kill -9`, after so many steps.
-const CRASH_AFTER: &str = "HOLDFAST_TEST_CRASH_AFTER";
+/// Makes an agent end, as by `kill -9`, right after a step: `NTH STEP`.
+const CRASH_AT: &str = "HOLDFAST_TEST_CRASH_AT";
+/// Makes an agent hear that it is cut off.
+const CUT_OFF: &str = "HOLDFAST_TEST_CUT_OFF";
+/// The file to which an agent appends the name of each step.
+const STEPS_FILE: &str = "steps";
+
+/// The `nth` time, from 1, that an agent does a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Point {
+    pub(crate) step: Step,
+    pub(crate) nth: u32,
+}
 
 /// One node.
 pub(crate) struct Scene {
@@ -119,21 +134,44 @@ impl Scene {
         self.spawn(None)
     }
 
-    /// Starts one that ends abruptly after so many steps.
-    pub(crate) fn agent_that_crashes(&self, steps: u32) -> Agent {
-        self.spawn(Some(steps))
+    /// Starts one that ends abruptly at a point, if it comes there.
+    pub(crate) fn agent_that_crashes(&self, at: Point) -> Agent {
+        self.spawn(Some(at))
     }
 
-    fn spawn(&self, crash_after: Option<u32>) -> Agent {
+    /// Starts one that is told at once that an operator has cut it off.
+    pub(crate) fn agent_that_is_cut_off(&self, crash: Option<Point>) -> Agent {
+        self.spawn_with(crash, &[(CUT_OFF, "1")])
+    }
+
+    /// What the last agent did, in order.
+    pub(crate) fn points(&self) -> Vec<Point> {
+        let text = fs::read_to_string(self.folder.path().join(STEPS_FILE)).unwrap_or_default();
+        let mut points: Vec<Point> = Vec::new();
+        for line in text.lines() {
+            let step = *Step::ALL.iter().find(|step| step.as_str() == line).expect("a step's name");
+            let before = points.iter().filter(|point| point.step == step).count();
+            points.push(Point { step, nth: before as u32 + 1 });
+        }
+        points
+    }
+
+    fn spawn(&self, crash: Option<Point>) -> Agent {
+        self.spawn_with(crash, &[])
+    }
+
+    fn spawn_with(&self, crash: Option<Point>, more: &[(&str, &str)]) -> Agent {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command
             .args([self.test, "--exact", "--nocapture", "--test-threads=1"])
             .env(AGENT, self.data_dir())
+            .envs(more.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null());
-        if let Some(steps) = crash_after {
-            command.env(CRASH_AFTER, steps.to_string());
+        if let Some(Point { step, nth }) = crash {
+            command.env(CRASH_AT, format!("{nth} {step}"));
         }
+        fs::remove_file(self.folder.path().join(STEPS_FILE)).ok();
         // What a dead agent said of an instance must not be taken for what this one says.
         fs::remove_file(self.data_dir().join("status.json")).ok();
         Agent { child: command.spawn().unwrap(), data_dir: self.data_dir() }
@@ -215,6 +253,11 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// `kill -9`.
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
@@ -293,12 +336,26 @@ pub(crate) fn stamp(revision: u64) -> Stamp {
 }
 
 /// Waits for something.
-pub(crate) fn until(what: &str, mut done: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, done: impl FnMut() -> bool) {
+    assert!(becomes(done), "waited in vain until {what}");
+}
+
+/// Waits for something; answers whether it came.
+pub(crate) fn becomes(mut done: impl FnMut() -> bool) -> bool {
     let begun = Instant::now();
     while !done() {
-        assert!(begun.elapsed() < PATIENCE, "waited in vain until {what}");
+        if begun.elapsed() > PATIENCE {
+            return false;
+        }
         std::thread::sleep(POLL);
     }
+    true
+}
+
+/// Waits for orphans that have ended: in a test's namespace it is the test that has to. No agent may be running, whose
+/// end somebody else waits for.
+pub(crate) fn reap() {
+    while let Ok(Some(_)) = rustix::process::wait(rustix::process::WaitOptions::NOHANG) {}
 }
 
 /// Fetches an instance's page through its TAP.
@@ -343,17 +400,25 @@ pub(crate) fn runtime() -> tokio::runtime::Runtime {
 pub(crate) fn was_agent() -> bool {
     let Some(data_dir) = std::env::var_os(AGENT) else { return false };
     let data_dir = PathBuf::from(data_dir);
-    let left = std::env::var(CRASH_AFTER).map_or(u32::MAX, |steps| steps.parse().unwrap());
-    let left = AtomicU32::new(left);
-    let after_step = Arc::new(move |step: &'static str| {
-        eprintln!("agent {}: step «{step}»", std::process::id());
-        if left.fetch_sub(1, Ordering::SeqCst) == 1 {
-            eprintln!("agent {}: crashes", std::process::id());
+    let crash = std::env::var(CRASH_AT).ok();
+    let crash = crash.as_deref().and_then(|at| at.split_once(' '));
+    let crash = crash.map(|(nth, step)| (nth.parse::<u32>().unwrap(), step.to_owned()));
+    let steps = data_dir.parent().unwrap().join(STEPS_FILE);
+    let steps = fs::OpenOptions::new().create(true).append(true).open(steps).unwrap();
+    let seen = Mutex::new(0);
+    let after_step = Arc::new(move |step: Step| {
+        (&steps).write_all(format!("{step}\n").as_bytes()).unwrap();
+        let Some((nth, wanted)) = &crash else { return };
+        let mut seen = seen.lock().unwrap();
+        *seen += u32::from(step.as_str() == wanted);
+        if *seen == *nth {
             kill(std::process::id());
         }
     });
     runtime().block_on(async {
         let node = Node::open_with(&host_config(&data_dir), after_step).unwrap();
+        let cut_off = watch::Sender::new(std::env::var_os(CUT_OFF).is_some());
+        let node = node.with_cut_off(cut_off.subscribe());
         let replica = Replica::<NodeInstance>::open(&data_dir.join("replica.redb"), CLUSTER).unwrap();
         let link = watch::Sender::new(Link::Down { reason: "this test has no control plane".to_owned() });
         let mut term = signal(SignalKind::terminate()).unwrap();
