@@ -1,6 +1,7 @@
 //! What this member last heard of agents, and questions that wait for an agent's answer. In memory only: high-rate
 //! reports do not pass through the log. Other members' contacts arrive by [`Heard`] messages.
 
+use crate::log_readers::LogReaders;
 use holdfast_model::agent::{AgentCall, CallAnswer, Report};
 use holdfast_model::api::Contact;
 use holdfast_model::command::AgentRef;
@@ -44,6 +45,8 @@ struct Stream {
     /// Tells one stream of an agent from its next.
     generation: u64,
     questions: mpsc::Sender<Question>,
+    /// The greatest [`AgentCall::level`] that the agent understands.
+    level: u16,
 }
 
 #[derive(Default)]
@@ -58,6 +61,8 @@ struct Inner {
 pub struct Contacts {
     member: MemberId,
     inner: Mutex<Inner>,
+    /// Who reads lines through this member.
+    pub log_readers: LogReaders,
 }
 
 /// Why an agent could not be asked.
@@ -69,12 +74,15 @@ pub enum AskError {
     /// Too many questions wait.
     #[error("too many questions wait for the agent; try again")]
     Busy,
+    /// The agent does not know the question: it would have to leave its stream.
+    #[error("the agent is of an older release and does not know the question")]
+    Older,
 }
 
 impl Contacts {
     /// Nothing heard yet.
     pub fn new(member: MemberId) -> Self {
-        Self { member, inner: Mutex::new(Inner::default()) }
+        Self { member, inner: Mutex::new(Inner::default()), log_readers: LogReaders::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -122,13 +130,14 @@ impl Contacts {
         self.lock().contacts.get(&agent).map(|known| known.heard.elapsed())
     }
 
-    /// An agent's stream begins here; questions to it come out of the receiver. A newer stream takes over.
-    pub fn stream_begins(&self, agent: AgentRef) -> (u64, mpsc::Receiver<Question>) {
+    /// An agent's stream begins here; questions to it, of this level at most, come out of the receiver. A newer stream
+    /// takes over.
+    pub fn stream_begins(&self, agent: AgentRef, level: u16) -> (u64, mpsc::Receiver<Question>) {
         let (questions, receiver) = mpsc::channel(CALLS_QUEUED_MAX);
         let mut inner = self.lock();
         inner.generations += 1;
         let generation = inner.generations;
-        inner.streams.insert(agent, Stream { generation, questions });
+        inner.streams.insert(agent, Stream { generation, questions, level });
         (generation, receiver)
     }
 
@@ -161,6 +170,9 @@ impl Contacts {
             return Err(AskError::Busy);
         }
         let stream = inner.streams.get(&agent).ok_or(AskError::NotHere)?;
+        if call.level() > stream.level {
+            return Err(AskError::Older);
+        }
         match stream.questions.try_send(Question { id, call }) {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Full(_)) => return Err(AskError::Busy),
@@ -188,7 +200,8 @@ fn millis(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use holdfast_model::agent::ReportDetail;
+    use holdfast_model::agent::{FRAMES_ACCEPTED, FRAMES_MEDIA_TYPE, ReportDetail, accepted_level};
+    use holdfast_model::logs::LogStart;
     use holdfast_model::{Incarnation, InstanceId, NodeId, Revision, Timestamp};
 
     #[test]
@@ -220,7 +233,7 @@ mod tests {
     async fn i09_only_the_agent_that_was_asked_may_answer() {
         let contacts = Contacts::new(MemberId(1));
         let (asked, other) = (AgentRef::Node(NodeId::from_bits(1)), AgentRef::Node(NodeId::from_bits(2)));
-        let (_, mut questions) = contacts.stream_begins(asked);
+        let (_, mut questions) = contacts.stream_begins(asked, 2);
         let id = RequestId::from_bits(9);
         let answer = contacts.ask(asked, id, call()).unwrap();
         assert_eq!(questions.recv().await.unwrap().id, id);
@@ -234,8 +247,8 @@ mod tests {
     fn an_old_stream_does_not_close_a_new_one() {
         let contacts = Contacts::new(MemberId(1));
         let agent = AgentRef::Node(NodeId::from_bits(1));
-        let (old, _old) = contacts.stream_begins(agent);
-        let (new, _new) = contacts.stream_begins(agent);
+        let (old, _old) = contacts.stream_begins(agent, 2);
+        let (new, _new) = contacts.stream_begins(agent, 2);
         contacts.stream_ended(agent, old);
         assert!(contacts.is_here(agent));
         contacts.stream_ended(agent, new);
@@ -243,10 +256,24 @@ mod tests {
     }
 
     #[test]
+    fn i05_an_agent_of_an_older_release_is_not_asked_what_would_cost_it_its_stream() {
+        let contacts = Contacts::new(MemberId(1));
+        let agent = AgentRef::Node(NodeId::from_bits(1));
+        let (_, mut questions) = contacts.stream_begins(agent, accepted_level(FRAMES_MEDIA_TYPE));
+        let (instance, start) = (InstanceId::from_bits(1), LogStart::default());
+        let newer = || AgentCall::ReadLogs { instance, start, bytes: 1, wait_ms: 0 };
+        assert_eq!(contacts.ask(agent, RequestId::from_bits(1), newer()).unwrap_err(), AskError::Older);
+        assert!(questions.try_recv().is_err());
+        assert!(contacts.ask(agent, RequestId::from_bits(2), call()).is_ok());
+        let (_, _questions) = contacts.stream_begins(agent, accepted_level(FRAMES_ACCEPTED));
+        assert!(contacts.ask(agent, RequestId::from_bits(3), newer()).is_ok());
+    }
+
+    #[test]
     fn questions_are_bounded() {
         let contacts = Contacts::new(MemberId(1));
         let agent = AgentRef::Node(NodeId::from_bits(1));
-        let (_, _questions) = contacts.stream_begins(agent);
+        let (_, _questions) = contacts.stream_begins(agent, 2);
         let answers: Vec<_> = (0..CALLS_QUEUED_MAX as u128)
             .map(|n| contacts.ask(agent, RequestId::from_bits(n), call()))
             .collect();

@@ -36,16 +36,17 @@ const EVENTS_SCANNED_MAX: usize = 4_096;
 /// How long a stream waits for this member to reach the revision that the agent has.
 const CATCH_UP_MS_MAX: u64 = 10_000;
 
-/// The frames for an agent that has the state at `has`.
+/// The frames for an agent that has the state at `has` and understands questions of this level.
 pub(crate) fn frames(
     service: Arc<Service>,
     caller: Caller,
     agent: AgentRef,
     has: Option<(Incarnation, Revision)>,
+    level: u16,
 ) -> impl Stream<Item = Result<Bytes, Infallible>> + Send + 'static {
     let (out, receiver) = mpsc::channel(FRAMES_QUEUED_MAX);
     tokio::spawn(async move {
-        let (generation, questions) = service.contacts.stream_begins(agent);
+        let (generation, questions) = service.contacts.stream_begins(agent, level);
         let feed = Feed { service: &service, caller: &caller, agent, out };
         let ended = match agent {
             AgentRef::Node(id) => feed.run(has, questions, |view| node_items(view, id)).await,

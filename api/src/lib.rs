@@ -18,6 +18,7 @@ mod follow;
 pub mod gate;
 mod hand_over;
 pub mod liveness;
+pub mod log_readers;
 mod membership;
 pub mod openapi;
 pub mod peers;

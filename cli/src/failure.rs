@@ -62,6 +62,9 @@ pub(crate) enum Failure {
         /// For how long.
         after: std::time::Duration,
     },
+    /// Not everything that was asked for could be had.
+    #[error("Not every line could be had: {0}")]
+    Incomplete(String),
     /// What an agent or a member of this host did failed.
     #[error("{0}")]
     Host(String),
@@ -84,7 +87,7 @@ impl Failure {
             Self::NoLogin { .. } => exit::AUTHENTICATION,
             Self::NotFound { .. } => exit::NOT_FOUND,
             Self::Api(error) => error.exit_code(),
-            Self::WaitTimedOut { .. } => exit::TRANSIENT,
+            Self::WaitTimedOut { .. } | Self::Incomplete(_) => exit::TRANSIENT,
             Self::File { .. } | Self::RollOut(_) | Self::Host(_) | Self::Output(_) => exit::FAILURE,
         }
     }
@@ -111,7 +114,7 @@ impl Failure {
                     .into()
             }
             Self::RollOut(_) => {
-                "`holdfast instances --all` says why instances failed; `holdfast logs` what they wrote."
+                "`holdfast instances --all` says why instances failed; `holdfast logs --all` what they wrote."
                     .into()
             }
             Self::Api(error) => return api_hint(error),
@@ -131,6 +134,7 @@ impl Failure {
             Self::Manifest { .. } => Code::InvalidManifest.as_str().into(),
             Self::RollOut(_) => "rollout_failed".into(),
             Self::WaitTimedOut { .. } => "wait_timed_out".into(),
+            Self::Incomplete(_) => "incomplete".into(),
             Self::Host(_) => "host".into(),
             Self::Output(_) => "output".into(),
         }

@@ -14,6 +14,7 @@ mod login;
 mod output;
 mod server;
 mod session;
+mod terminal;
 mod trace;
 
 use args::operator::{EdgeCommand, NodeCommand, Rebuild, ServerCommand};

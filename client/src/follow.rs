@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use holdfast_model::agent::{
-    ANSWER_PATH, AgentCall, CallAnswer, FOLLOW_PATH, FOLLOW_PROTOCOL, FRAMES_MEDIA_TYPE, Followed, Frame,
+    ANSWER_PATH, AgentCall, CallAnswer, FOLLOW_PATH, FOLLOW_PROTOCOL, FRAMES_ACCEPTED, Followed, Frame,
     HandOver, SignedHandOver,
 };
 use holdfast_model::{Code, RequestId};
@@ -29,7 +29,7 @@ use crate::replica::{Applied, DiskError, Published, Refusal, Replica};
 /// Silence after which a stream counts as dead. Members send a heartbeat every few seconds.
 pub const SILENCE_MAX: Duration = Duration::from_secs(15);
 /// Calls that one stream has under way at most; more are not answered.
-pub const CALLS_MAX: usize = 16;
+pub const CALLS_MAX: usize = 64;
 /// Longest that a call may take before it is given up.
 pub const CALL_MAX: Duration = Duration::from_secs(60);
 
@@ -212,7 +212,7 @@ impl<T: Followed, H: CallHandler> Follower<T, H> {
             Ok(path) => path,
             Err(end) => return end,
         };
-        let body = match self.client.open_at(index, &path, FRAMES_MEDIA_TYPE).await {
+        let body = match self.client.open_at(index, &path, FRAMES_ACCEPTED).await {
             Ok(body) => body,
             Err(error) => {
                 // Its word counts: it has shown the authority's certificate.

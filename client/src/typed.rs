@@ -8,10 +8,11 @@ use crate::lines::Lines;
 use holdfast_model::api::{
     Answer, ClusterStatus, ConfirmRemovals, CreateApp, CreateDeployment, CreateEnrolment, CreateEnv,
     CreateOrg, CreateRelease, CreateRoute, CreateToken, CreatedEnrolment, CreatedToken, Done, EdgeStatus,
-    Leader, LogPage, NodeStatus, Page, RebuildViews, RebuiltViews, Scale, TokenView, TransferLeader,
-    Verification, WhoAmI,
+    Leader, NodeStatus, Page, RebuildViews, RebuiltViews, Scale, TokenView, TransferLeader, Verification,
+    WhoAmI,
 };
 use holdfast_model::limits::PAGE_MAX;
+use holdfast_model::logs::{LogRecord, LogStart};
 use holdfast_model::resource::{App, Deployment, Env, Instance, Org, Release, Route};
 use holdfast_model::{
     AppId, DeploymentId, EdgeId, EnvId, Event, InstanceId, MemberId, NodeId, OrgId, ReleaseId, Revision,
@@ -168,16 +169,22 @@ impl Client {
         self.get(&format!("/v1/instances/{instance}")).await
     }
 
-    /// Lines that an instance wrote after line `after`, or its last ones; waits up to `wait_ms` for a first one.
-    pub async fn logs(
+    /// Lines that an instance wrote, from a place on, and with `follow` those that it writes. A stream that ends without
+    /// [`LogRecord::End`] was cut: go on behind the last line.
+    pub async fn read_logs(
         &self,
         instance: InstanceId,
-        after: Option<u64>,
-        limit: u32,
-        wait_ms: u64,
-    ) -> Result<LogPage, ClientError> {
-        let after = after.map(|seq| format!("&after={seq}")).unwrap_or_default();
-        self.get(&format!("/v1/instances/{instance}/logs?limit={limit}&wait_ms={wait_ms}{after}")).await
+        start: &LogStart,
+        follow: bool,
+    ) -> Result<Lines<LogRecord>, ClientError> {
+        let mut path = format!("/v1/instances/{instance}/logs?follow={follow}&since_ms={}", start.since_ms);
+        if let Some(cursor) = start.after {
+            path.push_str(&format!("&cursor={cursor}"));
+        }
+        if let Some(tail) = start.tail {
+            path.push_str(&format!("&tail={tail}"));
+        }
+        self.lines(&path).await
     }
 
     /// Makes a route.

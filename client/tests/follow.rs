@@ -256,8 +256,7 @@ struct Log;
 
 impl CallHandler for Log {
     async fn answer(&self, call: AgentCall) -> CallAnswer {
-        let AgentCall::Logs { after, .. } = call;
-        let Some(seq) = after else { return std::future::pending().await };
+        let AgentCall::Logs { after: Some(seq), .. } = call else { return std::future::pending().await };
         CallAnswer::Logs(vec![LogLine {
             seq: seq + 1,
             time_ms: 0,

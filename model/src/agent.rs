@@ -3,6 +3,7 @@
 //! An agent holds one stream and receives only what is its own. A frame never means «you have nothing to do» unless
 //! it says so: the absence of frames, of items or of a control plane changes nothing (I5).
 
+use crate::logs::{LogChunk, LogStart};
 use crate::manifest::{Health, Port, Resources, Restart};
 use crate::resource::{Capacity, Image, InstanceReason, InstanceState};
 use crate::{
@@ -36,6 +37,15 @@ pub const REPORT_PATH: &str = "/v1/agent/report";
 pub const ANSWER_PATH: &str = "/v1/agent/answers";
 /// The media type of the follow stream.
 pub const FRAMES_MEDIA_TYPE: &str = "application/vnd.holdfast.frames";
+/// What an agent accepts as a follow stream: frames, with the greatest [`AgentCall::level`] that it understands. Members
+/// that know nothing of levels do not look at it.
+pub const FRAMES_ACCEPTED: &str = "application/vnd.holdfast.frames; calls=2";
+
+/// The greatest [`AgentCall::level`] that an agent understands which accepts this as a follow stream.
+pub fn accepted_level(accept: &str) -> u16 {
+    let level = accept.split(';').skip(1).find_map(|part| part.trim().strip_prefix("calls=")?.parse().ok());
+    level.unwrap_or(1)
+}
 
 /// What an agent says when it begins to follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -164,6 +174,28 @@ pub enum AgentCall {
         /// Wait up to this long for a first line, in milliseconds.
         wait_ms: u64,
     },
+    /// Lines that an instance wrote, from a place on.
+    ReadLogs {
+        /// Which instance.
+        instance: InstanceId,
+        /// From where.
+        start: LogStart,
+        /// Bytes of lines at most; one line is always given.
+        bytes: u32,
+        /// Wait up to this long for a first line, in milliseconds.
+        wait_ms: u64,
+    },
+}
+
+impl AgentCall {
+    /// Which agents understand it: those that said at least this number when they began to follow. An agent that is
+    /// asked what it does not know would have to leave its stream.
+    pub const fn level(&self) -> u16 {
+        match self {
+            Self::Logs { .. } => 1,
+            Self::ReadLogs { .. } => 2,
+        }
+    }
 }
 
 /// An agent's answer to a call.
@@ -173,6 +205,8 @@ pub enum CallAnswer {
     Logs(Vec<LogLine>),
     /// It does not have what was asked for.
     NotFound,
+    /// Lines from a place on.
+    LogChunk(LogChunk),
 }
 
 /// One line that a workload wrote.

@@ -2,7 +2,7 @@
 //!
 //! Resources travel as in [`resource`](crate::resource). Every answer carries the revision that it was read at.
 
-use crate::agent::{Held, LogLine, ProxyProtocol};
+use crate::agent::{Held, ProxyProtocol};
 use crate::command::Joiner;
 use crate::resource::{Edge, Enrolled, EnrolmentKind, Image, Member, Node, RouteTarget, Token, TokenKind};
 use crate::{
@@ -416,13 +416,6 @@ pub struct Contact {
     pub applied: Revision,
     /// An update that it holds back.
     pub held: Option<Held>,
-}
-
-/// A page of an instance's lines.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct LogPage {
-    /// Oldest first.
-    pub lines: Vec<LogLine>,
 }
 
 /// Asks a member to check its own state.

@@ -17,6 +17,7 @@ pub mod event;
 pub mod hostname;
 pub mod id;
 pub mod limits;
+pub mod logs;
 pub mod manifest;
 pub mod name;
 pub mod node_prefix;

@@ -33,6 +33,7 @@ use tokio::sync::watch;
 use crate::executor::{self, Executor, ExecutorError};
 use crate::host::{self, CapacityOverride, HostError, VmmChoice, VmmHost};
 use crate::image::{ImageCache, ImageError};
+use crate::logs::retention::Retention;
 use crate::logs::{LogError, Logs, chain};
 use crate::machine::now_ms;
 use crate::network::{Network, NetworkError};
@@ -60,6 +61,9 @@ const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
 /// The longest time between two writes of `status.json`.
 const STATUS_PERIOD: Duration = Duration::from_secs(5);
+
+/// How often logs are looked through for what is too old.
+const LOGS_PERIOD: Duration = Duration::from_secs(60);
 
 /// The shortest time between two reports or writes of `status.json`.
 const STATUS_GAP: Duration = Duration::from_millis(100);
@@ -90,6 +94,8 @@ pub struct HostConfig {
     pub vmm: VmmChoice,
     /// What it runs in.
     pub jail: JailConfig,
+    /// How much of what instances write is kept.
+    pub logs: Retention,
 }
 
 /// Why an agent cannot start or go on.
@@ -222,7 +228,7 @@ impl Node {
             around,
             executor: Arc::new(executor),
             state: Arc::new(State::open(&data_dir.join(STATE_FILE))?),
-            logs: Arc::new(Logs::open(data_dir.join("logs"))?),
+            logs: Arc::new(Logs::open_with(data_dir.join("logs"), config.logs)?),
             cut_off: watch::Sender::new(false).subscribe(),
             _lock: lock,
         })
@@ -269,14 +275,29 @@ impl Node {
             probed,
             reports,
         };
+        let sweeper = sweep_logs(self.logs, supervisor.snapshots());
         tokio::select! {
             kept = supervisor.run(shutdown) => Ok(kept?),
-            () = async { tokio::join!(teller.run(), probe); } => Ok(()),
+            () = async { tokio::join!(teller.run(), probe, sweeper); } => Ok(()),
         }
     }
 }
 
 const STATE_FILE: &str = "node.redb";
+
+/// Keeps logs within their age for as long as the agent runs, but of a node that was cut off: there they are evidence.
+async fn sweep_logs(logs: Arc<Logs>, snapshots: watch::Receiver<Option<Snapshot>>) {
+    loop {
+        tokio::time::sleep(LOGS_PERIOD).await;
+        if snapshots.borrow().as_ref().is_none_or(|snapshot| snapshot.cut_off) {
+            continue;
+        }
+        let logs = Arc::clone(&logs);
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || logs.sweep()).await {
+            tracing::warn!(error = %chain(&error), "old logs could not be removed");
+        }
+    }
+}
 
 /// Tells what is known, to the control plane and to `status.json`, when it changes and now and then.
 struct Teller {

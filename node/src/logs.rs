@@ -1,109 +1,165 @@
 //! What instances wrote, on this node's disk: one bounded ring per instance, and the answers to questions for it.
 //!
-//! How much a workload writes is the tenant's choice, so every ring is bounded ([`ring`]), the rings of instances
-//! that are gone are bounded in number, and so is every answer. Rings survive the agent and the instance.
+//! How much a workload writes is the tenant's choice, so every ring is bounded in bytes and age, all of them together
+//! are bounded ([`retention`]), and so is every answer. Rings survive the agent, and the instance for a stated time.
 
+mod epoch;
+mod read;
+pub mod redact;
+pub mod retention;
 mod ring;
+mod segment;
+mod shelf;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_model::InstanceId;
 use holdfast_model::agent::{AgentCall, CallAnswer, LOG_LINES_MAX};
+use tokio::sync::Semaphore;
 
-pub use ring::{Line, LogError, Ring, SEGMENT_BYTES_MAX};
+use crate::machine::now_ms;
+use redact::{RedactError, Redactor};
+use retention::Retention;
+use ring::Known;
+use shelf::Shelf;
+
+pub use ring::{Line, LogError, Ring, RingStats};
 
 /// The longest wait for a first line.
 pub const WAIT_MAX: Duration = Duration::from_secs(30);
 
-/// Rings of instances that are gone which are kept, newest first.
-pub const GONE_MAX: usize = 64;
+/// Questions that wait for a line at a time. Who asks beyond that is answered at once and asks again, so that questions
+/// of other kinds find room.
+pub const WAITING_MAX: usize = 32;
 
 /// The rings of this node.
 #[derive(Debug)]
 pub struct Logs {
-    folder: PathBuf,
-    /// Those that are open: the instances that this agent runs, and those that were asked for.
-    open: Mutex<BTreeMap<InstanceId, Arc<Ring>>>,
+    shelf: Arc<Shelf>,
+    waiting: Semaphore,
 }
 
 impl Logs {
-    /// The rings in this folder, which is made if needed.
+    /// The rings in this folder, which is made if needed, with the default retention.
     pub fn open(folder: PathBuf) -> Result<Self, LogError> {
-        fs::create_dir_all(&folder).map_err(|source| LogError::access(&folder, "created", source))?;
-        Ok(Self { folder, open: Mutex::default() })
+        Self::open_with(folder, Retention::default())
+    }
+
+    /// The rings in this folder, which is made if needed.
+    pub fn open_with(folder: PathBuf, retention: Retention) -> Result<Self, LogError> {
+        Ok(Self { shelf: Shelf::open(folder, retention)?, waiting: Semaphore::new(WAITING_MAX) })
     }
 
     /// The ring of an instance, which is made if needed. Blocks on the disk.
     pub fn ring(&self, instance: InstanceId) -> Result<Arc<Ring>, LogError> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(ring) = open.get(&instance) {
-            return Ok(Arc::clone(ring));
-        }
-        let ring = Arc::new(Ring::open(self.folder.join(instance.to_string()))?);
-        open.insert(instance, Arc::clone(&ring));
-        Ok(ring)
+        self.shelf.ring(instance)
     }
 
-    /// Answers a question of the control plane. Lines of an instance that this node never had are not found.
-    pub async fn answer(&self, call: &AgentCall) -> CallAnswer {
-        let AgentCall::Logs { instance, after, limit, wait_ms } = call;
-        if !self.folder.join(instance.to_string()).is_dir() {
-            return CallAnswer::NotFound;
-        }
-        let limit = usize::try_from(*limit).unwrap_or(LOG_LINES_MAX).clamp(1, LOG_LINES_MAX);
-        let wait = Duration::from_millis(*wait_ms).min(WAIT_MAX);
-        match self.lines(*instance, *after, limit, wait).await {
-            Ok(answer) => answer,
-            Err(error) => {
-                tracing::warn!(%instance, error = %chain(&error), "the log of an instance could not be read");
-                CallAnswer::NotFound
-            }
-        }
-    }
-
-    async fn lines(
+    /// From now on these values are taken out of whatever the instance writes (I10), in place of those that were known
+    /// before. To be called before the instance can know them, and again after a restart of the agent before its
+    /// machine is adopted. On failure every line of the instance is stored without its text.
+    ///
+    /// # Errors
+    /// When the ring cannot be opened, or the values are more than a bundle may hold.
+    pub fn know_secrets<'v>(
         &self,
         instance: InstanceId,
-        after: Option<u64>,
-        limit: usize,
-        wait: Duration,
-    ) -> Result<CallAnswer, LogError> {
+        values: impl IntoIterator<Item = &'v [u8]>,
+    ) -> Result<(), SecretsError> {
         let ring = self.ring(instance)?;
-        let known = after.unwrap_or(0);
-        if ring.last_seq() <= known && !wait.is_zero() {
-            let mut last = ring.subscribe();
-            // No line in that time is an answer like any other.
-            tokio::time::timeout(wait, last.wait_for(|seq| *seq > known)).await.ok();
-        }
-        let read = tokio::task::spawn_blocking(move || ring.read(after, limit)).await;
-        read.unwrap_or_else(|_| Ok(Vec::new())).map(CallAnswer::Logs)
+        let built = Redactor::new(values);
+        let (known, result) = match built {
+            Ok(Some(redactor)) => (Known::Values(redactor), Ok(())),
+            Ok(None) => (Known::Nothing, Ok(())),
+            Err(error) => (Known::TooMuch, Err(error.into())),
+        };
+        ring.know(known);
+        result
     }
 
-    /// Closes the rings of all but these instances, and removes the oldest of them beyond [`GONE_MAX`].
-    pub fn retain(&self, instances: &BTreeSet<InstanceId>) -> Result<(), LogError> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).retain(|id, _| instances.contains(id));
-        let failed = |source: io::Error| LogError::access(&self.folder, "listed", source);
-        let mut gone = Vec::new();
-        for entry in fs::read_dir(&self.folder).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            let id = entry.file_name().to_str().and_then(|name| name.parse::<InstanceId>().ok());
-            if id.is_some_and(|id| !instances.contains(&id)) {
-                gone.push((id, entry.path()));
-            }
-        }
-        // Ids rise with time: the newest come last.
-        gone.sort();
-        let surplus = gone.len().saturating_sub(GONE_MAX);
-        for (_, path) in gone.into_iter().take(surplus) {
-            fs::remove_dir_all(&path).map_err(|source| LogError::access(&path, "removed", source))?;
-        }
-        Ok(())
+    /// What each ring that is open has seen.
+    pub fn stats(&self) -> BTreeMap<InstanceId, RingStats> {
+        self.shelf.stats()
     }
+
+    /// Bytes of all rings on disk, those of ended instances included.
+    pub fn used_bytes(&self) -> u64 {
+        self.shelf.used_bytes()
+    }
+
+    /// Answers a question of the control plane. Lines of an instance that this node never had are not found; so is
+    /// everything that is no question for lines.
+    pub async fn answer(&self, call: &AgentCall) -> CallAnswer {
+        let (AgentCall::Logs { instance, .. } | AgentCall::ReadLogs { instance, .. }) = call;
+        if !self.shelf.has(*instance) {
+            return CallAnswer::NotFound;
+        }
+        self.lines(*instance, call).await.unwrap_or_else(|error| {
+            tracing::warn!(%instance, error = %chain(&error), "the log of an instance could not be read");
+            CallAnswer::NotFound
+        })
+    }
+
+    async fn lines(&self, instance: InstanceId, call: &AgentCall) -> Result<CallAnswer, LogError> {
+        let ring = self.ring(instance)?;
+        let (known, wait_ms) = match call {
+            AgentCall::Logs { after, wait_ms, .. } => (*after, *wait_ms),
+            AgentCall::ReadLogs { start, wait_ms, .. } => {
+                (start.after.map(|cursor| ring.epochs.known_to(cursor)), *wait_ms)
+            }
+        };
+        let wait = Duration::from_millis(wait_ms).min(WAIT_MAX);
+        self.wait(&ring, known.unwrap_or(0), wait).await;
+        let call = call.clone();
+        let read = move || match call {
+            AgentCall::Logs { after, limit, .. } => {
+                let limit = usize::try_from(limit).unwrap_or(LOG_LINES_MAX).clamp(1, LOG_LINES_MAX);
+                ring.read(after, limit).map(CallAnswer::Logs)
+            }
+            AgentCall::ReadLogs { start, bytes, .. } => {
+                let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+                ring.chunk(&start, bytes).map(CallAnswer::LogChunk)
+            }
+        };
+        tokio::task::spawn_blocking(read).await.unwrap_or(Ok(CallAnswer::NotFound))
+    }
+
+    /// Waits for a line after `known`. No line in that time is an answer like any other.
+    async fn wait(&self, ring: &Ring, known: u64, wait: Duration) {
+        if ring.last_seq() > known || wait.is_zero() {
+            return;
+        }
+        let Ok(_permit) = self.waiting.try_acquire() else { return };
+        let mut last = ring.subscribe();
+        tokio::time::timeout(wait, last.wait_for(|seq| *seq > known)).await.ok();
+    }
+
+    /// From now on these instances are here, and all others have ended. Who comes later is to be told of before it has a
+    /// ring: what a ring knows of secrets ends with its instance.
+    pub fn keep(&self, instances: &BTreeSet<InstanceId>) {
+        self.shelf.keep(instances);
+    }
+
+    /// Removes what is older than the retention says, and logs of instances that ended too long ago.
+    pub fn sweep(&self) -> Result<(), LogError> {
+        self.shelf.sweep(now_ms())
+    }
+}
+
+/// Why secrets are not looked for.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretsError {
+    /// There is no ring.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// There are too many.
+    #[error(transparent)]
+    Values(#[from] RedactError),
 }
 
 /// An error with its causes, on one line.
@@ -116,54 +172,4 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use holdfast_model::agent::LogStream;
-
-    use super::*;
-
-    fn line(text: &str) -> Line {
-        Line { time_ms: 1, stream: LogStream::Stdout, guest_seq: 0, text: text.to_owned() }
-    }
-
-    fn call(instance: InstanceId, after: Option<u64>, wait_ms: u64) -> AgentCall {
-        AgentCall::Logs { instance, after, limit: 100, wait_ms }
-    }
-
-    #[tokio::test]
-    async fn a_waiting_question_is_answered_by_the_first_line() {
-        let folder = tempfile::tempdir().unwrap();
-        let logs = Arc::new(Logs::open(folder.path().join("logs")).unwrap());
-        let id = InstanceId::from_bits(1);
-        assert_eq!(logs.answer(&call(id, None, 0)).await, CallAnswer::NotFound);
-        let ring = logs.ring(id).unwrap();
-        ring.append(&[line("first")]).unwrap();
-        let waiting = tokio::spawn({
-            let logs = Arc::clone(&logs);
-            // The answer must come from the line, not from the end of this hour.
-            async move { logs.lines(id, Some(1), 10, Duration::from_secs(3_600)).await }
-        });
-        tokio::task::yield_now().await;
-        ring.append(&[line("second")]).unwrap();
-        let CallAnswer::Logs(lines) = waiting.await.unwrap().unwrap() else { panic!("not found") };
-        assert_eq!(lines.len(), 1);
-        assert_eq!((lines[0].seq, lines[0].text.as_str()), (2, "second"));
-        assert_eq!(logs.answer(&call(id, Some(2), 0)).await, CallAnswer::Logs(Vec::new()));
-    }
-
-    #[test]
-    fn rings_of_instances_that_are_gone_are_bounded() {
-        let folder = tempfile::tempdir().unwrap();
-        let logs = Logs::open(folder.path().join("logs")).unwrap();
-        let id = |n: usize| InstanceId::from_bits(n as u128);
-        for n in 0..GONE_MAX + 10 {
-            logs.ring(id(n)).unwrap().append(&[line("x")]).unwrap();
-        }
-        logs.retain(&BTreeSet::from([id(0)])).unwrap();
-        let left = |n: usize| folder.path().join("logs").join(id(n).to_string()).exists();
-        assert!(left(0), "an instance that is here keeps its ring");
-        assert!(!left(1) && !left(9) && left(10) && left(GONE_MAX + 9));
-    }
 }

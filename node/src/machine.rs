@@ -344,28 +344,38 @@ impl Watcher {
     }
 
     fn store(&self, lines: Vec<channel::LogLine>) {
-        let Some(first) = lines.first() else { return };
-        let expected = self.brief.ring.guest_seq() + 1;
+        if lines.is_empty() {
+            return;
+        }
+        let mut expected = self.brief.ring.guest_seq().saturating_add(1);
         let mut stored = Vec::with_capacity(lines.len() + 1);
         let time_ms = now_ms();
-        if first.seq > expected {
-            stored.push(system_line(time_ms, format!("{} lines were lost", first.seq - expected)));
+        for line in lines {
+            // The guest loses lines whenever it has no room, also between two that come together.
+            let lost = line.seq.saturating_sub(expected);
+            if lost > 0 {
+                let why = "the instance wrote faster than they could be stored";
+                stored.push(Line::dropped(time_ms, lost, why));
+            }
+            expected = line.seq.saturating_add(1);
+            stored.push(Line {
+                time_ms,
+                stream: match line.stream {
+                    channel::LogStream::Stdout => LogStream::Stdout,
+                    channel::LogStream::Stderr => LogStream::Stderr,
+                    channel::LogStream::Init => LogStream::System,
+                },
+                guest_seq: line.seq,
+                bytes: line.bytes,
+                continues: line.continues,
+                dropped: 0,
+            });
         }
-        stored.extend(lines.into_iter().map(|line| Line {
-            time_ms,
-            stream: match line.stream {
-                channel::LogStream::Stdout => LogStream::Stdout,
-                channel::LogStream::Stderr => LogStream::Stderr,
-                channel::LogStream::Init => LogStream::System,
-            },
-            guest_seq: line.seq,
-            text: String::from_utf8_lossy(&line.bytes).into_owned(),
-        }));
         self.append(&stored);
     }
 
     fn remark(&self, text: &str) {
-        self.append(&[system_line(now_ms(), text.to_owned())]);
+        self.append(&[Line::remark(now_ms(), text)]);
     }
 
     fn append(&self, lines: &[Line]) {
@@ -416,10 +426,6 @@ async fn idle(mut stage: watch::Receiver<Stage>) -> End {
 
 async fn stopping(stage: &mut watch::Receiver<Stage>) {
     stage.wait_for(|stage| *stage == Stage::Stopping).await.ok();
-}
-
-fn system_line(time_ms: u64, text: String) -> Line {
-    Line { time_ms, stream: LogStream::System, guest_seq: 0, text }
 }
 
 /// The host's clock, in milliseconds since the Unix epoch.

@@ -317,6 +317,10 @@ impl<H: Host> Supervisor<H> {
             self.not_before_ms = now_ms + RETRY_MS;
             return;
         }
+        if let Some(view) = &view {
+            // Before anything is begun for one that has come.
+            self.logs.keep(&self.here(view));
+        }
         for action in actions {
             self.carry_out(&action, view.as_deref());
         }
@@ -378,12 +382,15 @@ impl<H: Host> Supervisor<H> {
         Ok(())
     }
 
+    /// The instances that are here: that are desired, or that something is left of.
+    fn here(&self, view: &View<NodeInstance>) -> BTreeSet<InstanceId> {
+        view.items.keys().chain(self.observed.keys()).copied().collect()
+    }
+
     /// Once, when the desired set is known: removes what belongs to no instance that is known.
     async fn sweep(&mut self, view: Option<&View<NodeInstance>>) {
         let (Some(view), false) = (view, self.swept) else { return };
-        let keep: BTreeSet<InstanceId> = view.items.keys().chain(self.observed.keys()).copied().collect();
-        let swept = self.host.sweep(&keep).await;
-        let trimmed = self.logs.retain(&keep);
+        let swept = self.host.sweep(&self.here(view)).await;
         // In its own time: a large image takes long to remove.
         let (host, collector) = (Arc::clone(&self.host), Arc::clone(&self.host));
         let specs = Arc::clone(&view.items);
@@ -396,9 +403,6 @@ impl<H: Host> Supervisor<H> {
             Ok(()) => self.swept = true,
             // Tried again with the next pass.
             Err(error) => tracing::warn!(error = %chain(&error), "leftovers could not be removed"),
-        }
-        if let Err(error) = trimmed {
-            tracing::warn!(error = %chain(&error), "old logs could not be removed");
         }
     }
 

@@ -16,7 +16,7 @@ use holdfast_model::{ClusterId, Incarnation, InstanceId, Revision};
 use holdfast_node::executor::Executor;
 use holdfast_node::host::{VmmChoice, VmmHost};
 use holdfast_node::image::ImageCache;
-use holdfast_node::logs::Logs;
+use holdfast_node::logs::{Line, Logs, Ring};
 use holdfast_node::network::Network;
 use holdfast_node::phase::{Observed, Outcome, Phase};
 use holdfast_node::state::State;
@@ -39,7 +39,7 @@ async fn run(
     desired: Published<NodeInstance>,
     after_step: impl Fn(&State, Step) + Send + Sync + 'static,
     done: impl Fn(&BTreeMap<InstanceId, InstanceView>) -> bool,
-) {
+) -> Arc<Logs> {
     let jails = Arc::new(Jails::new(folder, JailConfig::default(), unheard()));
     let host = VmmHost::new(folder, folder, VmmChoice::Auto, jails);
     let images = ImageCache::open(&folder.join("images")).unwrap();
@@ -49,7 +49,7 @@ async fn run(
     let executor = Executor::new(folder, Network::open(folder).unwrap(), images, host, after_step).unwrap();
     let logs = Arc::new(Logs::open(folder.join("logs")).unwrap());
     let desired = watch::Sender::new(desired);
-    let supervisor = Supervisor::new(Arc::new(executor), state, logs, desired.subscribe());
+    let supervisor = Supervisor::new(Arc::new(executor), state, Arc::clone(&logs), desired.subscribe());
     let mut snapshots = supervisor.snapshots();
     let (shutdown, down) = oneshot::channel::<()>();
     let running = tokio::spawn(supervisor.run(async {
@@ -59,6 +59,7 @@ async fn run(
     tokio::time::timeout(PATIENCE, reached).await.unwrap().unwrap();
     shutdown.send(()).unwrap();
     tokio::time::timeout(PATIENCE, running).await.unwrap().unwrap().unwrap();
+    logs
 }
 
 /// A desired set in which there is nothing.
@@ -118,6 +119,23 @@ async fn i05_what_is_begun_is_on_disk_first() {
     let found = found.lock().unwrap();
     assert_eq!(found[..3], [Step::Stored, Step::TapRemoved, Step::GroupRemoved].map(|step| (step, removing)));
     assert!(found[3..].iter().all(|(step, _)| *step == Step::Stored), "{found:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i14_the_log_of_an_instance_that_ends_meanwhile_goes_when_its_time_is_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let id = InstanceId::from_bits(1);
+    state(folder).store(&[(id, Some(at(Phase::Preparing)))]).unwrap();
+    let ring = folder.join("logs").join(id.to_string());
+    // From long ago.
+    Ring::open(ring.clone()).unwrap().append(&[Line::remark(1, "once")]).unwrap();
+    let logs = run(folder, state(folder), None, |_, _| {}, |seen| seen.len() == 1).await;
+    logs.sweep().unwrap();
+    assert!(ring.is_dir(), "it may be here");
+    let logs = run(folder, state(folder), nothing(), |_, _| {}, BTreeMap::is_empty).await;
+    logs.sweep().unwrap();
+    assert!(!ring.exists());
 }
 
 /// A process that lives until its input ends, and the record by which an agent takes it for a machine's.

@@ -8,12 +8,12 @@ use crate::problem::Refusal;
 use crate::request::{Body, Call, done, found};
 use crate::service::{RequestInfo, Service};
 use axum::body::Body as HttpBody;
-use axum::http::header;
+use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use holdfast_identity::Subject;
 use holdfast_model::agent::{
     CallAnswer, DETAIL_BYTES_MAX, FOLLOW_PROTOCOL, FRAMES_MEDIA_TYPE, Observation, REPORT_OBSERVATIONS_MAX,
-    Report, ReportDetail,
+    Report, ReportDetail, accepted_level,
 };
 use holdfast_model::api::{Answer, Done, Renew, Renewed};
 use holdfast_model::command::AgentRef;
@@ -54,7 +54,7 @@ pub(super) fn add(table: &mut Table<Arc<Service>>) {
     );
 }
 
-async fn follow_own(call: Call) -> Result<Response, Refusal> {
+async fn follow_own(call: Call, headers: HeaderMap) -> Result<Response, Refusal> {
     let agent = call.caller.agent()?;
     if call.query::<u16>("protocol")? != Some(FOLLOW_PROTOCOL) {
         let detail =
@@ -66,7 +66,9 @@ async fn follow_own(call: Call) -> Result<Response, Refusal> {
         (None, None) => None,
         _ => return Err(Refusal::invalid("`incarnation` and `revision` go together.")),
     };
-    let frames = follow::frames(Arc::clone(&call.service), call.caller, agent, has);
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let level = accepted_level(accept);
+    let frames = follow::frames(Arc::clone(&call.service), call.caller, agent, has, level);
     Ok(([(header::CONTENT_TYPE, FRAMES_MEDIA_TYPE)], HttpBody::from_stream(frames)).into_response())
 }
 

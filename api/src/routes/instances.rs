@@ -1,5 +1,5 @@
-//! Instances and what they write. Lines are not replicated: they come from the node that has them, over the stream
-//! that the node dialled, through whichever member holds that stream.
+//! Instances, and questions to the nodes that run them: these travel over the stream that a node dialled, through
+//! whichever member holds that stream.
 
 use super::apps::env;
 use crate::contacts::AskError;
@@ -7,10 +7,9 @@ use crate::endpoint::{Endpoint, Need, Table};
 use crate::problem::Refusal;
 use crate::request::{Body, Call, found, page};
 use crate::service::{Service, fresh_request_id, now};
-use axum::Json;
 use axum::response::{IntoResponse, Response};
-use holdfast_model::agent::{AgentCall, CallAnswer, LOG_LINES_MAX};
-use holdfast_model::api::{Answer, LogPage, Page};
+use holdfast_model::agent::{AgentCall, CallAnswer};
+use holdfast_model::api::{Answer, Page};
 use holdfast_model::command::AgentRef;
 use holdfast_model::resource::Instance;
 use holdfast_model::{Code, NodeId, Scope};
@@ -41,20 +40,6 @@ pub(super) fn add(table: &mut Table<Arc<Service>>) {
         show,
     );
     table.add(
-        Endpoint::get(
-            "/v1/instances/{instance}/logs",
-            Need::Scope(Scope::LogsRead),
-            "Read an instance's lines",
-        )
-        .query(&[
-            ("after", "Only lines after this sequence number; without it the last ones."),
-            ("limit", "Lines at most: 1,000 at most."),
-            ("wait_ms", "How long to wait for a first line: 10,000 at most."),
-        ])
-        .answers::<LogPage>(200),
-        logs,
-    );
-    table.add(
         Endpoint::post(
             ASK_PATH,
             Need::Member,
@@ -79,25 +64,6 @@ async fn show(call: Call) -> Result<Response, Refusal> {
     Ok(found(view.revision(), call.caller.visible("instance", instance, |i| i.org)?))
 }
 
-async fn logs(call: Call) -> Result<Response, Refusal> {
-    let limit = call.query::<u32>("limit")?.unwrap_or(100);
-    let wait_ms = call.query::<u64>("wait_ms")?.unwrap_or(0);
-    if limit == 0 || limit as usize > LOG_LINES_MAX || wait_ms > WAIT_MS_MAX {
-        return Err(Refusal::invalid("`limit` must be from 1 to 1,000, and `wait_ms` at most 10,000."));
-    }
-    let after = call.query::<u64>("after")?;
-    let (node, question) = {
-        let view = call.view().await?;
-        let instance = view.instance(call.id("instance", "instance")?)?;
-        let instance = call.caller.visible("instance", instance, |i| i.org)?;
-        (instance.node, AgentCall::Logs { instance: instance.id, after, limit, wait_ms })
-    };
-    match ask(&call.service, node, question, wait_ms).await? {
-        CallAnswer::Logs(lines) => Ok(Json(LogPage { lines }).into_response()),
-        CallAnswer::NotFound => Ok(Json(LogPage { lines: Vec::new() }).into_response()),
-    }
-}
-
 /// A question that another member passes on.
 #[derive(Serialize, Deserialize)]
 struct Ask {
@@ -106,7 +72,8 @@ struct Ask {
     wait_ms: u64,
 }
 
-async fn ask(
+/// Puts a question to a node, over whichever member holds its stream.
+pub(super) async fn ask(
     service: &Service,
     node: NodeId,
     question: AgentCall,
@@ -149,6 +116,9 @@ async fn ask_locally(
     wait_ms: u64,
 ) -> Result<CallAnswer, Refusal> {
     let answer = service.contacts.ask(agent, fresh_request_id(now()), question).map_err(|e| match e {
+        AskError::Older => {
+            Refusal::new(Code::AgentUnreachable, "The node's agent is of an older release; upgrade it.")
+        }
         AskError::NotHere => Refusal::new(Code::AgentUnreachable, "The node holds no stream now; try again."),
         AskError::Busy => {
             Refusal::new(Code::RateLimited, "Too many questions wait for that node; try again.")

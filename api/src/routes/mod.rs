@@ -7,6 +7,7 @@ mod deployments;
 mod enrolment;
 mod events;
 mod instances;
+mod logs;
 mod members;
 mod meta;
 mod routing;
@@ -25,6 +26,7 @@ pub(crate) fn table() -> Table<Arc<Service>> {
     apps::add(&mut table);
     deployments::add(&mut table);
     instances::add(&mut table);
+    logs::add(&mut table);
     routing::add(&mut table);
     tokens::add(&mut table);
     events::add(&mut table);

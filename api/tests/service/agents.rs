@@ -7,9 +7,7 @@ use axum::http::{Method, StatusCode};
 use holdfast_api::clockwork;
 use holdfast_api::service::{RequestInfo, now};
 use holdfast_identity::{PeerIdentity, PrivateKey, Role};
-use holdfast_model::agent::{
-    CallAnswer, EdgeRoute, Followed, Frame, LogLine, LogStream, NodeInstance, Report, ReportDetail,
-};
+use holdfast_model::agent::{EdgeRoute, Followed, Frame, NodeInstance, Report, ReportDetail};
 use holdfast_model::command::AgentRef;
 use holdfast_model::limits::UNREACHABLE_MS;
 use holdfast_model::resource::{Capacity, DeploymentState, NodeState};
@@ -95,7 +93,7 @@ async fn an_edge_enrols_and_follows_its_own_state() {
 }
 
 /// Enrols and answers the id under `kind`.
-async fn enrolled(rig: &Rig, kind: &str, joiner: Value) -> String {
+pub(crate) async fn enrolled(rig: &Rig, kind: &str, joiner: Value) -> String {
     let invite = rig.post("/v1/enrolments", &rig.operator, json!({"kind": kind})).await;
     let csr = PrivateKey::generate().unwrap().signing_request().unwrap();
     let body = json!({"secret": invite.body["item"]["secret"], "csr_pem": csr, "joiner": {kind: joiner}});
@@ -105,7 +103,7 @@ async fn enrolled(rig: &Rig, kind: &str, joiner: Value) -> String {
     id.as_str().map_or_else(|| id.to_string(), str::to_owned)
 }
 
-async fn node(rig: &Rig) -> (NodeId, PeerIdentity) {
+pub(crate) async fn node(rig: &Rig) -> (NodeId, PeerIdentity) {
     let joiner = json!({"name": "n1", "capacity": {"memory_mib": 4096, "cpu_milli": 4000}});
     let id = enrolled(rig, "node", joiner).await;
     (id.parse().unwrap(), PeerIdentity::new(&rig.service.cluster.to_string(), Role::Node, &id).unwrap())
@@ -116,7 +114,7 @@ pub(crate) async fn edge(rig: &Rig) -> PeerIdentity {
     PeerIdentity::new(&rig.service.cluster.to_string(), Role::Edge, &id).unwrap()
 }
 
-fn node_report(vmm: &str) -> String {
+pub(crate) fn node_report(vmm: &str) -> String {
     let report = Report {
         applied: Revision(1),
         incarnation: Incarnation(1),
@@ -490,41 +488,4 @@ async fn i14_a_request_that_no_certificate_can_be_made_of_uses_up_no_enrolment()
     assert_eq!(rig.service.store().views_digest(), digest, "a refused request changed the state");
     let body = json!({"secret": secret, "csr_pem": csr, "joiner": joiner("127.0.0.1")});
     assert_eq!(rig.post("/v1/enrol", "", body).await.status, StatusCode::CREATED);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn lines_are_found_wherever_their_node_follows() {
-    let rig = Rig::start().await;
-    let (second, address) = rig.second_api().await;
-    enrolled(&rig, "member", json!({"name": "beta", "api_addr": address, "raft_addr": "127.0.0.1:9"})).await;
-    let ours = tenant(&rig, "ours").await;
-    let (_, peer) = node(&rig).await;
-    // It reports here and follows there.
-    let request = rig.request(Method::POST, "/v1/agent/report", None, Some(&node_report("kvm")));
-    assert_eq!(rig.send(rig.by(request, peer.clone())).await.status, StatusCode::OK);
-    let request = rig.request(Method::GET, "/v1/agent/follow?protocol=1", None, None);
-    let mut stream = second.clone().oneshot(rig.by(request, peer.clone())).await.unwrap().into_body();
-    let made = rig.post(&format!("/v1/envs/{}/releases", ours.env), &ours.owner, release()).await;
-    let deployment = json!({"release": made.body["item"]["id"], "counts": {"web": 1}});
-    let made = rig.post(&format!("/v1/envs/{}/deployments", ours.env), &ours.owner, deployment).await;
-    assert_eq!(made.status, StatusCode::CREATED, "{}", made.text);
-    let instances = rig.get(&format!("/v1/envs/{}/instances", ours.env), &ours.owner).await;
-    let id = instances.body["items"][0]["id"].as_str().expect("nothing was placed").to_owned();
-
-    let line = LogLine { seq: 7, time_ms: 1, stream: LogStream::Stdout, text: "hello".into() };
-    let answer = serde_json::to_string(&CallAnswer::Logs(vec![line])).unwrap();
-    let answering = async {
-        let mut pending = Vec::new();
-        let call = loop {
-            if let Frame::<NodeInstance>::Call { id, .. } = next_frame(&mut stream, &mut pending).await {
-                break id;
-            }
-        };
-        let path = format!("/v1/agent/answers/{call}");
-        let request = rig.by(rig.request(Method::POST, &path, None, Some(&answer)), peer);
-        assert_eq!(second.clone().oneshot(request).await.unwrap().status(), StatusCode::OK);
-    };
-    let path = format!("/v1/instances/{id}/logs");
-    let (read, ()) = tokio::join!(rig.get(&path, &ours.owner), answering);
-    assert_eq!(read.body["lines"][0]["text"], "hello", "{}", read.text);
 }

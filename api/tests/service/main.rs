@@ -6,5 +6,6 @@
 mod access;
 mod agents;
 mod harness;
+mod logs;
 mod members;
 mod revisions;

@@ -13,6 +13,7 @@ use holdfast_model::command::Joiner;
 use holdfast_model::limits::CPU_OVERCOMMIT_MILLI;
 use holdfast_node::agent::{HostConfig, NodeConfig};
 use holdfast_node::host::{CapacityOverride, VmmChoice};
+use holdfast_node::logs::retention::Retention;
 use holdfast_node::status::NodeStatus;
 use holdfast_node::vmm::jail::JailConfig;
 use std::path::{Path, PathBuf};
@@ -42,6 +43,10 @@ pub(crate) async fn run(arguments: NodeRun) -> Result<(), Failure> {
     let ids = IdRange::new(arguments.vmm_uid_first, arguments.vmm_uids)
         .map_err(|e| Failure::Usage(e.to_string()))?;
     let jail = JailConfig { cgroups, ids, ..JailConfig::default() };
+    let bounds = &arguments.logs;
+    let (one, all) = (bounds.instance_mib.saturating_mul(1 << 20), bounds.node_mib.saturating_mul(1 << 20));
+    let logs =
+        Retention::new(one, all, bounds.age, bounds.ended).map_err(|e| Failure::Usage(e.to_string()))?;
     loop {
         let agent = Agent::load(&data_dir)?;
         let config = NodeConfig {
@@ -54,6 +59,7 @@ pub(crate) async fn run(arguments: NodeRun) -> Result<(), Failure> {
                 },
                 vmm: VmmChoice::default(),
                 jail: jail.clone(),
+                logs,
             },
             endpoints: agent.endpoints.clone(),
             ca_file: agent.ca_file(),

@@ -304,6 +304,26 @@ pub(crate) struct NodeRun {
     /// How many user ids there are.
     #[arg(long, value_name = "N", default_value_t = COUNT_DEFAULT)]
     pub(crate) vmm_uids: u32,
+    #[command(flatten)]
+    pub(crate) logs: LogBounds,
+}
+
+/// How much of what instances write a node keeps.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Logs of instances")]
+pub(crate) struct LogBounds {
+    /// Of one instance, in MiB.
+    #[arg(long = "log-mib", value_name = "MIB", default_value_t = 8)]
+    pub(crate) instance_mib: u64,
+    /// Of all instances together, in MiB.
+    #[arg(long = "log-total-mib", value_name = "MIB", default_value_t = 2_048)]
+    pub(crate) node_mib: u64,
+    /// No lines older than this.
+    #[arg(long = "log-age", value_name = "TIME", value_parser = humantime::parse_duration, default_value = "7d")]
+    pub(crate) age: Duration,
+    /// For how long after an instance has ended.
+    #[arg(long = "log-ended-age", value_name = "TIME", value_parser = humantime::parse_duration, default_value = "72h")]
+    pub(crate) ended: Duration,
 }
 
 /// An agent's folder.

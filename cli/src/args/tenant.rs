@@ -186,22 +186,36 @@ pub(crate) struct Listing {
 /// `holdfast logs`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
+Lines come with the process and the end of the instance's id in front. What a terminal would obey is shown escaped;
+--json prints one object a line, with the bytes as they were written. `* ` marks remarks of the platform.
+
 Examples:
   holdfast logs --app shop --env prod --follow
-  holdfast logs --instance inst_01k… --since 10m")]
+  holdfast logs --process web --since 10m --timestamps
+  holdfast logs --instance inst_01k… --tail 20
+  holdfast logs --all --json | jq -r .text")]
 pub(crate) struct Logs {
-    /// Go on printing what is written.
+    /// Go on printing what is written, by instances that come later too.
     #[arg(long, short)]
     pub(crate) follow: bool,
     /// Only lines younger than this.
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub(crate) since: Option<Duration>,
     /// Only of this instance.
-    #[arg(long, value_name = "INSTANCE")]
+    #[arg(long, value_name = "INSTANCE", conflicts_with = "process")]
     pub(crate) instance: Option<String>,
-    /// The last so many lines of each instance.
-    #[arg(long, value_name = "N", default_value_t = 200)]
-    pub(crate) lines: u32,
+    /// Only of this process's instances.
+    #[arg(long, value_name = "PROCESS")]
+    pub(crate) process: Option<ProcessName>,
+    /// The last so many lines of each instance; 200 when neither this nor --since is given.
+    #[arg(long, short = 'n', alias = "lines", value_name = "N")]
+    pub(crate) tail: Option<u64>,
+    /// Print when the node got each line, in UTC.
+    #[arg(long, short)]
+    pub(crate) timestamps: bool,
+    /// Also of instances that have ended, as long as their node keeps their lines.
+    #[arg(long)]
+    pub(crate) all: bool,
 }
 
 /// `holdfast events`.

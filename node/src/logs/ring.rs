@@ -1,32 +1,28 @@
-//! One instance's log: two segment files, of which the older is dropped when the newer is full.
+//! One instance's log: a bounded row of segments, of which the oldest goes when a new one needs its room or is too old.
 //!
 //! Assumed of the disk: a write survives the end of this process; after a power loss the newest lines may be
-//! missing or torn. Each line is one JSON object ([`Stored`]) that begins with its number, so that a reader can skip
-//! lines without parsing them. Opening cuts off a torn last line and goes on with the numbers after the last whole
-//! one. A line that cannot be read is skipped, never fatal (I14).
+//! missing or torn. Opening cuts off a torn last line and goes on with the numbers after the last whole one, in another
+//! epoch if lines may have been lost that somebody was given ([`super::epoch`]). Known secrets are taken out before
+//! anything is written (I10, [`super::redact`]).
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::collections::VecDeque;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use holdfast_model::agent::{LogLine, LogStream};
-use serde::{Deserialize, Serialize};
+use holdfast_model::agent::LogStream;
 use tokio::sync::watch;
 
-/// The size at which a segment is full, in bytes; it may be exceeded by one batch of lines.
-pub const SEGMENT_BYTES_MAX: u64 = 4 * 1024 * 1024;
-
-/// Bytes of one answer at most, as stored: it must fit a request.
-const ANSWER_BYTES_MAX: usize = 512 * 1024;
-
-/// The longest stored line, in bytes: a longer one is not ours. A guest's line has at most 16 KiB, and JSON makes
-/// six bytes of one at worst.
-const STORED_BYTES_MAX: usize = 128 * 1024;
-
-/// How each stored line begins.
-const SEQ_KEY: &str = "{\"seq\":";
+use super::epoch::Epochs;
+use super::redact::{Carry, REDACTED, Redactor};
+use super::retention::{Retention, SEGMENTS};
+use super::segment::{self, Segment, Stored};
+use super::shelf::Shelf;
+use crate::host;
+use crate::machine::now_ms;
 
 /// Why a log could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -59,54 +55,146 @@ pub struct Line {
     pub stream: LogStream,
     /// The guest's own number of it; 0 for the platform's remarks.
     pub guest_seq: u64,
-    /// The line.
-    pub text: String,
+    /// The line, as it was written.
+    pub bytes: Vec<u8>,
+    /// Whether it goes on in the next one of its stream.
+    pub continues: bool,
+    /// How many lines are missing here; then this is a remark about it.
+    pub dropped: u64,
 }
 
-/// A line on disk. The order of the fields is the order of the bytes.
-#[derive(Serialize, Deserialize)]
-struct Stored {
-    seq: u64,
-    time_ms: u64,
-    stream: LogStream,
-    guest_seq: u64,
-    text: String,
+impl Line {
+    /// A remark of the platform.
+    pub fn remark(time_ms: u64, text: impl Into<Vec<u8>>) -> Self {
+        let (stream, bytes) = (LogStream::System, text.into());
+        Self { time_ms, stream, guest_seq: 0, bytes, continues: false, dropped: 0 }
+    }
+
+    /// The platform's remark that lines are missing.
+    pub fn dropped(time_ms: u64, lines: u64, why: &str) -> Self {
+        Self { dropped: lines, ..Self::remark(time_ms, format!("{lines} lines dropped: {why}")) }
+    }
+}
+
+/// What is taken out of lines.
+#[derive(Debug, Default)]
+pub(super) enum Known {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// These values.
+    Values(Redactor),
+    /// More than can be looked for: then every line.
+    TooMuch,
+}
+
+/// What a ring has seen since this agent began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RingStats {
+    /// Bytes on disk now.
+    pub bytes: u64,
+    /// Lines that were stored.
+    pub lines: u64,
+    /// Lines that were lost before they could be stored.
+    pub dropped: u64,
+    /// Lines that were removed to keep within the bounds.
+    pub evicted: u64,
 }
 
 /// One instance's log.
 #[derive(Debug)]
 pub struct Ring {
-    folder: PathBuf,
+    pub(super) folder: PathBuf,
+    retention: Retention,
+    pub(super) epochs: Epochs,
     writer: Mutex<Writer>,
     /// The number of the last line.
     last: watch::Sender<u64>,
+    /// Bytes of all rings of the node.
+    used: Arc<AtomicU64>,
+    /// Where room is made when all of them have too many.
+    shelf: Weak<Shelf>,
+    bytes: AtomicU64,
+    lines: AtomicU64,
+    dropped: AtomicU64,
+    evicted: AtomicU64,
 }
 
 #[derive(Debug)]
 struct Writer {
-    file: File,
-    bytes: u64,
+    /// Of the last segment; there is none before the first line.
+    file: Option<File>,
+    segments: VecDeque<Segment>,
     guest_seq: u64,
+    known: Known,
+    /// What each stream has said of a line that goes on.
+    carries: [Carry; 3],
+}
+
+/// Lines on their way to the disk.
+#[derive(Default)]
+struct Batch {
+    wire: Vec<u8>,
+    lines: u64,
+    guest_seq: u64,
+    dropped: u64,
+    first_ms: u64,
+    last_ms: u64,
 }
 
 impl Ring {
-    /// Opens the ring in this folder, or makes it.
+    /// Opens the ring in this folder, or makes it, with the default retention and no other ring beside it.
     pub fn open(folder: PathBuf) -> Result<Self, LogError> {
+        Self::open_with(folder, Retention::default(), Arc::default(), Weak::new())
+    }
+
+    /// Opens a ring or makes it. `used` holds the bytes of all rings, of which this one's are part already.
+    pub(super) fn open_with(
+        folder: PathBuf,
+        retention: Retention,
+        used: Arc<AtomicU64>,
+        shelf: Weak<Shelf>,
+    ) -> Result<Self, LogError> {
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(&folder)
             .map_err(|source| LogError::access(&folder, "created", source))?;
-        let newer = newer(&folder);
-        let opened = open_segment(&newer).map_err(|source| LogError::access(&newer, "opened", source))?;
-        let (file, bytes, last) = opened;
-        let last = match last {
-            Some(last) => Some(last),
-            None => last_line(&older(&folder))?,
-        };
-        let (seq, guest_seq) = last.map_or((0, 0), |line| (line.seq, line.guest_seq));
-        let writer = Mutex::new(Writer { file, bytes, guest_seq });
-        Ok(Self { folder, writer, last: watch::Sender::new(seq) })
+        let failed = |source| LogError::access(&folder, "opened", source);
+        let mut segments: VecDeque<Segment> = segment::list(&folder).map_err(failed)?.into();
+        let (mut file, mut last) = (None, None);
+        if let Some(newest) = segments.back_mut() {
+            let opened = segment::open(&segment::path(&folder, newest.first_seq)).map_err(failed)?;
+            newest.bytes = opened.1;
+            file = Some(opened.0);
+        }
+        for segment in segments.iter().rev() {
+            last = segment::last(&segment::path(&folder, segment.first_seq)).map_err(failed)?;
+            if last.is_some() {
+                break;
+            }
+        }
+        let (seq, guest_seq) = last.map_or((0, 0), |line: Stored| (line.seq, line.guest_seq));
+        // Numbers that a damaged segment may have used are not used again.
+        let seq = segments.back().map_or(seq, |newest| seq.max(newest.first_seq.saturating_sub(1)));
+        let boot_id = host::boot_id().map_err(failed)?;
+        let epochs = Epochs::open(&folder, &boot_id, seq).map_err(failed)?;
+        let bytes = segments.iter().map(|segment| segment.bytes).sum();
+        let carries = Default::default();
+        let writer = Writer { file, segments, guest_seq, known: Known::Nothing, carries };
+        Ok(Self {
+            folder,
+            retention,
+            epochs,
+            writer: Mutex::new(writer),
+            last: watch::Sender::new(seq),
+            used,
+            shelf,
+            bytes: AtomicU64::new(bytes),
+            lines: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
+            evicted: AtomicU64::new(0),
+        })
     }
 
     /// The number of the last line, 0 before the first.
@@ -124,233 +212,196 @@ impl Ring {
         self.lock().guest_seq
     }
 
+    /// What it has seen.
+    pub fn stats(&self) -> RingStats {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        RingStats {
+            bytes: read(&self.bytes),
+            lines: read(&self.lines),
+            dropped: read(&self.dropped),
+            evicted: read(&self.evicted),
+        }
+    }
+
+    pub(super) fn segments(&self) -> Vec<Segment> {
+        self.lock().segments.iter().copied().collect()
+    }
+
+    /// When its last line came, in milliseconds since the Unix epoch; 0 without one.
+    pub(super) fn changed_ms(&self) -> u64 {
+        self.lock().segments.back().map_or(0, |segment| segment.last_ms)
+    }
+
+    pub(super) fn know(&self, known: Known) {
+        self.lock().known = known;
+    }
+
     /// A new life of the guest begins, which counts its lines from 1 again; the remark is stored as the platform's.
     pub fn begin_life(&self, time_ms: u64, remark: &str) -> Result<(), LogError> {
-        self.append_to(
-            &mut self.lock(),
-            &[Line { time_ms, stream: LogStream::System, guest_seq: 0, text: remark.to_owned() }],
-            true,
-        )
+        self.append_to(&mut self.lock(), &[Line::remark(time_ms, remark)], true)?;
+        self.relieve()
     }
 
-    /// Appends lines in one write and numbers them. They survive the end of this process when this returns.
+    /// Appends lines and numbers them. They survive the end of this process when this returns. Of lines that do not
+    /// reach the disk the guest's numbers are not taken, so that the next ones tell how many are missing.
     pub fn append(&self, lines: &[Line]) -> Result<(), LogError> {
-        self.append_to(&mut self.lock(), lines, false)
+        self.append_to(&mut self.lock(), lines, false)?;
+        self.relieve()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Writer> {
+    /// Makes room where all rings together have too much; not to be called with the writer locked.
+    fn relieve(&self) -> Result<(), LogError> {
+        self.shelf.upgrade().map_or(Ok(()), |shelf| shelf.relieve())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Writer> {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn append_to(&self, writer: &mut Writer, lines: &[Line], new_life: bool) -> Result<(), LogError> {
-        let path = newer(&self.folder);
-        let failed = |source| LogError::access(&path, "written", source);
-        if writer.bytes >= SEGMENT_BYTES_MAX {
-            fs::rename(&path, older(&self.folder)).map_err(failed)?;
-            (writer.file, writer.bytes, _) = open_segment(&path).map_err(failed)?;
+        if new_life {
+            writer.carries = Default::default();
         }
-        let mut seq = self.last_seq();
-        let mut guest_seq = if new_life { 0 } else { writer.guest_seq };
-        let mut wire = Vec::with_capacity(lines.iter().map(|line| line.text.len() + 96).sum());
+        let failed = |source| LogError::access(&self.folder, "written", source);
+        let mut batch = Batch { guest_seq: if new_life { 0 } else { writer.guest_seq }, ..Batch::default() };
         for line in lines {
-            seq += 1;
+            let bytes = writer.redact(line);
             // The platform's remarks carry the guest's last number on, so that the last line always knows it.
-            guest_seq = guest_seq.max(line.guest_seq);
-            let stored = Stored {
-                seq,
-                time_ms: line.time_ms,
-                stream: line.stream,
-                guest_seq,
-                text: line.text.clone(),
-            };
-            serde_json::to_writer(&mut wire, &stored).map_err(|error| failed(error.into()))?;
-            wire.push(b'\n');
+            batch.guest_seq = batch.guest_seq.max(line.guest_seq);
+            let seq = self.last_seq() + batch.lines + 1;
+            let stored = Stored::new(seq, batch.guest_seq, line, bytes);
+            stored.encode(&mut batch.wire).map_err(failed)?;
+            batch.first_ms = if batch.lines == 0 { line.time_ms } else { batch.first_ms };
+            batch.last_ms = line.time_ms;
+            batch.lines += 1;
+            batch.dropped += line.dropped;
+            if batch.wire.len() as u64 >= self.room(writer) {
+                self.flush(writer, &mut batch).map_err(failed)?;
+            }
         }
-        if let Err(source) = writer.file.write_all(&wire) {
+        self.flush(writer, &mut batch).map_err(failed)
+    }
+
+    /// What the last segment may still grow by.
+    fn room(&self, writer: &Writer) -> u64 {
+        let used = writer.segments.back().map_or(0, |segment| segment.bytes);
+        self.retention.segment_bytes().saturating_sub(used)
+    }
+
+    fn flush(&self, writer: &mut Writer, batch: &mut Batch) -> io::Result<()> {
+        if batch.lines == 0 {
+            return Ok(());
+        }
+        let stale = writer.segments.back().is_some_and(|segment| {
+            batch.first_ms.saturating_sub(segment.begun_ms) >= self.retention.age_ms / SEGMENTS
+        });
+        if writer.file.is_none() || self.room(writer) == 0 || stale {
+            self.begin_segment(writer, batch.first_ms)?;
+        }
+        let (Some(file), Some(segment)) = (&mut writer.file, writer.segments.back_mut()) else {
+            return Ok(());
+        };
+        if let Err(error) = file.write_all(&batch.wire) {
             // Half a line would run into the next one.
-            writer.file.set_len(writer.bytes).ok();
-            return Err(failed(source));
+            file.set_len(segment.bytes).ok();
+            return Err(error);
         }
-        writer.bytes += wire.len() as u64;
-        writer.guest_seq = guest_seq;
-        self.last.send_replace(seq);
+        let bytes = batch.wire.len() as u64;
+        segment.bytes += bytes;
+        segment.last_ms = batch.last_ms;
+        writer.guest_seq = batch.guest_seq;
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.used.fetch_add(bytes, Ordering::Relaxed);
+        self.lines.fetch_add(batch.lines, Ordering::Relaxed);
+        self.dropped.fetch_add(batch.dropped, Ordering::Relaxed);
+        self.last.send_modify(|last| *last += batch.lines);
+        *batch = Batch { guest_seq: batch.guest_seq, ..Batch::default() };
         Ok(())
     }
 
-    /// The first `limit` lines after number `after`, or the last `limit`; fewer where they are long.
-    pub fn read(&self, after: Option<u64>, limit: usize) -> Result<Vec<LogLine>, LogError> {
-        let last = self.last_seq();
-        let after = after.unwrap_or_else(|| last.saturating_sub(limit as u64));
-        // Opened under the lock, so that no rotation happens between the two.
-        let segments = {
-            let _writer = self.lock();
-            [older(&self.folder), newer(&self.folder)].map(|path| (File::open(&path), path))
+    fn begin_segment(&self, writer: &mut Writer, now_ms: u64) -> io::Result<()> {
+        let first_seq = self.last_seq() + 1;
+        let (file, bytes) = segment::open(&segment::path(&self.folder, first_seq))?;
+        writer.file = Some(file);
+        // A file of that name is one that was begun and never written to.
+        writer.segments.retain(|segment| segment.first_seq != first_seq);
+        writer.segments.push_back(Segment { first_seq, bytes, begun_ms: now_ms, last_ms: now_ms });
+        let room = self.retention.instance_bytes.saturating_sub(self.retention.segment_bytes());
+        while writer.segments.len() > 1 && self.bytes.load(Ordering::Relaxed) > room {
+            self.drop_front(writer)?;
+        }
+        Ok(())
+    }
+
+    fn drop_front(&self, writer: &mut Writer) -> io::Result<()> {
+        let Some(front) = writer.segments.front().copied() else { return Ok(()) };
+        match fs::remove_file(segment::path(&self.folder, front.first_seq)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        writer.segments.pop_front();
+        let next = writer.segments.front().map_or(self.last_seq() + 1, |segment| segment.first_seq);
+        self.evicted.fetch_add(next.saturating_sub(front.first_seq), Ordering::Relaxed);
+        self.bytes.fetch_sub(front.bytes, Ordering::Relaxed);
+        self.used.fetch_sub(front.bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Removes the oldest segment. The last line's number must not be forgotten, so of the only segment a remark stays.
+    pub(super) fn drop_oldest(&self, why: &str) -> Result<(), LogError> {
+        let failed = |source| LogError::access(&self.folder, "shortened", source);
+        let mut writer = self.lock();
+        match writer.segments.len() {
+            0 => return Ok(()),
+            1 => {
+                let first = writer.segments.front().map_or(0, |segment| segment.first_seq);
+                let lines = (self.last_seq() + 1).saturating_sub(first);
+                self.begin_segment(&mut writer, now_ms()).map_err(failed)?;
+                let remark = Line::dropped(now_ms(), lines, why);
+                self.append_to(&mut writer, &[remark], false)?;
+                // They were stored, and are counted as evicted.
+                self.dropped.fetch_sub(lines, Ordering::Relaxed);
+            }
+            _ => {}
+        }
+        self.drop_front(&mut writer).map_err(failed)
+    }
+
+    /// Removes what is older than the retention says.
+    pub(super) fn drop_older(&self, now_ms: u64) -> Result<(), LogError> {
+        let too_old = |segment: &Segment| segment.last_ms.saturating_add(self.retention.age_ms) < now_ms;
+        loop {
+            let segments = self.segments();
+            let Some(oldest) = segments.first().filter(|segment| too_old(segment)) else { return Ok(()) };
+            if segments.len() == 1 && oldest.first_seq == self.last_seq() && self.is_remark(oldest)? {
+                return Ok(());
+            }
+            self.drop_oldest("they were older than is kept here")?;
+        }
+    }
+}
+
+impl Ring {
+    /// Whether a segment ends with the remark that lines are missing.
+    fn is_remark(&self, segment: &Segment) -> Result<bool, LogError> {
+        let path = segment::path(&self.folder, segment.first_seq);
+        let last = segment::last(&path).map_err(|source| LogError::access(&path, "read", source))?;
+        Ok(last.is_some_and(|line| line.dropped > 0))
+    }
+}
+
+impl Writer {
+    fn redact(&mut self, line: &Line) -> Vec<u8> {
+        let [out, err, system] = &mut self.carries;
+        let carry = match line.stream {
+            LogStream::Stdout => out,
+            LogStream::Stderr => err,
+            LogStream::System => system,
         };
-        let mut lines = Vec::new();
-        let mut bytes = 0;
-        for (file, path) in segments {
-            let file = match file {
-                Ok(file) => file,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(source) => return Err(LogError::access(&path, "opened", source)),
-            };
-            let mut reader = BufReader::with_capacity(64 * 1024, file);
-            while lines.len() < limit && bytes < ANSWER_BYTES_MAX {
-                let text = next_line(&mut reader).map_err(|s| LogError::access(&path, "read", s))?;
-                let Some(text) = text else { break };
-                if seq_of(&text).is_none_or(|seq| seq <= after || seq > last) {
-                    continue;
-                }
-                let Ok(stored) = serde_json::from_slice::<Stored>(&text) else { continue };
-                bytes += text.len();
-                lines.push(LogLine {
-                    seq: stored.seq,
-                    time_ms: stored.time_ms,
-                    stream: stored.stream,
-                    text: stored.text,
-                });
-            }
-        }
-        Ok(lines)
-    }
-}
-
-fn newer(folder: &Path) -> PathBuf {
-    folder.join("newer.jsonl")
-}
-
-fn older(folder: &Path) -> PathBuf {
-    folder.join("older.jsonl")
-}
-
-/// Opens a segment for appending and cuts off a torn last line; answers with its size and its last line.
-fn open_segment(path: &Path) -> io::Result<(File, u64, Option<Stored>)> {
-    let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
-    let (whole, last) = tail(&mut file)?;
-    if whole < file.metadata()?.len() {
-        file.set_len(whole)?;
-    }
-    Ok((file, whole, last))
-}
-
-fn last_line(path: &Path) -> Result<Option<Stored>, LogError> {
-    let read = |path: &Path| -> io::Result<Option<Stored>> { Ok(tail(&mut File::open(path)?)?.1) };
-    match read(path) {
-        Ok(last) => Ok(last),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(LogError::access(path, "read", source)),
-    }
-}
-
-/// How much of a segment is whole lines, and the last of them that can be read.
-fn tail(file: &mut File) -> io::Result<(u64, Option<Stored>)> {
-    let length = file.metadata()?.len();
-    let from = length.saturating_sub(2 * STORED_BYTES_MAX as u64);
-    file.seek(SeekFrom::Start(from))?;
-    let mut bytes = Vec::new();
-    file.take(2 * STORED_BYTES_MAX as u64).read_to_end(&mut bytes)?;
-    let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-    let lines = bytes.get(..whole).unwrap_or_default();
-    let last = lines.rsplit(|byte| *byte == b'\n').find_map(|line| serde_json::from_slice(line).ok());
-    Ok((from + whole as u64, last))
-}
-
-/// The next line without its end; what is too long to be a line of ours comes in pieces that do not parse.
-fn next_line(reader: &mut impl BufRead) -> io::Result<Option<Vec<u8>>> {
-    let mut line = Vec::new();
-    reader.take(STORED_BYTES_MAX as u64).read_until(b'\n', &mut line)?;
-    Ok((!line.is_empty()).then_some(line))
-}
-
-fn seq_of(line: &[u8]) -> Option<u64> {
-    let digits = line.strip_prefix(SEQ_KEY.as_bytes())?;
-    let end = digits.iter().position(|byte| !byte.is_ascii_digit())?;
-    std::str::from_utf8(digits.get(..end)?).ok()?.parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn line(guest_seq: u64, text: impl Into<String>) -> Line {
-        Line { time_ms: 1_700_000_000_000, stream: LogStream::Stderr, guest_seq, text: text.into() }
-    }
-
-    fn texts(lines: &[LogLine]) -> Vec<&str> {
-        lines.iter().map(|line| line.text.as_str()).collect()
-    }
-
-    #[test]
-    fn i05_lines_and_numbers_survive_a_restart() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("ring");
-        let ring = Ring::open(path.clone()).unwrap();
-        ring.begin_life(1, "started").unwrap();
-        ring.append(&[line(1, "one"), line(2, "two")]).unwrap();
-        drop(ring);
-        let ring = Ring::open(path.clone()).unwrap();
-        assert_eq!((ring.last_seq(), ring.guest_seq()), (3, 2));
-        ring.append(&[line(0, "a remark"), line(5, "five")]).unwrap();
-        assert_eq!(texts(&ring.read(Some(2), 10).unwrap()), ["two", "a remark", "five"]);
-        assert_eq!(texts(&ring.read(None, 2).unwrap()), ["a remark", "five"]);
-        ring.begin_life(2, "started again").unwrap();
-        drop(ring);
-        assert_eq!(Ring::open(path).unwrap().guest_seq(), 0);
-    }
-
-    #[test]
-    fn it_stays_bounded_and_keeps_the_newest() {
-        let folder = tempfile::tempdir().unwrap();
-        let ring = Ring::open(folder.path().join("ring")).unwrap();
-        let text = "x".repeat(16 * 1024);
-        for guest_seq in 1..=1_500 {
-            ring.append(&[line(guest_seq, text.clone())]).unwrap();
-        }
-        let bytes: u64 = fs::read_dir(folder.path().join("ring"))
-            .unwrap()
-            .map(|entry| entry.unwrap().metadata().unwrap().len())
-            .sum();
-        assert!(bytes > SEGMENT_BYTES_MAX && bytes <= 2 * (SEGMENT_BYTES_MAX + 17 * 1024), "{bytes}");
-        let page = ring.read(Some(0), 1_000).unwrap();
-        assert!(page.len() < 1_000 && page.len() * text.len() >= ANSWER_BYTES_MAX - text.len());
-        assert!(page[0].seq > 900, "the oldest lines are gone: {}", page[0].seq);
-        assert_eq!(ring.read(None, 1).unwrap()[0].seq, 1_500);
-        assert_eq!(ring.read(Some(1_500), 1).unwrap(), []);
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
-
-        #[test]
-        fn i14_damage_is_skipped_and_new_lines_go_on(
-            texts in prop::collection::vec("\\PC{0,40}", 1..20),
-            cut in 0..2_000u64,
-            garbage in prop::collection::vec(any::<u8>(), 0..60),
-        ) {
-            let folder = tempfile::tempdir().unwrap();
-            let path = folder.path().join("ring");
-            let ring = Ring::open(path.clone()).unwrap();
-            for text in &texts {
-                ring.append(&[line(0, text.clone())]).unwrap();
-            }
-            drop(ring);
-            let mut file = OpenOptions::new().append(true).open(newer(&path)).unwrap();
-            let length = file.metadata().unwrap().len();
-            file.set_len(length.saturating_sub(cut)).unwrap();
-            file.write_all(&garbage).unwrap();
-            drop(file);
-            let ring = Ring::open(path).unwrap();
-            let before = ring.last_seq();
-            prop_assert!(before <= texts.len() as u64);
-            ring.append(&[line(0, "after the damage")]).unwrap();
-            let lines = ring.read(None, 1_000).unwrap();
-            let last = lines.last().unwrap();
-            prop_assert_eq!((last.seq, last.text.as_str()), (before + 1, "after the damage"));
-            for kept in &lines[..lines.len() - 1] {
-                prop_assert_eq!(&kept.text, &texts[usize::try_from(kept.seq).unwrap() - 1]);
-            }
+        match &self.known {
+            Known::Nothing => line.bytes.clone(),
+            Known::Values(redactor) => redactor.redact(carry, &line.bytes, line.continues),
+            Known::TooMuch => REDACTED.to_vec(),
         }
     }
 }

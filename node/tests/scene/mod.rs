@@ -25,6 +25,7 @@ use holdfast_node::agent::{HostConfig, Node, wipe};
 use holdfast_node::host::{CapacityOverride, VmmChoice};
 use holdfast_node::image::{ImageConfig, ImageUser};
 use holdfast_node::logs::Ring;
+use holdfast_node::logs::retention::Retention;
 use holdfast_node::network::Network;
 use holdfast_node::status::NodeStatus;
 use holdfast_node::step::Step;
@@ -43,6 +44,10 @@ pub(crate) const PORT: u16 = 8080;
 pub(crate) const CLUSTER: ClusterId = ClusterId::from_bits(1);
 /// Makes this process an agent for the folder that it names.
 const AGENT: &str = "HOLDFAST_TEST_AGENT";
+/// Names an instance that knows [`SECRET`].
+const KNOWS_SECRET: &str = "HOLDFAST_TEST_KNOWS_SECRET";
+/// A secret value for whoever tests that it is kept.
+pub(crate) const SECRET: &str = "correct-horse-battery-staple-9f3c";
 /// Makes an agent end, as by `kill -9`, right after a step: `NTH STEP`.
 const CRASH_AT: &str = "HOLDFAST_TEST_CRASH_AT";
 /// Makes an agent hear that it is cut off.
@@ -142,6 +147,11 @@ impl Scene {
     /// Starts one that is told at once that an operator has cut it off.
     pub(crate) fn agent_that_is_cut_off(&self, crash: Option<Point>) -> Agent {
         self.spawn_with(crash, &[(CUT_OFF, "1")])
+    }
+
+    /// Starts one that is told, before anything else, of a secret that an instance knows.
+    pub(crate) fn agent_that_knows_a_secret(&self, id: InstanceId) -> Agent {
+        self.spawn_with(None, &[(KNOWS_SECRET, &id.to_string())])
     }
 
     /// What the last agent did, in order.
@@ -389,6 +399,7 @@ pub(crate) fn host_config(data_dir: &Path) -> HostConfig {
         capacity: CapacityOverride::default(),
         vmm: VmmChoice::Qemu,
         jail: jail_config(),
+        logs: Retention::default(),
     }
 }
 
@@ -419,6 +430,9 @@ pub(crate) fn was_agent() -> bool {
         let node = Node::open_with(&host_config(&data_dir), after_step).unwrap();
         let cut_off = watch::Sender::new(std::env::var_os(CUT_OFF).is_some());
         let node = node.with_cut_off(cut_off.subscribe());
+        if let Ok(id) = std::env::var(KNOWS_SECRET) {
+            node.logs().know_secrets(id.parse().unwrap(), [SECRET.as_bytes()]).unwrap();
+        }
         let replica = Replica::<NodeInstance>::open(&data_dir.join("replica.redb"), CLUSTER).unwrap();
         let link = watch::Sender::new(Link::Down { reason: "this test has no control plane".to_owned() });
         let mut term = signal(SignalKind::terminate()).unwrap();

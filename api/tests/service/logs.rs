@@ -1,0 +1,215 @@
+//! Lines on their way from a node, over whichever member, to whoever may read them.
+
+use crate::agents::{enrolled, next_frame, node, node_report};
+use crate::harness::scene::{Tenant, release, tenant};
+use crate::harness::{HANG, Rig};
+use axum::Router;
+use axum::body::Body;
+use axum::http::{Method, StatusCode};
+use holdfast_api::log_readers::LOG_STREAMS_ORG_MAX;
+use holdfast_identity::PeerIdentity;
+use holdfast_model::agent::{AgentCall, CallAnswer, FRAMES_ACCEPTED, Frame, LogStream, NodeInstance};
+use holdfast_model::logs::{LogChunk, LogCursor, LogEntry, LogRecord, LogStart};
+use http_body_util::BodyExt;
+use serde_json::json;
+use std::sync::{Arc, Mutex};
+use tokio::task::JoinHandle;
+use tower::ServiceExt as _;
+
+/// What the node has of the instance.
+type Held = Arc<Mutex<Vec<String>>>;
+
+const EPOCH: u64 = 5;
+
+struct Scene {
+    rig: Arc<Rig>,
+    second: Router,
+    ours: Tenant,
+    instance: String,
+    held: Held,
+    _agent: JoinHandle<()>,
+}
+
+/// A tenant whose instance is on a node that reports to the first member and follows the second.
+async fn scene() -> Scene {
+    let rig = Arc::new(Rig::start().await);
+    let (second, address) = rig.second_api().await;
+    enrolled(&rig, "member", json!({"name": "beta", "api_addr": address, "raft_addr": "127.0.0.1:9"})).await;
+    let ours = tenant(&rig, "ours").await;
+    let (_, peer) = node(&rig).await;
+    let request = rig.request(Method::POST, "/v1/agent/report", None, Some(&node_report("kvm")));
+    assert_eq!(rig.send(rig.by(request, peer.clone())).await.status, StatusCode::OK);
+    let held = Held::default();
+    let agent = tokio::spawn(answer(Arc::clone(&rig), second.clone(), peer, Arc::clone(&held)));
+    let made = rig.post(&format!("/v1/envs/{}/releases", ours.env), &ours.owner, release()).await;
+    let deployment = json!({"release": made.body["item"]["id"], "counts": {"web": 1}});
+    let made = rig.post(&format!("/v1/envs/{}/deployments", ours.env), &ours.owner, deployment).await;
+    assert_eq!(made.status, StatusCode::CREATED, "{}", made.text);
+    let instances = rig.get(&format!("/v1/envs/{}/instances", ours.env), &ours.owner).await;
+    let instance = instances.body["items"][0]["id"].as_str().expect("nothing was placed").to_owned();
+    Scene { rig, second, ours, instance, held, _agent: agent }
+}
+
+/// Answers as a node does, two lines at a time.
+async fn answer(rig: Arc<Rig>, member: Router, peer: PeerIdentity, held: Held) {
+    let mut request = rig.request(Method::GET, "/v1/agent/follow?protocol=1", None, None);
+    request.headers_mut().insert("accept", FRAMES_ACCEPTED.parse().unwrap());
+    let mut stream = member.clone().oneshot(rig.by(request, peer.clone())).await.unwrap().into_body();
+    let mut pending = Vec::new();
+    loop {
+        let frame = next_frame::<NodeInstance>(&mut stream, &mut pending).await;
+        let Frame::Call { id, call: AgentCall::ReadLogs { start, .. } } = frame else { continue };
+        let chunk = chunk(&held.lock().unwrap(), start);
+        let body = serde_json::to_string(&CallAnswer::LogChunk(chunk)).unwrap();
+        let request = rig.request(Method::POST, &format!("/v1/agent/answers/{id}"), None, Some(&body));
+        // Whoever asked may be gone.
+        member.clone().oneshot(rig.by(request, peer.clone())).await.unwrap();
+    }
+}
+
+fn chunk(held: &[String], start: LogStart) -> LogChunk {
+    let after = start.after.map_or(0, |cursor| cursor.seq);
+    let lines = held.iter().enumerate().skip(usize::try_from(after).unwrap()).take(2);
+    let entries: Vec<LogEntry> = lines
+        .map(|(at, text)| LogEntry {
+            seq: at as u64 + 1,
+            time_ms: 1,
+            stream: LogStream::Stdout,
+            text: text.clone(),
+            base64: None,
+            continues: false,
+            dropped: 0,
+        })
+        .collect();
+    let seq = after + entries.len() as u64;
+    let missed = if start.after == Some(LogCursor { epoch: EPOCH, seq: 0 }) { 9 } else { 0 };
+    LogChunk { entries, next: LogCursor { epoch: EPOCH, seq }, missed, more: seq < held.len() as u64 }
+}
+
+impl Scene {
+    fn write(&self, lines: &[&str]) {
+        self.held.lock().unwrap().extend(lines.iter().map(|line| (*line).to_owned()));
+    }
+
+    async fn open(&self, member: &Router, query: &str, token: &str) -> (StatusCode, Body) {
+        let path = format!("/v1/instances/{}/logs?{query}", self.instance);
+        let request = self.rig.request(Method::GET, &path, Some(token), None);
+        let answer = tokio::time::timeout(HANG, member.clone().oneshot(request)).await.unwrap().unwrap();
+        (answer.status(), answer.into_body())
+    }
+
+    async fn first(&self, query: &str) -> (StatusCode, Body) {
+        self.open(&self.rig.router, query, &self.ours.owner).await
+    }
+}
+
+/// The next `number` records, or as many as there are before the stream ends.
+async fn records(body: &mut Body, number: usize) -> Vec<LogRecord> {
+    let mut found = Vec::new();
+    while found.len() < number {
+        let Some(Ok(frame)) = tokio::time::timeout(HANG, body.frame()).await.expect("no line came") else {
+            break;
+        };
+        let text = frame.into_data().unwrap();
+        let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        found.extend(lines.map(|line| serde_json::from_slice::<LogRecord>(line).unwrap()));
+    }
+    found
+}
+
+fn texts(records: &[LogRecord]) -> Vec<&str> {
+    records
+        .iter()
+        .filter_map(|record| match record {
+            LogRecord::Line(line) => Some(line.text.as_str()),
+            _ => None,
+        })
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lines_are_found_wherever_their_node_follows_and_a_cursor_goes_on_at_any_member() {
+    let scene = scene().await;
+    scene.write(&["one", "two", "three"]);
+    let (status, mut body) = scene.first("").await;
+    assert_eq!(status, StatusCode::OK);
+    let found = records(&mut body, usize::MAX).await;
+    assert_eq!(texts(&found), ["one", "two", "three"]);
+    let end = LogCursor { epoch: EPOCH, seq: 3 };
+    assert_eq!(found.last(), Some(&LogRecord::End { cursor: Some(end) }), "it says that this is all");
+
+    let (_, mut following) = scene.first("follow=true").await;
+    let seen = records(&mut following, 3).await;
+    scene.write(&["four"]);
+    let more = records(&mut following, 1).await;
+    assert_eq!(texts(&more), ["four"]);
+    let LogRecord::Line(last) = &more[0] else { panic!("{seen:?}") };
+    drop(following);
+    scene.write(&["five"]);
+    let query = format!("follow=true&cursor={}", last.cursor);
+    let (_, mut elsewhere) = scene.open(&scene.second, &query, &scene.ours.owner).await;
+    assert_eq!(texts(&records(&mut elsewhere, 1).await), ["five"], "neither lost nor repeated");
+
+    // A reader that was away for too long is told what is missing.
+    let (_, mut late) = scene.first(&format!("cursor={EPOCH}-0")).await;
+    assert_eq!(records(&mut late, 1).await[0], LogRecord::Dropped { lines: 9 });
+    for query in ["cursor=7", "tail=-1", "since_ms=now", "follow=perhaps", "after=1"] {
+        assert_eq!(scene.first(query).await.0, StatusCode::BAD_REQUEST, "{query}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i09_another_orgs_lines_do_not_exist() {
+    let scene = scene().await;
+    scene.write(&["ours"]);
+    let theirs = tenant(&scene.rig, "theirs").await;
+    let asked = format!("/v1/instances/{}/logs", scene.instance);
+    let absent = "/v1/instances/inst_00000000000000000000000000/logs";
+    let (one, other) =
+        (scene.rig.get(&asked, &theirs.owner).await, scene.rig.get(absent, &theirs.owner).await);
+    assert_eq!((one.status, &one.body["detail"]), (StatusCode::NOT_FOUND, &other.body["detail"]));
+    let body = json!({"name": "t", "org": scene.ours.org, "scopes": ["envs:read"], "ttl_s": 3600});
+    let made = scene.rig.post("/v1/tokens", &scene.rig.operator, body).await;
+    let without = scene.rig.get(&asked, made.body["item"]["secret"].as_str().unwrap()).await;
+    assert_eq!(without.status, StatusCode::FORBIDDEN, "reading an env is not reading its lines");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i11_a_reader_whose_token_is_revoked_is_cut() {
+    let scene = scene().await;
+    scene.write(&["one"]);
+    let (_, mut stream) = scene.first("follow=true").await;
+    assert_eq!(records(&mut stream, 1).await.len(), 1);
+    let who = scene.rig.get("/v1/whoami", &scene.ours.owner).await;
+    let id = who.body["item"]["token"]["id"].as_str().unwrap();
+    let revoke =
+        scene.rig.request(Method::DELETE, &format!("/v1/tokens/{id}"), Some(&scene.rig.operator), None);
+    assert_eq!(scene.rig.send(revoke).await.status, StatusCode::OK);
+    let left = tokio::time::timeout(HANG, records(&mut stream, usize::MAX)).await;
+    assert_eq!(
+        left.expect("the stream of a revoked token goes on"),
+        [],
+        "and nothing says that this was all"
+    );
+    assert_eq!(scene.first("").await.0, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i14_an_org_reads_so_many_logs_at_a_time_and_no_more() {
+    let scene = scene().await;
+    scene.write(&["one"]);
+    let mut open = Vec::new();
+    for _ in 0..LOG_STREAMS_ORG_MAX {
+        let (status, mut body) = scene.first("follow=true").await;
+        assert_eq!((status, records(&mut body, 1).await.len()), (StatusCode::OK, 1));
+        open.push(body);
+    }
+    let path = format!("/v1/instances/{}/logs", scene.instance);
+    let refused = scene.rig.get(&path, &scene.ours.owner).await;
+    assert_eq!((refused.status, &refused.body["code"]), (StatusCode::CONFLICT, &json!("quota_exceeded")));
+    assert_eq!(refused.body["details"]["dimension"], "log_streams");
+    // Who leaves makes room.
+    drop(open);
+    let again = async { while scene.first("").await.0 != StatusCode::OK {} };
+    tokio::time::timeout(HANG, again).await.expect("a place of a reader that left stays taken");
+}
