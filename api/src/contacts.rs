@@ -154,6 +154,11 @@ impl Contacts {
         self.lock().streams.contains_key(&agent)
     }
 
+    /// How many agents' streams end at this member.
+    pub fn streams(&self) -> usize {
+        self.lock().streams.len()
+    }
+
     /// Puts a question to an agent; the answer arrives at the receiver, or its sender is dropped.
     ///
     /// # Errors

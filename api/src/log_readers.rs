@@ -26,6 +26,11 @@ pub struct Reading {
 }
 
 impl LogReaders {
+    /// How many there are, of all orgs.
+    pub fn all(&self) -> usize {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner).values().sum()
+    }
+
     /// One more reader of an org's lines.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ mod commands;
 mod dev;
 mod failure;
 mod login;
+mod metrics;
 mod output;
 mod server;
 mod session;

@@ -24,6 +24,7 @@ use holdfast_client::{
     reporter,
 };
 use holdfast_identity::{AuthorityError, CaCertificate, Credential, CredentialError};
+use holdfast_metrics::Listen;
 use holdfast_model::ClusterId;
 use holdfast_model::agent::{AgentCall, CallAnswer, NodeInstance};
 use holdfast_model::resource::Capacity;
@@ -36,6 +37,7 @@ use crate::image::{ImageCache, ImageError};
 use crate::logs::retention::Retention;
 use crate::logs::{LogError, Logs, chain};
 use crate::machine::now_ms;
+use crate::metrics;
 use crate::network::{Network, NetworkError};
 use crate::state::{State, StateError};
 use crate::status::{self, StatusError, Surroundings};
@@ -96,6 +98,8 @@ pub struct HostConfig {
     pub jail: JailConfig,
     /// How much of what instances write is kept.
     pub logs: Retention,
+    /// Where metrics are served, if anywhere.
+    pub metrics: Option<Listen>,
 }
 
 /// Why an agent cannot start or go on.
@@ -191,6 +195,7 @@ pub struct Node {
     state: Arc<State>,
     logs: Arc<Logs>,
     cut_off: watch::Receiver<bool>,
+    metrics: Option<Listen>,
     _lock: File,
 }
 
@@ -230,6 +235,7 @@ impl Node {
             state: Arc::new(State::open(&data_dir.join(STATE_FILE))?),
             logs: Arc::new(Logs::open_with(data_dir.join("logs"), config.logs)?),
             cut_off: watch::Sender::new(false).subscribe(),
+            metrics: config.metrics.clone(),
             _lock: lock,
         })
     }
@@ -264,6 +270,17 @@ impl Node {
             executor.host().settle(|| tried.send_modify(|tried| *tried = true)).await;
             std::future::pending::<()>().await;
         };
+        let sources = metrics::Sources {
+            data_dir: self.data_dir.clone(),
+            capacity: self.around.capacity,
+            executor: Arc::clone(&self.executor),
+            logs: Arc::clone(&self.logs),
+            snapshots: supervisor.snapshots(),
+            pulse: supervisor.pulse(),
+            desired: desired.clone(),
+            link: link.clone(),
+        };
+        let metrics = serve_metrics(self.metrics, sources);
         let teller = Teller {
             data_dir: self.data_dir,
             capacity: self.around.capacity,
@@ -278,12 +295,20 @@ impl Node {
         let sweeper = sweep_logs(self.logs, supervisor.snapshots());
         tokio::select! {
             kept = supervisor.run(shutdown) => Ok(kept?),
-            () = async { tokio::join!(teller.run(), probe, sweeper); } => Ok(()),
+            () = async { tokio::join!(teller.run(), probe, sweeper, metrics); } => Ok(()),
         }
     }
 }
 
 const STATE_FILE: &str = "node.redb";
+
+/// Serves metrics for as long as the agent runs, if they are wanted.
+async fn serve_metrics(listen: Option<Listen>, sources: metrics::Sources) {
+    match listen {
+        Some(listen) => match metrics::run(listen, sources).await {},
+        None => std::future::pending().await,
+    }
+}
 
 /// Keeps logs within their age for as long as the agent runs, but of a node that was cut off: there they are evidence.
 async fn sweep_logs(logs: Arc<Logs>, snapshots: watch::Receiver<Option<Snapshot>>) {

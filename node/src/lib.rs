@@ -15,6 +15,7 @@ pub mod host;
 pub mod image;
 pub mod logs;
 pub mod machine;
+pub mod metrics;
 pub mod network;
 pub mod phase;
 pub mod reconcile;

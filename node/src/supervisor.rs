@@ -73,6 +73,19 @@ pub struct InstanceView {
     pub observed: Observed,
     /// Its VMM's process and kind, while one runs.
     pub machine: Option<(u32, &'static str)>,
+    /// How often this agent saw it end because memory was used up.
+    pub oom_kills: u64,
+}
+
+/// How the loop comes round, for metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pulse {
+    /// When it last did, in milliseconds since the Unix epoch.
+    pub passed_ms: u64,
+    /// How long that took.
+    pub pass: Duration,
+    /// How often it has.
+    pub passes: u64,
 }
 
 /// What a task tells the loop.
@@ -95,11 +108,13 @@ struct Slot<W> {
     machine: Option<Arc<W>>,
     /// Whether it was known what the machine is for when the watching began.
     known: bool,
+    /// Ends because memory was used up.
+    oom_kills: u64,
 }
 
 impl<W> Default for Slot<W> {
     fn default() -> Self {
-        Self { ticket: 0, task: None, life: 0, machine: None, known: false }
+        Self { ticket: 0, task: None, life: 0, machine: None, known: false, oom_kills: 0 }
     }
 }
 
@@ -125,6 +140,7 @@ pub struct Supervisor<H: Host> {
     inbox: mpsc::Receiver<Note<H::Running>>,
     /// `None` before the first pass.
     published: watch::Sender<Option<Snapshot>>,
+    pulse: watch::Sender<Pulse>,
     /// The last ticket or life that was given out.
     last_number: u64,
     /// Becomes true when an operator has cut this node off.
@@ -164,6 +180,7 @@ impl<H: Host> Supervisor<H> {
             cut_off: watch::Sender::new(false).subscribe(),
             is_cut_off: false,
             capacity: None,
+            pulse: watch::Sender::new(Pulse::default()),
             last_number: 0,
             swept: false,
             collection: None,
@@ -188,14 +205,24 @@ impl<H: Host> Supervisor<H> {
         Self { capacity: Some(capacity), ..self }
     }
 
+    /// Follows how the loop comes round.
+    pub fn pulse(&self) -> watch::Receiver<Pulse> {
+        self.pulse.subscribe()
+    }
+
     /// Adopts what runs and keeps what is desired, until `shutdown`.
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<(), SupervisorError> {
         self.adopt().await?;
         let mut shutdown = std::pin::pin!(shutdown);
         let (mut followed, mut heard) = (true, true);
         loop {
+            let began = tokio::time::Instant::now();
             self.pass().await;
             self.publish();
+            self.pulse.send_modify(|pulse| {
+                let passes = pulse.passes + 1;
+                *pulse = Pulse { passed_ms: now_ms(), pass: began.elapsed(), passes };
+            });
             let pause = Duration::from_millis(self.wake_ms().saturating_sub(now_ms()));
             tokio::select! {
                 () = &mut shutdown => {
@@ -521,6 +548,9 @@ impl<H: Host> Supervisor<H> {
         let Some(observed) = self.observed.get_mut(&id) else { return };
         let before = observed.clone();
         tracing::info!(instance = %id, ?event, "happened");
+        if matches!(event, Event::Ended { cause: Cause::OutOfMemory, .. }) {
+            self.slots.entry(id).or_default().oom_kills += 1;
+        }
         observed.step(event, now_ms());
         if *observed != before {
             self.dirty.insert(id);
@@ -529,9 +559,11 @@ impl<H: Host> Supervisor<H> {
 
     fn publish(&self) {
         let view = |(id, observed): (&InstanceId, &Observed)| {
-            let machine = self.slots.get(id).and_then(|slot| slot.machine.as_ref());
+            let slot = self.slots.get(id);
+            let machine = slot.and_then(|slot| slot.machine.as_ref());
             let machine = machine.and_then(|machine| self.host.process(machine));
-            (*id, InstanceView { observed: observed.clone(), machine })
+            let oom_kills = slot.map_or(0, |slot| slot.oom_kills);
+            (*id, InstanceView { observed: observed.clone(), machine, oom_kills })
         };
         let snapshot =
             Some(Snapshot { instances: self.observed.iter().map(view).collect(), cut_off: self.is_cut_off });

@@ -20,6 +20,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("libc6-dev", "static programs for the guest"),
     ("e2fsprogs", "root disks of the node's tests"),
     ("busybox-static", "the programs of guests in tests"),
+    ("prometheus", "its promtool checks the metrics in tests"),
     ("curl", "the demo's client"),
     ("iproute2", "network namespaces by hand"),
     ("ca-certificates", "fetching crates"),

@@ -8,6 +8,7 @@ use crate::agents::shutdown::Asked;
 use crate::args::Global;
 use crate::args::operator::{AgentFolder, EdgeJoin, EdgeRun};
 use crate::failure::{Failure, with_sources};
+use crate::metrics;
 use crate::output::{Output, or_dash, table};
 use holdfast_edge::EdgeConfig;
 use holdfast_edge::introspect::{EdgeStatus, RouteStatus, read_status};
@@ -27,6 +28,8 @@ pub(crate) async fn join(arguments: EdgeJoin, global: &Global, output: Output) -
 pub(crate) async fn run(arguments: EdgeRun) -> Result<(), Failure> {
     let mut asked = Asked::listen()?;
     let agent = Agent::load(&arguments.data_dir)?;
+    let listener = metrics::listener(arguments.metrics.as_ref()).await?;
+    let metrics = metrics::serve(listener, metrics::of_edge(arguments.data_dir.clone()));
     let mut config = EdgeConfig::new(arguments.data_dir);
     if !arguments.listen.is_empty() {
         config.listen = arguments.listen;
@@ -37,6 +40,7 @@ pub(crate) async fn run(arguments: EdgeRun) -> Result<(), Failure> {
     let renewal = tokio::spawn(renewal::run(agent));
     let ended = tokio::select! {
         ended = &mut edge => ended,
+        never = metrics => match never {},
         () = asked.wait() => {
             tracing::info!("stopping");
             let _ = stop.send(true);

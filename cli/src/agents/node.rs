@@ -60,6 +60,7 @@ pub(crate) async fn run(arguments: NodeRun) -> Result<(), Failure> {
                 vmm: VmmChoice::default(),
                 jail: jail.clone(),
                 logs,
+                metrics: arguments.metrics.clone(),
             },
             endpoints: agent.endpoints.clone(),
             ca_file: agent.ca_file(),

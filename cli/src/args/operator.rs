@@ -2,6 +2,7 @@
 
 use clap::{Args, Subcommand, ValueEnum};
 use holdfast_jail::ids::{COUNT_DEFAULT, FIRST_DEFAULT};
+use holdfast_metrics::Listen;
 use holdfast_model::resource::EnrolmentKind;
 use holdfast_model::{AgentName, Revision};
 use std::net::IpAddr;
@@ -127,6 +128,9 @@ pub(crate) struct ServerRun {
     /// The member's own folder.
     #[arg(long, value_name = "FOLDER")]
     pub(crate) data_dir: PathBuf,
+    /// Serve metrics for Prometheus here: an address and port, or unix:/path/of/a/socket.
+    #[arg(long, value_name = "PLACE")]
+    pub(crate) metrics: Option<Listen>,
 }
 
 /// `holdfast server list`.
@@ -304,6 +308,9 @@ pub(crate) struct NodeRun {
     /// How many user ids there are.
     #[arg(long, value_name = "N", default_value_t = COUNT_DEFAULT)]
     pub(crate) vmm_uids: u32,
+    /// Serve metrics for Prometheus here: an address and port, or unix:/path/of/a/socket.
+    #[arg(long, value_name = "PLACE")]
+    pub(crate) metrics: Option<Listen>,
     #[command(flatten)]
     pub(crate) logs: LogBounds,
 }
@@ -369,6 +376,9 @@ pub(crate) struct EdgeRun {
     /// An address to listen on; every address when nothing is said.
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) listen: Vec<IpAddr>,
+    /// Serve metrics for Prometheus here: an address and port, or unix:/path/of/a/socket.
+    #[arg(long, value_name = "PLACE")]
+    pub(crate) metrics: Option<Listen>,
 }
 
 /// `holdfast confirm`.

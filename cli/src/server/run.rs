@@ -4,6 +4,7 @@ use super::folder::{Folder, MemberFile};
 use super::init::self_issued;
 use crate::args::operator::ServerRun;
 use crate::failure::{Failure, with_sources};
+use crate::metrics;
 use arc_swap::ArcSwap;
 use futures::FutureExt;
 use holdfast_api::contacts::Contacts;
@@ -46,6 +47,7 @@ pub(crate) async fn run(arguments: ServerRun) -> Result<(), Failure> {
     let listener = TcpListener::bind(bind_address(&member.api_addr).await?)
         .await
         .map_err(|e| Failure::Host(format!("Cannot listen for the API on {}: {e}.", member.api_addr)))?;
+    let for_metrics = metrics::listener(arguments.metrics.as_ref()).await?;
     let consensus = Arc::new(start_with(&folder, &member, Arc::clone(&tls.raft)).await?);
     let (stop, stopping) = watch::channel(false);
     let service = Arc::new(Service {
@@ -78,6 +80,7 @@ pub(crate) async fn run(arguments: ServerRun) -> Result<(), Failure> {
         _ = &mut clock => Err(Failure::Host("The member's clockwork ended; its log says why. Start it again.".into())),
         _ = &mut serving => Err(Failure::Host("The member's API ended; its log says why. Start it again.".into())),
         never = keep_certificate(&folder, &authority, &member, &tls, &service.peers) => match never {},
+        never = metrics::serve(for_metrics, metrics::of_member(Arc::clone(&service))) => match never {},
     };
     // In this order: no new requests, those in flight answered, then the log and the state closed.
     let _ = stop.send(true);

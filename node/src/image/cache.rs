@@ -200,6 +200,12 @@ impl ImageCache {
         Ok(root)
     }
 
+    /// Bytes of everything in the cache. Blocks on the disk.
+    pub fn used_bytes(&self) -> Result<u64, ImageError> {
+        let blobs: u64 = self.blobs.list()?.iter().map(|blob| blob.bytes).sum();
+        Ok(blobs + self.list_roots()?.iter().map(|root| root.bytes).sum::<u64>())
+    }
+
     /// Removes least recently used blobs, then roots, until the cache has at most so many bytes. What is in use,
     /// held as a [`RootImage`], or part of a pull under way stays, whatever the budget. Blocks on the disk.
     pub fn gc(&self, in_use: &HashSet<Digest>, budget_bytes: u64) -> Result<GcReport, ImageError> {

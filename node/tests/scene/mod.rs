@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use holdfast_client::{Applied, Link, Replica};
 use holdfast_jail::ids::IdRange;
+use holdfast_metrics::Listen;
 use holdfast_model::agent::{Desired, Frame, LogLine, NodeInstance, Stamp};
 use holdfast_model::manifest::{Health, HealthCheck, Resources, Restart, RestartPolicy};
 use holdfast_model::resource::{Image, ImageDigest, InstanceReason, InstanceState};
@@ -46,6 +47,8 @@ pub(crate) const CLUSTER: ClusterId = ClusterId::from_bits(1);
 const AGENT: &str = "HOLDFAST_TEST_AGENT";
 /// Names an instance that knows [`SECRET`].
 const KNOWS_SECRET: &str = "HOLDFAST_TEST_KNOWS_SECRET";
+/// Where an agent serves its metrics, in its folder.
+pub(crate) const METRICS_SOCKET: &str = "m.sock";
 /// A secret value for whoever tests that it is kept.
 pub(crate) const SECRET: &str = "correct-horse-battery-staple-9f3c";
 /// Makes an agent end, as by `kill -9`, right after a step: `NTH STEP`.
@@ -400,6 +403,7 @@ pub(crate) fn host_config(data_dir: &Path) -> HostConfig {
         vmm: VmmChoice::Qemu,
         jail: jail_config(),
         logs: Retention::default(),
+        metrics: Some(Listen::Unix(data_dir.join(METRICS_SOCKET))),
     }
 }
 
