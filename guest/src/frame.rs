@@ -6,7 +6,7 @@
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::PROTOCOL_VERSION;
+use crate::{PROTOCOL_VERSION, PROTOCOL_VERSION_OLDEST};
 
 /// The most bytes that one frame takes on the wire, its delimiter included.
 pub const FRAME_BYTES_MAX: usize = 64 * 1024;
@@ -42,8 +42,8 @@ pub enum FrameError {
     },
     /// The frame is of a version that this build does not speak.
     #[error(
-        "The peer speaks version {version} of the guest protocol and this build speaks {PROTOCOL_VERSION}; \
-         use a guest image and a node agent of the same release."
+        "The peer speaks version {version} of the guest protocol and this build speaks {PROTOCOL_VERSION_OLDEST} to \
+         {PROTOCOL_VERSION}; use a guest image and a node agent of the same release."
     )]
     Version {
         /// What the frame said.
@@ -52,6 +52,12 @@ pub enum FrameError {
     /// The message could not be encoded.
     #[error("A message could not be encoded for the guest protocol; this is a defect, please report it.")]
     Encode(#[source] postcard::Error),
+}
+
+/// A message, and the version of the protocol in which it came.
+pub trait Versioned {
+    /// The first version that has the message.
+    fn since(&self) -> u8;
 }
 
 /// A decoded frame: the session that it belongs to, and its message.
@@ -64,9 +70,9 @@ pub struct Frame<M> {
 }
 
 /// Encodes one message as a whole frame, delimiter included, at most [`FRAME_BYTES_MAX`] bytes.
-pub fn encode<M: Serialize>(session: u64, message: &M) -> Result<Vec<u8>, FrameError> {
+pub fn encode<M: Serialize + Versioned>(session: u64, message: &M) -> Result<Vec<u8>, FrameError> {
     let mut plain = Vec::with_capacity(128);
-    plain.push(PROTOCOL_VERSION);
+    plain.push(message.since());
     plain.extend_from_slice(&session.to_le_bytes());
     let mut plain = postcard::to_extend(message, plain).map_err(FrameError::Encode)?;
     let bytes = plain.len() - HEADER_BYTES;
@@ -96,7 +102,7 @@ impl Decoder {
 
     /// Takes bytes from `input` up to the end of the next frame and removes them from it. `None` means that the
     /// input is used up and no frame is complete; call again with what arrives next.
-    pub fn next_frame<M: DeserializeOwned>(
+    pub fn next_frame<M: DeserializeOwned + Versioned>(
         &mut self,
         input: &mut &[u8],
     ) -> Option<Result<Frame<M>, FrameError>> {
@@ -129,17 +135,20 @@ impl Decoder {
     }
 }
 
-fn parse<M: DeserializeOwned>(wire: &mut [u8]) -> Result<Frame<M>, FrameError> {
+fn parse<M: DeserializeOwned + Versioned>(wire: &mut [u8]) -> Result<Frame<M>, FrameError> {
     let bytes = wire.len();
     let malformed = FrameError::Malformed { bytes };
     let plain = cobs::decode_vec(wire).map_err(|_| FrameError::Malformed { bytes })?;
     let (version, rest) = plain.split_first().ok_or(FrameError::Malformed { bytes })?;
-    if *version != PROTOCOL_VERSION {
+    if !(PROTOCOL_VERSION_OLDEST..=PROTOCOL_VERSION).contains(version) {
         return Err(FrameError::Version { version: *version });
     }
     let (session, body) = rest.split_first_chunk::<8>().ok_or(FrameError::Malformed { bytes })?;
     match postcard::take_from_bytes::<M>(body) {
-        Ok((message, [])) => Ok(Frame { session: u64::from_le_bytes(*session), message }),
+        // Only in the version that it came in: a message has one form.
+        Ok((message, [])) if message.since() == *version => {
+            Ok(Frame { session: u64::from_le_bytes(*session), message })
+        }
         Ok(_) | Err(_) => Err(malformed),
     }
 }
@@ -147,7 +156,7 @@ fn parse<M: DeserializeOwned>(wire: &mut [u8]) -> Result<Frame<M>, FrameError> {
 /// Reads `bytes` as a stream of frames of both directions and forgets them: the entry point of the fuzz target.
 /// Whatever it is given, it returns how many frames were well formed.
 pub fn decode_untrusted(bytes: &[u8]) -> usize {
-    fn count<M: DeserializeOwned>(mut bytes: &[u8]) -> usize {
+    fn count<M: DeserializeOwned + Versioned>(mut bytes: &[u8]) -> usize {
         let mut decoder = Decoder::new();
         let mut frames = 0;
         while let Some(frame) = decoder.next_frame::<M>(&mut bytes) {

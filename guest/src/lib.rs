@@ -11,13 +11,18 @@
 
 pub mod config;
 pub mod config_parts;
+pub mod exec;
 pub mod frame;
 pub mod lines;
 pub mod log_buffer;
 pub mod message;
 
-/// Version of the protocol; the first byte of every frame. A peer refuses frames of another version.
-pub const PROTOCOL_VERSION: u8 = 1;
+/// The newest version of the protocol that this build speaks. The first byte of every frame is the version in which its
+/// message came, so that a peer of an older build understands all that it knows; frames of later versions it refuses.
+pub const PROTOCOL_VERSION: u8 = 2;
+
+/// The oldest version that this build speaks.
+pub const PROTOCOL_VERSION_OLDEST: u8 = 1;
 
 /// Name of the virtio-serial port that carries the protocol, where the VMM offers virtio-serial.
 pub const SERIAL_PORT_NAME: &str = "holdfast.channel";

@@ -9,6 +9,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::exec::{ExecAsk, ExecNews};
+use crate::frame::Versioned;
+
 /// Longest command line, path or explanation in a message, in bytes.
 pub const TEXT_BYTES_MAX: usize = 4096;
 
@@ -45,6 +48,22 @@ pub enum HostMessage {
     },
     /// The agent has the exit status and all log lines: the guest may go.
     Dismiss,
+    /// About a program beside the workload. Since version 2; only to a guest that said that it speaks it.
+    Exec {
+        /// Which program: drawn by the agent, never used twice in a session.
+        id: u32,
+        /// What is asked.
+        ask: ExecAsk,
+    },
+}
+
+impl Versioned for HostMessage {
+    fn since(&self) -> u8 {
+        match self {
+            HostMessage::Exec { .. } => 2,
+            _ => 1,
+        }
+    }
 }
 
 impl fmt::Debug for HostMessage {
@@ -59,6 +78,7 @@ impl fmt::Debug for HostMessage {
             }
             HostMessage::Stop { grace_ms } => write!(f, "Stop({grace_ms} ms)"),
             HostMessage::Dismiss => f.write_str("Dismiss"),
+            HostMessage::Exec { id, ask } => write!(f, "Exec({id}, {ask:?})"),
         }
     }
 }
@@ -124,6 +144,27 @@ pub enum GuestMessage {
     },
     /// The workload ended; every line of output has been sent before. The guest waits for `Dismiss`.
     Exited(ExitStatus),
+    /// Follows each `Hello` of a guest that speaks more than version 1. Since version 2.
+    Speaks {
+        /// The newest version of the protocol that the guest speaks.
+        version: u8,
+    },
+    /// About a program beside the workload. Since version 2.
+    Exec {
+        /// Which program.
+        id: u32,
+        /// What happened.
+        news: ExecNews,
+    },
+}
+
+impl Versioned for GuestMessage {
+    fn since(&self) -> u8 {
+        match self {
+            GuestMessage::Speaks { .. } | GuestMessage::Exec { .. } => 2,
+            _ => 1,
+        }
+    }
 }
 
 /// Where a guest stands.

@@ -7,7 +7,14 @@ use std::net::Ipv6Addr;
 use holdfast_guest::{
     config::{GuestConfig, NetworkConfig, Secrets, Workload},
     config_parts::{self, Assembly, CONFIG_BYTES_MAX, ConfigError},
-    frame::{self, Decoder, FRAME_BYTES_MAX, Frame, FrameError, MESSAGE_BYTES_MAX, decode_untrusted, encode},
+    exec::{
+        CHUNK_BYTES_MAX, ExecAsk, ExecNews, ExecSignal, ExecStream, Granting, Overrun, Spending, Terminal,
+        TerminalSize, WINDOW_BYTES,
+    },
+    frame::{
+        self, Decoder, FRAME_BYTES_MAX, Frame, FrameError, MESSAGE_BYTES_MAX, Versioned, decode_untrusted,
+        encode,
+    },
     lines::{LINE_BYTES_MAX, Line, LineCutter},
     log_buffer::{BUFFER_BYTES_MAX, BUFFER_LINES_MAX, LogBuffer},
     message::{ExitStatus, GuestMessage, GuestState, HealthCheck, HostMessage, LogLine, LogStream},
@@ -30,6 +37,7 @@ fn host_messages() -> impl Strategy<Value = HostMessage> {
             timeout_ms
         }),
         any::<u32>().prop_map(|grace_ms| HostMessage::Stop { grace_ms }),
+        (any::<u32>(), asks()).prop_map(|(id, ask)| HostMessage::Exec { id, ask }),
         Just(HostMessage::Dismiss),
     ]
 }
@@ -67,11 +75,40 @@ fn guest_messages() -> impl Strategy<Value = GuestMessage> {
             detail
         }),
         status().prop_map(GuestMessage::Exited),
+        any::<u8>().prop_map(|version| GuestMessage::Speaks { version }),
+        (any::<u32>(), news()).prop_map(|(id, news)| GuestMessage::Exec { id, news }),
+    ]
+}
+
+fn asks() -> impl Strategy<Value = ExecAsk> {
+    let size = || (any::<u16>(), any::<u16>()).prop_map(|(rows, columns)| TerminalSize { rows, columns });
+    let terminal = (".{0,16}", size()).prop_map(|(kind, size)| Terminal { kind, size });
+    prop_oneof![
+        (vec(".{0,32}", 0..4), proptest::option::of(terminal))
+            .prop_map(|(argv, terminal)| ExecAsk::Start { argv, terminal }),
+        vec(any::<u8>(), 0..CHUNK_BYTES_MAX).prop_map(ExecAsk::Input),
+        Just(ExecAsk::InputEnds),
+        size().prop_map(ExecAsk::Resize),
+        Just(ExecAsk::Signal(ExecSignal::Kill)),
+        any::<u32>().prop_map(ExecAsk::Room),
+        any::<bool>().prop_map(|kill| ExecAsk::HangUp { kill }),
+    ]
+}
+
+fn news() -> impl Strategy<Value = ExecNews> {
+    let stream = prop_oneof![Just(ExecStream::Stdout), Just(ExecStream::Stderr)];
+    prop_oneof![
+        Just(ExecNews::Started),
+        ".{0,64}".prop_map(|reason| ExecNews::Refused { reason }),
+        (stream, vec(any::<u8>(), 0..CHUNK_BYTES_MAX))
+            .prop_map(|(stream, bytes)| ExecNews::Output { stream, bytes }),
+        any::<u32>().prop_map(ExecNews::Room),
+        any::<i32>().prop_map(|code| ExecNews::Ended(ExitStatus::Code(code))),
     ]
 }
 
 /// Decodes a stream that arrives in pieces of the given sizes, over and over.
-fn decode_in_pieces<M: serde::de::DeserializeOwned>(
+fn decode_in_pieces<M: serde::de::DeserializeOwned + Versioned>(
     stream: &[u8],
     sizes: &[usize],
 ) -> Vec<Result<Frame<M>, FrameError>> {
@@ -174,6 +211,27 @@ proptest! {
                 // Random bytes may be a configuration; then they are one in every respect.
                 prop_assert!(config_parts::split(&config).is_ok());
             }
+        }
+    }
+
+    #[test]
+    fn i14_a_window_is_never_overrun_and_never_stalls(steps in vec((0u32..60_000, 0u32..60_000), 0..200)) {
+        let (mut spending, mut granting) = (Spending::default(), Granting::default());
+        // Sent and not used up yet.
+        let mut held = 0u32;
+        for (send, using) in steps {
+            let sent = send.min(spending.room() as u32);
+            spending.spend(sent as usize);
+            prop_assert_eq!(granting.arrived(sent as usize), Ok(()));
+            held += sent;
+            prop_assert!(held <= WINDOW_BYTES);
+            let used = using.min(held);
+            held -= used;
+            if let Some(grant) = granting.used(used as usize) {
+                prop_assert_eq!(spending.granted(grant), Ok(()));
+            }
+            prop_assert!(held > 0 || spending.room() > WINDOW_BYTES as usize / 2, "a window that stalls");
+            prop_assert!(spending.room() as u32 + held <= WINDOW_BYTES);
         }
     }
 
@@ -322,6 +380,82 @@ fn the_wire_format_of_version_1_does_not_change() {
     let plain = [1, 2, 1, 0, 0, 0, 0, 0, 0, 0, 5];
     assert_eq!(cobs::decode_vec(&sync[..sync.len() - 1]).unwrap(), plain);
     assert_eq!(sync, [4, 1, 2, 1, 1, 1, 1, 1, 1, 1, 2, 5, 0]);
+}
+
+#[test]
+fn the_wire_format_of_version_2_does_not_change() {
+    let plain = |wire: Vec<u8>| cobs::decode_vec(&wire[..wire.len() - 1]).unwrap();
+    let size = TerminalSize { rows: 24, columns: 80 };
+    let terminal = Some(Terminal { kind: "vt".into(), size });
+    let start = ExecAsk::Start { argv: vec!["ls".into()], terminal };
+    let host = |ask| plain(encode(1, &HostMessage::Exec { id: 7, ask }).unwrap());
+    // Version 2, the session, the sixth message, the program, what is asked.
+    let head = [2, 1, 0, 0, 0, 0, 0, 0, 0, 5, 7];
+    let begins = |tail: &[u8]| [&head, tail].concat();
+    assert_eq!(host(start), begins(&[0, 1, 2, b'l', b's', 1, 2, b'v', b't', 24, 80]));
+    assert_eq!(host(ExecAsk::Input(vec![9])), begins(&[1, 1, 9]));
+    assert_eq!(host(ExecAsk::InputEnds), begins(&[2]));
+    assert_eq!(host(ExecAsk::Resize(size)), begins(&[3, 24, 80]));
+    assert_eq!(host(ExecAsk::Signal(ExecSignal::Hup)), begins(&[4, 3]));
+    assert_eq!(host(ExecAsk::Room(5)), begins(&[5, 5]));
+    assert_eq!(host(ExecAsk::HangUp { kill: true }), begins(&[6, 1]));
+    let guest = |news| plain(encode(1, &GuestMessage::Exec { id: 7, news }).unwrap());
+    let head = [2, 1, 0, 0, 0, 0, 0, 0, 0, 8, 7];
+    let begins = |tail: &[u8]| [&head, tail].concat();
+    assert_eq!(guest(ExecNews::Started), begins(&[0]));
+    assert_eq!(guest(ExecNews::Refused { reason: "x".into() }), begins(&[1, 1, b'x']));
+    let output = ExecNews::Output { stream: ExecStream::Stderr, bytes: vec![4] };
+    assert_eq!(guest(output), begins(&[2, 1, 1, 4]));
+    assert_eq!(guest(ExecNews::Room(5)), begins(&[3, 5]));
+    assert_eq!(guest(ExecNews::Ended(ExitStatus::Code(1))), begins(&[4, 0, 2]));
+    assert_eq!(
+        plain(encode(1, &GuestMessage::Speaks { version: 2 }).unwrap()),
+        [2, 1, 0, 0, 0, 0, 0, 0, 0, 7, 2]
+    );
+}
+
+#[test]
+fn i14_a_message_is_read_in_the_version_that_it_came_with_and_no_other() {
+    // What version 1 had stays in frames of version 1, so that peers of an earlier release read it.
+    let old = encode(1, &GuestMessage::Ready { uptime_ms: 1 }).unwrap();
+    let new = encode(1, &GuestMessage::Speaks { version: 2 }).unwrap();
+    for (wire, version) in [(old, 1), (new, 2)] {
+        let mut plain = cobs::decode_vec(&wire[..wire.len() - 1]).unwrap();
+        assert_eq!(plain[0], version);
+        plain[0] = 3 - version;
+        let mut wire = cobs::encode_vec(&plain);
+        wire.push(frame::DELIMITER);
+        let frames = decode_in_pieces::<GuestMessage>(&wire, &[64]);
+        assert!(matches!(frames[..], [Err(FrameError::Malformed { .. })]), "{frames:?}");
+    }
+}
+
+#[test]
+fn i14_a_peer_that_breaks_the_rules_of_a_window_is_told_apart() {
+    let mut granting = Granting::default();
+    assert_eq!(granting.arrived(WINDOW_BYTES as usize), Ok(()));
+    assert_eq!(granting.arrived(1), Err(Overrun));
+    assert_eq!(granting.arrived(usize::MAX), Err(Overrun));
+    let mut spending = Spending::default();
+    assert_eq!(spending.granted(1), Err(Overrun));
+    spending.spend(5);
+    assert_eq!(spending.granted(u32::MAX), Err(Overrun));
+    assert_eq!(spending.granted(5), Ok(()));
+}
+
+#[test]
+fn i10_what_goes_through_a_program_is_not_shown() {
+    let argv = vec!["s3cret".to_owned()];
+    let shown = format!(
+        "{:?} {:?} {:?}",
+        HostMessage::Exec { id: 1, ask: ExecAsk::Start { argv, terminal: None } },
+        HostMessage::Exec { id: 1, ask: ExecAsk::Input(b"s3cret".to_vec()) },
+        GuestMessage::Exec {
+            id: 1,
+            news: ExecNews::Output { stream: ExecStream::Stdout, bytes: b"s3cret".to_vec() }
+        },
+    );
+    assert!(!shown.contains("s3cret") && !shown.contains("115, 51"), "{shown}");
 }
 
 #[test]

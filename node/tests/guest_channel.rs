@@ -5,11 +5,14 @@
 use std::{path::PathBuf, time::Duration};
 
 use holdfast_guest::{
+    exec::{ExecAsk, ExecNews, ExecStream, WINDOW_BYTES},
     frame::{self, Decoder, encode},
     lines::LINE_BYTES_MAX,
     message::{ExitStatus, GuestMessage, GuestState, HealthCheck, HostMessage, LogLine, LogStream},
 };
 use holdfast_node::vmm::channel::{ChannelAddress, ChannelError, GuestChannel, GuestEvent};
+use holdfast_node::vmm::exec::{Program, ProgramNews};
+use proptest::prelude::*;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{UnixListener, UnixStream},
@@ -269,4 +272,178 @@ async fn a_vsock_port_is_asked_for_until_the_guest_listens() {
     };
     let (channel, _peer) = tokio::join!(GuestChannel::connect(&address, 0, PATIENCE), host);
     assert_eq!(channel.unwrap().receiver.recv().await.unwrap(), GuestEvent::Ready { uptime_ms: 5 });
+}
+
+/// A program of a guest that is played, and its number.
+async fn program(socket: &Socket) -> (Program, u32, Peer, tokio::task::JoinHandle<ChannelError>) {
+    let (channel, mut peer) = open(socket, 0).await;
+    let GuestChannel { sender, mut receiver, .. } = channel;
+    peer.say(GuestMessage::Speaks { version: 2 }).await;
+    peer.say(GuestMessage::ConfigApplied).await;
+    // What was said before this is heard by then.
+    receiver.recv().await.unwrap();
+    let listening = tokio::spawn(async move {
+        loop {
+            if let Err(error) = receiver.recv().await {
+                return error;
+            }
+        }
+    });
+    let program = sender.run(vec!["ls".into()], None).await.unwrap();
+    let HostMessage::Exec { id, ask: ExecAsk::Start { argv, terminal: None } } = peer.hear().await else {
+        panic!("a start")
+    };
+    assert_eq!(argv, ["ls"]);
+    (program, id, peer, listening)
+}
+
+fn output(id: u32, bytes: usize) -> GuestMessage {
+    let news = ExecNews::Output { stream: ExecStream::Stdout, bytes: vec![b'x'; bytes] };
+    GuestMessage::Exec { id, news }
+}
+
+#[tokio::test]
+async fn i05_a_guest_of_an_earlier_release_is_spoken_to_but_asked_for_no_program() {
+    let socket = socket();
+    let (channel, mut peer) = open(&socket, 0).await;
+    let too_old = channel.sender.run(vec!["ls".into()], None).await;
+    assert!(matches!(too_old, Err(ChannelError::TooOld)), "{too_old:?}");
+    // It was told nothing that it does not know.
+    channel.sender.stop(Duration::from_secs(1)).await.unwrap();
+    assert!(matches!(peer.hear().await, HostMessage::Stop { grace_ms: 1_000 }));
+}
+
+#[tokio::test]
+async fn a_program_is_granted_room_as_its_output_is_taken() {
+    let socket = socket();
+    let (mut program, id, mut peer, _listening) = program(&socket).await;
+    let window = WINDOW_BYTES as usize;
+    let guest = async {
+        peer.say(GuestMessage::Exec { id, news: ExecNews::Started }).await;
+        let mut granted = 0;
+        for _ in 0..window / 8192 {
+            peer.say(output(id, 8192)).await;
+        }
+        // Not before it is taken, and all of it in the end.
+        while granted < window {
+            let HostMessage::Exec { ask: ExecAsk::Room(room), .. } = peer.hear().await else {
+                panic!("room")
+            };
+            granted += room as usize;
+        }
+        peer.say(output(id, 5)).await;
+        peer.say(GuestMessage::Exec { id, news: ExecNews::Ended(ExitStatus::Code(3)) }).await;
+        // Of a program that ended nothing more is believed.
+        peer.say(output(id, 5)).await;
+        peer
+    };
+    let agent = async {
+        let mut taken = 0;
+        loop {
+            match program.news().await.unwrap() {
+                ProgramNews::Output(ExecStream::Stdout, bytes) => taken += bytes.len(),
+                ProgramNews::Started => {}
+                end => return (taken, end),
+            }
+        }
+    };
+    let (_peer, (taken, end)) = tokio::join!(guest, agent);
+    assert_eq!((taken, end), (window + 5, ProgramNews::Ended(ExitStatus::Code(3))));
+}
+
+#[tokio::test]
+async fn i14_a_guest_that_overruns_a_window_loses_that_program_and_no_more() {
+    let socket = socket();
+    let (mut program, id, mut peer, listening) = program(&socket).await;
+    for _ in 0..WINDOW_BYTES / 8192 {
+        peer.say(output(id, 8192)).await;
+    }
+    peer.say(output(id, 1)).await;
+    // What it had room for is taken all the same.
+    let mut taken = 0;
+    let end = loop {
+        match program.news().await.unwrap() {
+            ProgramNews::Output(_, bytes) => taken += bytes.len(),
+            end => break end,
+        }
+    };
+    assert_eq!((taken, end), (WINDOW_BYTES as usize, ProgramNews::Lost));
+    assert!(!listening.is_finished(), "the channel goes on");
+    // Nor does it get more room than a window.
+    drop(program);
+    drop(peer);
+    assert!(matches!(listening.await.unwrap(), ChannelError::Broken { .. }));
+}
+
+#[tokio::test]
+async fn a_program_whose_channel_breaks_is_lost() {
+    let socket = socket();
+    let (mut program, id, mut peer, _listening) = program(&socket).await;
+    peer.say(output(id, 5)).await;
+    drop(peer);
+    assert!(matches!(program.news().await.unwrap(), ProgramNews::Output(_, bytes) if bytes.len() == 5));
+    assert_eq!(program.news().await.unwrap(), ProgramNews::Lost);
+}
+
+#[tokio::test]
+async fn i14_news_of_programs_that_nobody_asked_for_are_babble() {
+    let socket = socket();
+    let (program, id, mut peer, listening) = program(&socket).await;
+    let session = peer.session;
+    let flood = tokio::spawn(async move {
+        let stray = encode(session, &output(id + 1, 1)).unwrap();
+        let empty = encode(session, &output(id, 0)).unwrap();
+        let babble = [stray, empty].concat().repeat(512);
+        while peer.stream.write_all(&babble).await.is_ok() {}
+    });
+    let given_up = tokio::time::timeout(PATIENCE, listening).await.unwrap().unwrap();
+    assert!(matches!(given_up, ChannelError::Babble { .. }), "{given_up:?}");
+    // Who speaks to the guest hangs up, too.
+    drop(program);
+    tokio::time::timeout(PATIENCE, flood).await.unwrap().unwrap();
+}
+
+fn any_news() -> impl Strategy<Value = (bool, ExecNews)> {
+    let stream = prop_oneof![Just(ExecStream::Stdout), Just(ExecStream::Stderr)];
+    let news = prop_oneof![
+        Just(ExecNews::Started),
+        Just(ExecNews::Refused { reason: "no".into() }),
+        (stream, 0usize..20_000)
+            .prop_map(|(stream, bytes)| ExecNews::Output { stream, bytes: vec![1; bytes] }),
+        any::<u32>().prop_map(ExecNews::Room),
+        any::<i32>().prop_map(|code| ExecNews::Ended(ExitStatus::Code(code))),
+    ];
+    (any::<bool>(), news)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+    /// Whatever a guest says of a program, in whatever order, the agent holds a window at most and comes to an end.
+    #[test]
+    fn i14_any_order_of_news_is_survived(said in proptest::collection::vec(any_news(), 0..60)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let socket = socket();
+            let (mut program, id, mut peer, listening) = program(&socket).await;
+            for (own, news) in said {
+                peer.say(GuestMessage::Exec { id: if own { id } else { id + 1 }, news }).await;
+            }
+            drop(peer);
+            // All of it was heard before any of it is taken.
+            listening.await.unwrap();
+            let mut taken = 0;
+            let heard = async {
+                loop {
+                    match program.news().await {
+                        Ok(ProgramNews::Output(_, bytes)) => taken += bytes.len(),
+                        Ok(ProgramNews::Started) => {}
+                        // Room cannot be granted to a guest that is gone.
+                        Ok(ProgramNews::Ended(_) | ProgramNews::Refused { .. } | ProgramNews::Lost) | Err(_) => break,
+                    }
+                }
+            };
+            tokio::time::timeout(PATIENCE, heard).await.unwrap();
+            assert!(taken <= WINDOW_BYTES as usize);
+        });
+    }
 }

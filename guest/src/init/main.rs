@@ -1,5 +1,5 @@
 //! `holdfast-init`: PID 1 of a microVM. Mounts, says hello, is configured, sets up the network, starts one workload,
-//! reaps, forwards its output, answers health checks, and leaves by rebooting, which ends the VMM.
+//! reaps, forwards its output, answers health checks, runs what somebody asks for beside it, and leaves by rebooting, which ends the VMM.
 //!
 //! One thread and one `poll` loop, no async runtime; health checks over the network run in a bounded number of
 //! short-lived threads. It must never panic, block on its peer, or log a secret (I10, I14): a guest whose agent is
@@ -7,6 +7,7 @@
 
 mod channel;
 mod checks;
+mod exec;
 mod health;
 mod mounts;
 mod network;

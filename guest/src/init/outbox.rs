@@ -1,13 +1,17 @@
-//! What waits to be written to the agent: the frame under way, then replies, then lines of output, then the exit.
+//! What waits to be written to the agent: the frame under way, then replies, then in turn lines of the workload's output
+//! and news of programs beside it, then the exit.
 //!
-//! Replies are bounded; lines of output stay in their own ring, from which a frame is made only when the channel
-//! takes it, so a slow agent costs no memory here.
+//! Replies are bounded; lines of output stay in their own ring, and programs' output in their pipes, from which a frame
+//! is made only when the channel takes it, so a slow agent costs no memory here.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Instant};
 
 use holdfast_guest::{frame, log_buffer::LogBuffer, message::GuestMessage};
 
-use crate::channel::{Channel, Transfer};
+use crate::{
+    channel::{Channel, Transfer},
+    exec::Execs,
+};
 
 /// The most replies that wait. An agent that asks faster than it reads loses answers, and times out.
 const REPLIES_MAX: usize = 64;
@@ -25,6 +29,10 @@ pub(crate) struct Outbox {
     /// How much of it has been written.
     written: usize,
     replies: VecDeque<GuestMessage>,
+    /// Whose turn it is: a line, or news of a program.
+    line_next: bool,
+    /// The last turn ended before everything was looked at.
+    hurried: bool,
 }
 
 /// What came of a turn.
@@ -64,19 +72,31 @@ impl Outbox {
     /// Whether the channel should be watched for room.
     pub(crate) fn has_more(&self, logs: &LogBuffer) -> bool {
         self.session.is_some()
-            && (self.written < self.frame.len() || !self.replies.is_empty() || logs.peek().is_some())
+            && (self.written < self.frame.len()
+                || self.hurried
+                || !self.replies.is_empty()
+                || logs.peek().is_some())
+    }
+
+    /// Whether the channel took everything that was begun: only then is more output of programs read.
+    pub(crate) fn is_free(&self) -> bool {
+        self.session.is_some() && self.written == self.frame.len()
     }
 
     /// Writes what the channel takes.
-    pub(crate) fn flush(&mut self, channel: &mut Channel, logs: &mut LogBuffer) -> Flush {
+    pub(crate) fn flush(&mut self, channel: &mut Channel, logs: &mut LogBuffer, execs: &mut Execs) -> Flush {
         let mut frames = 0;
-        while self.has_more(logs) {
+        self.hurried = false;
+        loop {
             if self.written == self.frame.len() {
-                frames += 1;
-                if frames > FRAMES_PER_TURN_MAX {
+                if frames == FRAMES_PER_TURN_MAX {
+                    self.hurried = true;
                     return Flush::More;
                 }
-                self.next_frame(logs);
+                frames += 1;
+                if !self.next_frame(logs, execs) {
+                    return Flush::Done;
+                }
             }
             match channel.write(self.frame.get(self.written..).unwrap_or_default()) {
                 Transfer::Bytes(bytes) => self.written += bytes,
@@ -84,22 +104,14 @@ impl Outbox {
                 Transfer::Gone => return Flush::Gone,
             }
         }
-        Flush::Done
     }
 
-    fn next_frame(&mut self, logs: &mut LogBuffer) {
+    /// Makes the next frame; false when nothing waits.
+    fn next_frame(&mut self, logs: &mut LogBuffer, execs: &mut Execs) -> bool {
         self.frame.clear();
         self.written = 0;
-        let Some(session) = self.session else { return };
-        let message = match self.replies.pop_front() {
-            Some(reply) => reply,
-            None => {
-                let Some(line) = logs.peek() else { return };
-                let line = GuestMessage::Log(line.clone());
-                logs.advance();
-                line
-            }
-        };
+        let Some(session) = self.session else { return false };
+        let Some(message) = self.next_message(logs, execs) else { return false };
         match frame::encode(session, &message) {
             Ok(wire) => {
                 // The delimiter in front ends whatever a connection that broke has left.
@@ -109,5 +121,20 @@ impl Outbox {
             // Every message of ours is far below the bound; what is not is lost rather than fatal.
             Err(error) => eprintln!("holdfast-init: {}", crate::explain(&error)),
         }
+        true
+    }
+
+    fn next_message(&mut self, logs: &mut LogBuffer, execs: &mut Execs) -> Option<GuestMessage> {
+        if let Some(reply) = self.replies.pop_front() {
+            return Some(reply);
+        }
+        self.line_next = !self.line_next;
+        let news = |execs: &mut Execs| execs.next_news(Instant::now());
+        let mut line = || {
+            let line = GuestMessage::Log(logs.peek()?.clone());
+            logs.advance();
+            Some(line)
+        };
+        if self.line_next { line().or_else(|| news(execs)) } else { news(execs).or_else(line) }
     }
 }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use holdfast_guest::{
+    PROTOCOL_VERSION,
     config::{GuestConfig, Workload},
     config_parts::Assembly,
     frame::Decoder,
@@ -24,6 +25,7 @@ use crate::{
     InitError,
     channel::{Channel, Transfer},
     checks::Checks,
+    exec::Execs,
     explain, mounts, network,
     outbox::{Flush, Outbox},
     secrets,
@@ -97,6 +99,7 @@ pub(crate) struct Supervisor {
     phase: Phase,
     outputs: Vec<OutputPipe>,
     checks: Checks,
+    execs: Execs,
     /// Readable when a child has ended.
     child_ended: OwnedFd,
     /// What health commands are run as.
@@ -116,6 +119,7 @@ impl Supervisor {
             phase: Phase::AwaitingConfig,
             outputs: Vec::new(),
             checks: Checks::new().map_err(InitError::at("open a pipe for", "health checks"))?,
+            execs: Execs::default(),
             child_ended: watch_children().map_err(InitError::at("watch", "child processes"))?,
             workload: None,
             address: Ipv6Addr::LOCALHOST.into(),
@@ -156,6 +160,7 @@ impl Supervisor {
             fds.push(PollFd::from_borrowed_fd(listener, PollFlags::IN));
         }
         fds.extend(self.outputs.iter().map(|output| PollFd::new(&output.pipe, PollFlags::IN)));
+        self.execs.poll_fds(self.outbox.is_free(), &mut fds);
         let until = self.next_deadline();
         let timeout = until.map(|at| {
             // Rounded up: waking a moment early would only spin.
@@ -180,7 +185,10 @@ impl Supervisor {
             Phase::Exited { .. } | Phase::Failed { .. } => Some(self.leave_at()),
             Phase::AwaitingConfig | Phase::Running { .. } | Phase::Leaving => None,
         };
-        [reconnect, phase, self.checks.next_deadline()].into_iter().flatten().min()
+        [reconnect, phase, self.checks.next_deadline(), self.execs.next_deadline(self.outbox.is_free())]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// When a guest that has nothing more to do leaves by itself.
@@ -196,6 +204,7 @@ impl Supervisor {
     fn keep_deadlines(&mut self) {
         let now = Instant::now();
         self.checks.kill_late(now);
+        self.execs.keep(now);
         let leave_at = self.leave_at();
         match &mut self.phase {
             Phase::Stopping { kill_at, .. } if now >= *kill_at => {
@@ -235,7 +244,10 @@ impl Supervisor {
                     kill_everything();
                     self.phase = Phase::Draining { status, until: Instant::now() + DRAIN_DEADLINE };
                 }
-                _ => self.checks.command_ended(pid, status),
+                _ => {
+                    self.checks.command_ended(pid, status);
+                    self.execs.process_ended(pid, status);
+                }
             }
         }
     }
@@ -291,6 +303,7 @@ impl Supervisor {
 
     fn end_session(&mut self) {
         self.outbox.close();
+        self.execs.hang_up_all();
         self.decoder = Decoder::new();
         self.assembly = Assembly::new();
         if let Phase::Exited { told_at, .. } = &mut self.phase {
@@ -302,6 +315,7 @@ impl Supervisor {
         if let HostMessage::Sync { log_after } = message {
             if self.outbox.session() != Some(session) {
                 self.outbox.open(session);
+                self.execs.hang_up_all();
                 self.assembly = Assembly::new();
                 self.logs.rewind(log_after);
                 if let Phase::Exited { told_at, .. } = &mut self.phase {
@@ -315,6 +329,7 @@ impl Supervisor {
                 log_first_seq: self.logs.first_seq(),
             };
             self.outbox.reply(hello);
+            self.outbox.reply(GuestMessage::Speaks { version: PROTOCOL_VERSION });
             return;
         }
         if self.outbox.session() != Some(session) {
@@ -334,6 +349,10 @@ impl Supervisor {
             }
             HostMessage::HealthQuery { id, check, timeout_ms } => {
                 self.check_health(session, id, check, Duration::from_millis(timeout_ms.into()));
+            }
+            HostMessage::Exec { id, ask } => {
+                let running = matches!(self.phase, Phase::Running { .. });
+                self.execs.obey(id, ask, self.workload.as_ref().filter(|_| running));
             }
             HostMessage::Stop { grace_ms } => self.stop(Duration::from_millis(grace_ms.into())),
             HostMessage::Dismiss => {
@@ -439,7 +458,7 @@ impl Supervisor {
     }
 
     fn write_channel(&mut self) {
-        match self.outbox.flush(&mut self.channel, &mut self.logs) {
+        match self.outbox.flush(&mut self.channel, &mut self.logs, &mut self.execs) {
             Flush::Gone => self.end_session(),
             Flush::More => {}
             Flush::Done => {

@@ -34,6 +34,18 @@ pub(crate) fn spawn(
     user: Credentials,
     output: Output,
 ) -> Result<Child, InitError> {
+    let sink = || match output {
+        Output::Piped => Stdio::piped(),
+        Output::Discarded => Stdio::null(),
+    };
+    let mut command = command(workload, argv, user)?;
+    command.stdin(Stdio::null()).stdout(sink()).stderr(sink());
+    let program = || argv.first().cloned().unwrap_or_default();
+    command.spawn().map_err(|source| InitError::Exec { program: program(), source })
+}
+
+/// A program as the workload's user, in its environment and folder, and in a session of its own.
+pub(crate) fn command(workload: &Workload, argv: &[String], user: Credentials) -> Result<Command, InitError> {
     let (program, arguments) = argv.split_first().ok_or(InitError::NoCommand)?;
     let workdir = if workload.workdir.is_empty() { "/" } else { &workload.workdir };
     if !Path::new(workdir).exists() {
@@ -41,10 +53,6 @@ pub(crate) fn spawn(
             .and_then(|()| std::os::unix::fs::chown(workdir, Some(user.uid), Some(user.gid)))
             .map_err(InitError::at("create the working folder", workdir))?;
     }
-    let sink = || match output {
-        Output::Piped => Stdio::piped(),
-        Output::Discarded => Stdio::null(),
-    };
     let mut command = Command::new(program);
     command
         .args(arguments)
@@ -52,15 +60,27 @@ pub(crate) fn spawn(
         .envs(workload.env.iter().map(|(name, value)| (name, value)))
         .current_dir(workdir)
         .uid(user.uid)
-        .gid(user.gid)
-        .stdin(Stdio::null())
-        .stdout(sink())
-        .stderr(sink());
+        .gid(user.gid);
     // SAFETY: the closure makes one system call between fork and exec; it neither allocates nor takes a lock.
     unsafe {
         command.pre_exec(|| rustix::process::setsid().map(drop).map_err(io::Error::from));
     }
-    command.spawn().map_err(|source| InitError::Exec { program: program.clone(), source })
+    Ok(command)
+}
+
+/// The shell of a user: the one that the image's `/etc/passwd` names, if it is there and lets anybody in.
+pub(crate) fn shell_of(user: Credentials) -> String {
+    let named = named_shell(user.uid, &fs::read_to_string("/etc/passwd").unwrap_or_default());
+    named.filter(|shell| Path::new(shell).exists()).unwrap_or_else(|| "/bin/sh".to_owned())
+}
+
+fn named_shell(uid: u32, passwd: &str) -> Option<String> {
+    let shell = passwd.lines().find_map(|line| {
+        let fields: Vec<_> = line.split(':').collect();
+        (fields.get(2)?.parse() == Ok(uid)).then(|| fields.get(6).map(|shell| shell.trim()))?
+    })?;
+    let refuses = shell.ends_with("/nologin") || shell.ends_with("/false");
+    (shell.starts_with('/') && !refuses).then(|| shell.to_owned())
 }
 
 /// Finds a user as an OCI image names it: `user[:group]`, each a name or a number; empty is root.
@@ -122,6 +142,14 @@ mod tests {
         assert_eq!(ids("1000"), Some((1000, 0)));
         assert_eq!(ids("web:staff"), Some((33, 50)));
         assert_eq!(ids("1000:7"), Some((1000, 7)));
+    }
+
+    #[test]
+    fn a_users_shell_is_the_one_that_lets_somebody_in() {
+        assert_eq!(named_shell(0, PASSWD).as_deref(), Some("/bin/sh"));
+        assert_eq!(named_shell(33, PASSWD), None, "/bin/false lets nobody in");
+        assert_eq!(named_shell(34, PASSWD), None);
+        assert_eq!(named_shell(7, "a:x:7:7:::sh"), None, "not a path");
     }
 
     #[test]

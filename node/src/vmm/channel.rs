@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use super::exec::{Inboxes, Program, Terminal};
 pub use holdfast_guest::{
     config::{GuestConfig, NetworkConfig, Secrets, Workload},
     message::{ExitStatus, GuestState, HealthCheck, LogLine, LogStream},
@@ -135,6 +136,11 @@ pub enum ChannelError {
         /// How long was waited.
         millis: u128,
     },
+    /// The guest's init is of an earlier release.
+    #[error(
+        "The instance was started by an earlier release, whose guests cannot run other programs; deploy it again."
+    )]
+    TooOld,
     /// Too many health checks at once.
     #[error("{HEALTH_QUERIES_MAX} health checks of one guest are under way; wait for one to end.")]
     TooManyChecks,
@@ -204,6 +210,7 @@ pub struct GuestSender {
     write: Arc<tokio::sync::Mutex<OwnedWriteHalf>>,
     waiting: Waiting,
     next_query: Arc<AtomicU32>,
+    inboxes: Arc<Inboxes>,
 }
 
 /// Hears the guest. Must be polled for health answers to arrive.
@@ -223,6 +230,14 @@ pub struct GuestReceiver {
     /// The last log line that was passed on.
     log_seq: u64,
     waiting: Waiting,
+    inboxes: Arc<Inboxes>,
+}
+
+impl Drop for GuestReceiver {
+    fn drop(&mut self) {
+        // Nobody hears the guest any more.
+        self.inboxes.close();
+    }
 }
 
 impl GuestChannel {
@@ -281,13 +296,14 @@ async fn greet(
 ) -> Result<GuestChannel, ChannelError> {
     let path = address.path().clone();
     let (read, write) = stream.into_split();
-    let waiting = Waiting::default();
+    let (waiting, inboxes) = (Waiting::default(), Arc::<Inboxes>::default());
     let sender = GuestSender {
         path: path.clone(),
         session,
         write: Arc::new(tokio::sync::Mutex::new(write)),
         waiting: Arc::clone(&waiting),
         next_query: Arc::default(),
+        inboxes: Arc::clone(&inboxes),
     };
     let mut receiver = GuestReceiver {
         path,
@@ -300,6 +316,7 @@ async fn greet(
         idle_messages: 0,
         log_seq: log_after,
         waiting,
+        inboxes,
     };
     loop {
         sender.send(&HostMessage::Sync { log_after }).await?;
@@ -360,6 +377,11 @@ impl GuestSender {
         }
     }
 
+    /// Runs a program beside the workload: with no arguments the user's shell. The receiver must be polled meanwhile.
+    pub async fn run(&self, argv: Vec<String>, terminal: Option<Terminal>) -> Result<Program, ChannelError> {
+        Program::start(self.clone(), Arc::clone(&self.inboxes), argv, terminal).await
+    }
+
     /// Asks the workload to stop: TERM, and KILL after the grace.
     pub async fn stop(&self, grace: Duration) -> Result<(), ChannelError> {
         let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
@@ -371,7 +393,7 @@ impl GuestSender {
         self.send(&HostMessage::Dismiss).await
     }
 
-    async fn send(&self, message: &HostMessage) -> Result<(), ChannelError> {
+    pub(super) async fn send(&self, message: &HostMessage) -> Result<(), ChannelError> {
         // The delimiter in front ends whatever a send that was cut short has left.
         let mut wire = vec![frame::DELIMITER];
         wire.extend(frame::encode(self.session, message).map_err(ChannelError::Frame)?);
@@ -420,6 +442,12 @@ impl GuestReceiver {
                 }
             }
             GuestMessage::Exited(status) => return Some(GuestEvent::Exited(status)),
+            GuestMessage::Speaks { version } => self.inboxes.guest_speaks(version),
+            GuestMessage::Exec { id, news } => {
+                if self.inboxes.hear(id, news) {
+                    self.idle_messages = 0;
+                }
+            }
         }
         None
     }
@@ -463,7 +491,7 @@ impl GuestReceiver {
 }
 
 /// Text from a guest goes into events and logs: bounded, and without control characters.
-fn cut(text: String) -> String {
+pub(super) fn cut(text: String) -> String {
     let clean = text.chars().map(|c| if c.is_control() { ' ' } else { c });
     let mut bounded = String::new();
     for character in clean {

@@ -9,6 +9,7 @@
 
 pub mod channel;
 mod error;
+pub mod exec;
 pub mod firecracker;
 mod host_clock;
 mod http_unix;
