@@ -52,10 +52,13 @@ pub enum TokenKind {
     Access,
     /// A single-use secret with which a member, node or edge joins.
     Enrolment,
+    /// A single-use secret with which a program is run in an instance.
+    Exec,
 }
 
 impl TokenKind {
-    const ALL: [TokenKind; 3] = [TokenKind::Operator, TokenKind::Access, TokenKind::Enrolment];
+    const ALL: [TokenKind; 4] =
+        [TokenKind::Operator, TokenKind::Access, TokenKind::Enrolment, TokenKind::Exec];
 
     /// What every token of this kind begins with.
     pub fn prefix(self) -> &'static str {
@@ -63,6 +66,7 @@ impl TokenKind {
             TokenKind::Operator => "holdfast_op_",
             TokenKind::Access => "holdfast_tok_",
             TokenKind::Enrolment => "holdfast_enr_",
+            TokenKind::Exec => "holdfast_exec_",
         }
     }
 
@@ -72,6 +76,7 @@ impl TokenKind {
             TokenKind::Operator => "holdfast 2026-11 operator token digest",
             TokenKind::Access => "holdfast 2026-11 access token digest",
             TokenKind::Enrolment => "holdfast 2026-11 enrolment secret digest",
+            TokenKind::Exec => "holdfast 2026-11 exec grant secret digest",
         }
     }
 }
@@ -225,7 +230,7 @@ mod tests {
         }
 
         #[test]
-        fn i14_any_text_is_answered(text in "(holdfast_(op|tok|enr)_)?\\PC{0,80}") {
+        fn i14_any_text_is_answered(text in "(holdfast_(op|tok|enr|exec)_)?\\PC{0,80}") {
             if let Ok(token) = Token::parse(&text) {
                 let again = token.reveal();
                 prop_assert_eq!(again.as_str(), text.as_str());
@@ -245,9 +250,10 @@ mod tests {
 
     #[test]
     fn kinds_never_share_a_digest() {
-        let [operator, access, enrolment] =
-            TokenKind::ALL.map(|kind| Token::from_secret(kind, [7; 32]).digest());
-        assert!(operator != access && access != enrolment && operator != enrolment);
+        let digests = TokenKind::ALL.map(|kind| Token::from_secret(kind, [7; 32]).digest());
+        for (at, digest) in digests.iter().enumerate() {
+            assert!(!digests[..at].contains(digest), "{:?}", TokenKind::ALL[at]);
+        }
     }
 
     #[test]

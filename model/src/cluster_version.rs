@@ -19,7 +19,7 @@ impl ClusterVersion {
     pub const ONE: Self = Self(1);
     /// The second: the retention of outcomes is measured in log time, and a log entry may hold many commands.
     pub const TWO: Self = Self(2);
-    /// The third: nodes are cordoned and quarantined, and want of room is told more exactly.
+    /// The third: nodes are cordoned and quarantined, want of room is told more exactly, and programs run in instances.
     pub const THREE: Self = Self(3);
     /// The oldest version whose log entries and state this build takes part in.
     pub const OLDEST_SUPPORTED: Self = Self::ONE;
@@ -44,6 +44,11 @@ impl ClusterVersion {
 
     /// Whether nodes can be cordoned and quarantined, and which kind of room is missing is told.
     pub const fn has_cordon(self) -> bool {
+        self.0 >= Self::THREE.0
+    }
+
+    /// Whether there are exec grants.
+    pub const fn has_exec(self) -> bool {
         self.0 >= Self::THREE.0
     }
 }

@@ -1,11 +1,12 @@
 //! What can be asked of the cluster. A command is decided in log order, by every member alike.
 
 use crate::agent::{Observation, ProxyProtocol};
+use crate::exec::{ExecClass, ExecEnd};
 use crate::resource::{Capacity, EnrolmentKind, Image, RouteTarget, TokenKind};
 use crate::{
-    AgentName, AppId, AppName, ClusterId, ClusterVersion, Digest, EdgeId, EnvId, EnvName, Incarnation,
-    LogIndex, Manifest, MemberId, NodeId, OrgId, OrgName, PortName, ProcessName, ReleaseId, Revision,
-    RouteId, ScopeSet, Timestamp, TokenId,
+    AgentName, AppId, AppName, ClusterId, ClusterVersion, Digest, EdgeId, EnvId, EnvName, ExecGrantId,
+    Incarnation, InstanceId, LogIndex, Manifest, MemberId, NodeId, OrgId, OrgName, PortName, ProcessName,
+    ReleaseId, Revision, RouteId, ScopeSet, Timestamp, TokenId,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -224,6 +225,45 @@ pub enum Command {
     QuarantineNode {
         /// Which.
         node: NodeId,
+    },
+    /// Lets whoever asks run one program in an instance, once.
+    CreateExecGrant {
+        /// In which instance.
+        instance: InstanceId,
+        /// For what.
+        class: ExecClass,
+        /// Whether the program gets a terminal.
+        terminal: bool,
+        /// Digest of the grant's secret.
+        digest: Digest,
+        /// How long it may wait to be used, in milliseconds. Not an end time: a retry must be the same command (I4).
+        use_within_ms: u64,
+        /// How long its session may last, in milliseconds.
+        session_ms: u64,
+    },
+    /// Uses a grant up. Of two uses the first in the log counts, and the other is refused.
+    UseExecGrant {
+        /// Which.
+        grant: ExecGrantId,
+        /// Digest of its secret.
+        digest: Digest,
+        /// What is to be run.
+        class: ExecClass,
+        /// Whether on a terminal.
+        terminal: bool,
+        /// The member that passes the session on.
+        member: MemberId,
+    },
+    /// Ends a grant and its session: as a member saw it end, or, from anybody else, by revoking it (I11).
+    EndExecGrant {
+        /// Which.
+        grant: ExecGrantId,
+        /// How.
+        end: ExecEnd,
+        /// The program's exit code, if it exited.
+        code: Option<i32>,
+        /// How long the session lasted, in milliseconds.
+        lasted_ms: u64,
     },
 }
 

@@ -2,14 +2,16 @@
 
 use crate::command::AgentRef;
 use crate::context::Correlation;
+use crate::exec::{ExecEnd, ExecGrant, ExecUse};
 use crate::resource::{
     App, Capacity, Cluster, Deployment, DeploymentFailure, DeploymentState, Edge, Enrolled, Enrolment, Env,
     Instance, InstanceReason, InstanceState, Member, Node, NodeState, Org, Release, Route, Token,
     Unschedulable,
 };
 use crate::{
-    Actor, AppId, ClusterId, ClusterVersion, DeploymentId, Digest, EdgeId, EnrolmentId, EnvId, Incarnation,
-    InstanceId, MemberId, NodeId, OrgId, ReleaseId, RequestId, Revision, RouteId, Timestamp, TokenId,
+    Actor, AppId, ClusterId, ClusterVersion, DeploymentId, Digest, EdgeId, EnrolmentId, EnvId, ExecGrantId,
+    Incarnation, InstanceId, MemberId, NodeId, OrgId, ReleaseId, RequestId, Revision, RouteId, Timestamp,
+    TokenId,
 };
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
@@ -46,6 +48,8 @@ pub enum Aggregate {
     Token(TokenId),
     /// An enrolment.
     Enrolment(EnrolmentId),
+    /// An exec grant.
+    ExecGrant(ExecGrantId),
 }
 
 /// One event.
@@ -219,6 +223,26 @@ pub enum EventPayload {
         /// The new version.
         to: ClusterVersion,
     },
+    /// Somebody may run one program in an instance, once.
+    ExecGranted(Box<ExecGrant>),
+    /// A grant was used: its session begins.
+    ExecStarted {
+        /// Which grant.
+        grant: ExecGrantId,
+        /// Its use.
+        used: ExecUse,
+    },
+    /// A grant is over, and its session, if it had one. What went through the session is recorded nowhere.
+    ExecEnded {
+        /// Which grant.
+        grant: ExecGrantId,
+        /// How.
+        end: ExecEnd,
+        /// The program's exit code, if it exited.
+        code: Option<i32>,
+        /// How long the session lasted, in milliseconds; 0 if there was none.
+        lasted_ms: u64,
+    },
 }
 
 impl EventPayload {
@@ -252,6 +276,9 @@ impl EventPayload {
             Self::MemberVotesChanged { .. } => "member_votes_changed",
             Self::IncarnationBegan { .. } => "incarnation_began",
             Self::ClusterVersionRaised { .. } => "cluster_version_raised",
+            Self::ExecGranted(_) => "exec_granted",
+            Self::ExecStarted { .. } => "exec_started",
+            Self::ExecEnded { .. } => "exec_ended",
         }
     }
 }

@@ -127,6 +127,8 @@ ids! {
     ServiceId = "sp", "a service principal";
     /// A one-time permission to join as member, node or edge.
     EnrolmentId = "enr", "an enrolment";
+    /// A permission to run one program in one instance, once.
+    ExecGrantId = "exec", "an exec grant";
     /// One request to the API.
     RequestId = "req", "a request";
 }

@@ -14,6 +14,7 @@ pub mod cluster_version;
 pub mod command;
 pub mod context;
 pub mod event;
+pub mod exec;
 pub mod hostname;
 pub mod id;
 pub mod limits;
@@ -33,8 +34,8 @@ pub use context::{Actor, Context, Proposal};
 pub use event::{Aggregate, Event, EventPayload};
 pub use hostname::Hostname;
 pub use id::{
-    AppId, ClusterId, DeploymentId, EdgeId, EnrolmentId, EnvId, InstanceId, NodeId, OrgId, ReleaseId,
-    RequestId, RouteId, ServiceId, TokenId, UserId,
+    AppId, ClusterId, DeploymentId, EdgeId, EnrolmentId, EnvId, ExecGrantId, InstanceId, NodeId, OrgId,
+    ReleaseId, RequestId, RouteId, ServiceId, TokenId, UserId,
 };
 pub use manifest::Manifest;
 pub use name::{AgentName, AppName, EnvName, OrgName, PortName, ProcessName, VolumeName};

@@ -78,6 +78,23 @@ pub const ENROLMENT_MS_MAX: u64 = 24 * 3_600_000;
 /// How long a token is valid at most, in milliseconds (one year).
 pub const TOKEN_MS_MAX: u64 = 366 * 24 * 3_600_000;
 
+/// How long an exec grant may wait to be used, at most and by default, in milliseconds.
+pub const EXEC_USE_WITHIN_MS_MAX: u64 = 60_000;
+/// How long an exec session may last by default, in milliseconds.
+pub const EXEC_SESSION_MS: u64 = 3_600_000;
+/// How long an exec session may last at most, in milliseconds.
+pub const EXEC_SESSION_MS_MAX: u64 = 24 * 3_600_000;
+/// How long an exec session may last at least, in milliseconds.
+pub const EXEC_SESSION_MS_MIN: u64 = 1_000;
+/// Exec grants and sessions of one instance at a time.
+pub const EXEC_INSTANCE_MAX: usize = 2;
+/// Exec grants and sessions of one env at a time.
+pub const EXEC_ENV_MAX: usize = 10;
+/// Exec grants of one org within an hour of the clock.
+pub const EXEC_ORG_HOUR_MAX: u32 = 100;
+/// How long after its end a grant whose member says nothing counts as over, in milliseconds.
+pub const EXEC_SILENCE_MS: u64 = 30_000;
+
 /// Ports that no route may listen on: remote shells, mail, and file sharing.
 pub const DENIED_PORTS: &[u16] = &[22, 23, 25, 137, 138, 139, 445];
 /// The overlay's own UDP and TCP port.

@@ -1,7 +1,9 @@
 //! How a command ends: accepted with what it made, or rejected with a stable code and a sentence that says what to do.
 
 use crate::resource::Enrolled;
-use crate::{AppId, DeploymentId, EnrolmentId, EnvId, OrgId, ReleaseId, Revision, RouteId, TokenId};
+use crate::{
+    AppId, DeploymentId, EnrolmentId, EnvId, ExecGrantId, OrgId, ReleaseId, Revision, RouteId, TokenId,
+};
 use serde::{Deserialize, Serialize};
 
 /// What a command came to.
@@ -40,6 +42,8 @@ pub enum Output {
     Enrolment(EnrolmentId),
     /// A member, node or edge.
     Enrolled(Enrolled),
+    /// An exec grant.
+    ExecGrant(ExecGrantId),
 }
 
 macro_rules! codes {

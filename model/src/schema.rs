@@ -49,6 +49,7 @@ texts! {
     UserId = "^usr_[0-9a-hjkmnp-tv-z]{26}$";
     ServiceId = "^sp_[0-9a-hjkmnp-tv-z]{26}$";
     EnrolmentId = "^enr_[0-9a-hjkmnp-tv-z]{26}$";
+    ExecGrantId = "^exec_[0-9a-hjkmnp-tv-z]{26}$";
     RequestId = "^req_[0-9a-hjkmnp-tv-z]{26}$";
     OrgName = NAME;
     AppName = NAME;

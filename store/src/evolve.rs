@@ -2,12 +2,14 @@
 //!
 //! Never sees a clock, randomness or the caller; a view is a function of the events and nothing else.
 
+use crate::decide::exec::hour_of;
 use crate::error::StoreError;
 use crate::rows::{RowsMut, remove, write, write_at, write_id, write_mark};
 use crate::settled;
 use crate::tables::{Table, aggregate_key, key, port_claim_key, token_owner, unsettled_key};
-use crate::views::{ENV_ENDED_KEPT, NodeLoad, Views, aggregate_seq};
+use crate::views::{ENV_ENDED_KEPT, ExecHour, NodeLoad, Views, aggregate_seq};
 use holdfast_model::command::AgentRef;
+use holdfast_model::exec::ExecGrant;
 use holdfast_model::limits::VMM_OVERHEAD_MIB;
 use holdfast_model::resource::{
     App, Cluster, Deployment, DeploymentState, Edge, Enrolment, Env, Instance, InstanceReason, InstanceState,
@@ -149,6 +151,15 @@ pub(crate) fn evolve(rows: &mut impl RowsMut, event: &Event) -> Result<(), Store
         EventPayload::ClusterVersionRaised { to } => {
             let cluster = rows.cluster()?.ok_or_else(|| missing("a cluster"))?;
             write(rows, &Cluster { version: *to, ..cluster })
+        }
+        EventPayload::ExecGranted(grant) => exec_granted(rows, grant),
+        EventPayload::ExecStarted { grant, used } => {
+            let grant = rows.exec_grant(*grant)?.ok_or_else(|| missing("an exec grant"))?;
+            write(rows, &ExecGrant { used: Some(*used), ..grant })
+        }
+        EventPayload::ExecEnded { grant, .. } => {
+            let grant = rows.exec_grant(*grant)?.ok_or_else(|| missing("an exec grant"))?;
+            exec_ended(rows, &grant)
         }
     }
 }
@@ -344,6 +355,21 @@ fn route_deleted(rows: &mut impl RowsMut, route: &Route) -> Result<(), StoreErro
     remove(rows, Table::Route, &[&route.id.to_key()])
 }
 
+fn exec_granted(rows: &mut impl RowsMut, grant: &ExecGrant) -> Result<(), StoreError> {
+    let known = rows.exec_hour(grant.org)?;
+    let hour = hour_of(grant.created_at);
+    let before = if known.hour == hour { known.grants } else { 0 };
+    let at = key(Table::ExecHour, &[&grant.org.to_key()]);
+    write_at(rows, Table::ExecHour, at, &ExecHour { hour, grants: before.saturating_add(1) })?;
+    write_mark(rows, Table::ExecGrantByEnv, &[&grant.env.to_key(), &grant.id.to_key()])?;
+    write(rows, grant)
+}
+
+fn exec_ended(rows: &mut impl RowsMut, grant: &ExecGrant) -> Result<(), StoreError> {
+    remove(rows, Table::ExecGrantByEnv, &[&grant.env.to_key(), &grant.id.to_key()])?;
+    remove(rows, Table::ExecGrant, &[&grant.id.to_key()])
+}
+
 fn app_deleted(rows: &mut impl RowsMut, id: AppId) -> Result<(), StoreError> {
     let app: App = rows.app(id)?.ok_or_else(|| missing("an app"))?;
     loop {
@@ -369,6 +395,10 @@ fn env_deleted(rows: &mut impl RowsMut, env: &Env) -> Result<(), StoreError> {
         for route in routes {
             route_deleted(rows, &route)?;
         }
+    }
+    // Whoever holds a session of theirs finds it gone (I11).
+    for grant in rows.exec_grants_of(env.id)? {
+        exec_ended(rows, &grant)?;
     }
     for instance in rows.live_instances(env.id)? {
         remove(rows, Table::InstanceByEnv, &[&at, &instance.id.to_key()])?;

@@ -5,6 +5,7 @@
 //! are a function of the Raft log, such as the outcomes kept for I4. Tags and forms are never reused.
 
 use crate::error::StoreError;
+use holdfast_model::exec::ExecGrant;
 use holdfast_model::resource::{
     App, Cluster, Deployment, Edge, Enrolment, Env, Instance, Member, Node, Org, Release, Route, Token,
 };
@@ -118,6 +119,12 @@ tables! {
     NonVoter = 36, "non_voter";
     /// incarnation → the last revision before it began; the first has none.
     Incarnation = 37, "incarnation";
+    /// grant → exec grant; only those that are not over.
+    ExecGrant = 48, "exec_grant";
+    /// env, grant → nothing.
+    ExecGrantByEnv = 49, "exec_grant_by_env";
+    /// org → the hour of the clock, and grants in it.
+    ExecHour = 50, "exec_hour";
     /// Log state: (kind, scope) → the first outcome (I4).
     Outcome = 0xC0, "outcome";
     /// Log state: (end, key of an outcome) → nothing.
@@ -217,7 +224,7 @@ macro_rules! rows {
     )*};
 }
 
-rows! { Org; App; Env; Release; Deployment; Instance; Route; Node; Edge; Token; Enrolment; }
+rows! { Org; App; Env; Release; Deployment; Instance; Route; Node; Edge; Token; Enrolment; ExecGrant; }
 
 impl Row for Cluster {
     const TABLE: Table = Table::Cluster;
@@ -251,6 +258,7 @@ pub(crate) fn aggregate_key(aggregate: &Aggregate) -> Vec<u8> {
         Aggregate::Member(id) => (11, u128::from(id.0).to_be_bytes()),
         Aggregate::Token(id) => (12, id.to_key()),
         Aggregate::Enrolment(id) => (13, id.to_key()),
+        Aggregate::ExecGrant(id) => (20, id.to_key()),
     };
     key(Table::AggregateSeq, &[&[kind], &id])
 }

@@ -7,13 +7,14 @@
 use crate::error::StoreError;
 use crate::rows::{Rows, id_bits, id_suffix, read, read_at, read_id};
 use crate::tables::{Row, Table, aggregate_key, decode, key, port_claim_key, token_owner, unsettled_key};
+use holdfast_model::exec::ExecGrant;
 use holdfast_model::resource::{
     App, Cluster, Deployment, Edge, Enrolment, Env, Instance, Member, Node, Org, Release, Route, Token,
 };
 use holdfast_model::{
     AgentName, Aggregate, AppId, AppName, ClusterVersion, DeploymentId, Digest, EdgeId, EnrolmentId, EnvId,
-    EnvName, Hostname, Incarnation, InstanceId, MemberId, NodeId, OrgId, OrgName, ReleaseId, Revision,
-    RouteId, TokenId,
+    EnvName, ExecGrantId, Hostname, Incarnation, InstanceId, MemberId, NodeId, OrgId, OrgName, ReleaseId,
+    Revision, RouteId, TokenId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +27,18 @@ pub const ENV_ENDED_KEPT: usize = 20;
 pub(crate) const HOSTS_MAX: usize = 65_536;
 /// Instances of one node that are listed at most.
 pub(crate) const NODE_INSTANCES_MAX: usize = 65_536;
+
+/// Exec grants that are looked at together at most: more than any one env has, and what one tick ends.
+pub(crate) const EXEC_GRANTS_MAX: usize = 1_000;
+
+/// How many exec grants an org was given in one hour of the clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecHour {
+    /// Which hour, counted from 1970.
+    pub hour: u64,
+    /// How many.
+    pub grants: u32,
+}
 
 /// What the instances of a node take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -155,6 +168,8 @@ pub trait Views: Rows {
         fn token(TokenId) -> Token;
         /// An enrolment, also a used one.
         fn enrolment(EnrolmentId) -> Enrolment;
+        /// An exec grant that is not over.
+        fn exec_grant(ExecGrantId) -> ExecGrant;
     }
 
     lookups! {
@@ -405,6 +420,31 @@ pub trait Views: Rows {
     /// When the database fails.
     fn enrolments(&self, after: Option<EnrolmentId>, limit: usize) -> Result<Vec<Enrolment>, StoreError> {
         by_id(self, after.map(EnrolmentId::to_key).as_ref().map(<[u8; 16]>::as_slice), limit)
+    }
+
+    /// An env's exec grants that are not over, by id.
+    ///
+    /// # Errors
+    /// When the database fails.
+    fn exec_grants_of(&self, env: EnvId) -> Result<Vec<ExecGrant>, StoreError> {
+        by_mark(self, &key(Table::ExecGrantByEnv, &[&env.to_key()]), None, EXEC_GRANTS_MAX)
+    }
+
+    /// Exec grants that are not over, by id.
+    ///
+    /// # Errors
+    /// When the database fails.
+    fn exec_grants(&self, limit: usize) -> Result<Vec<ExecGrant>, StoreError> {
+        by_id(self, None, limit)
+    }
+
+    /// How many exec grants an org was last given in an hour of the clock.
+    ///
+    /// # Errors
+    /// When the database fails.
+    fn exec_hour(&self, org: OrgId) -> Result<ExecHour, StoreError> {
+        let at = key(Table::ExecHour, &[&org.to_key()]);
+        Ok(read_at(self, Table::ExecHour, &at)?.unwrap_or_default())
     }
 
     /// Whether an env's instances are not yet what its deployment wants.

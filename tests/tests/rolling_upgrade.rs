@@ -68,6 +68,7 @@ async fn i01_i02_i04_members_are_upgraded_one_by_one_under_writes() {
     let is_limited = previous.is_none();
     let (previous, new) = (previous.unwrap_or_else(|| binary().unwrap()), binary().unwrap());
     let limit = is_limited.then_some((LIMIT, "1"));
+    let newest_text = ClusterVersion::NEWEST.to_string();
     let mut cluster = Cluster::start_as(&previous, limit, Options::SERVERS).unwrap();
     let client = cluster.client().unwrap();
     let org = client.create_org(&CreateOrg { name: "acme".parse().unwrap() }).await.unwrap().item.id;
@@ -83,7 +84,7 @@ async fn i01_i02_i04_members_are_upgraded_one_by_one_under_writes() {
         let more = || (written.lock().unwrap().len() > before + 20).then_some(());
         wait_until("writes", WAIT_MAX, async || more()).await.unwrap();
         cluster.kill(std::slice::from_ref(name)).unwrap();
-        cluster.run_as(name, &new, is_limited.then_some((LIMIT, "2"))).unwrap();
+        cluster.run_as(name, &new, is_limited.then_some((LIMIT, newest_text.as_str()))).unwrap();
         cluster.restart(name).unwrap();
         let server = cluster.record().servers[turn].clone();
         let own = cluster.client_of(&[&server]).unwrap();

@@ -89,6 +89,7 @@ fn about(aggregate: &Aggregate) -> String {
         Aggregate::Member(id) => format!("member {id}"),
         Aggregate::Token(id) => id.to_string(),
         Aggregate::Enrolment(id) => id.to_string(),
+        Aggregate::ExecGrant(id) => id.to_string(),
     }
 }
 

@@ -7,6 +7,7 @@
 mod admission;
 mod agents;
 mod enrolment;
+pub(crate) mod exec;
 pub(crate) mod log_time;
 mod members;
 mod org;
@@ -104,6 +105,30 @@ pub(crate) fn decide(draft: &mut Draft<'_>, command: &Command) -> Decision {
         Command::SetMemberVotes { member, votes } => members::set_votes(draft, *member, *votes),
         Command::BeginIncarnation { incarnation, survivor } => {
             members::begin_incarnation(draft, *incarnation, *survivor)
+        }
+        Command::CreateExecGrant { instance, class, terminal, digest, use_within_ms, session_ms } => {
+            let asked = exec::Asked {
+                instance: *instance,
+                class: *class,
+                terminal: *terminal,
+                digest: *digest,
+                use_within_ms: *use_within_ms,
+                session_ms: *session_ms,
+            };
+            exec::create(draft, &asked)
+        }
+        Command::UseExecGrant { grant, digest, class, terminal, member } => {
+            let shown = exec::Shown {
+                grant: *grant,
+                digest: *digest,
+                class: *class,
+                terminal: *terminal,
+                member: *member,
+            };
+            exec::use_up(draft, &shown)
+        }
+        Command::EndExecGrant { grant, end, code, lasted_ms } => {
+            exec::end(draft, *grant, *end, *code, *lasted_ms)
         }
         Command::Tick => tick::tick(draft),
         // Compared where the digests are, in `apply`.

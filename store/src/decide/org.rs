@@ -1,7 +1,7 @@
 //! Orgs, apps and envs.
 
 use super::admission::{app, cluster_only, sees};
-use super::{Decision, Refusal, absent, expect_version, refuse};
+use super::{Decision, Refusal, absent, exec, expect_version, refuse};
 use crate::overlay::{Draft, Filing};
 use crate::views::Views;
 use holdfast_model::resource::{App, Env, Org};
@@ -60,6 +60,7 @@ pub(super) fn create_env(draft: &mut Draft<'_>, of: AppId, name: &EnvName) -> De
 pub(super) fn delete_app(draft: &mut Draft<'_>, id: AppId, expected_version: Option<u64>) -> Decision {
     let app = app(draft, id)?;
     expect_version(expected_version, app.version)?;
+    exec::end_all_of_app(draft, id)?;
     draft.emit(Filing::org(Aggregate::App(id), app.org), EventPayload::AppDeleted { app: id })?;
     Ok(Output::None)
 }

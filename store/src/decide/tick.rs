@@ -1,6 +1,6 @@
 //! What happens because time passed: nodes that stayed silent are given up, roll-outs and replacements go on.
 
-use super::Decision;
+use super::{Decision, exec};
 use crate::error::StoreError;
 use crate::overlay::Draft;
 use crate::rollout;
@@ -22,6 +22,7 @@ pub(crate) const SUSPICION_MS: u64 = 1_800_000;
 pub(super) fn tick(draft: &mut Draft<'_>) -> Decision {
     give_up_silent_nodes(draft)?;
     advance_unsettled(draft)?;
+    exec::end_overdue(draft)?;
     Ok(Output::None)
 }
 

@@ -1,5 +1,6 @@
 //! Random commands, valid and not: what holds for every history.
 
+use super::exec;
 use super::world::*;
 use crate::database::{EVENTS, VIEWS};
 use crate::event_bytes;
@@ -7,6 +8,7 @@ use crate::rows::Rows;
 use crate::tables::FORM;
 use crate::{DIGEST_EVERY, Store, StoreError, Views};
 use holdfast_model::command::{AgentRef, Joiner};
+use holdfast_model::exec::ExecEnd;
 use holdfast_model::resource::{Capacity, EnrolmentKind, InstanceState, RouteTarget, TokenKind};
 use holdfast_model::*;
 use rand::rngs::StdRng;
@@ -119,12 +121,13 @@ impl Drawer {
             }
             15 => match few {
                 0 => Command::AdvanceLogTime { by_ms: u64::from(self.rng.random_range(0..70_000u32)) },
-                1 => Command::RaiseClusterVersion { to: ClusterVersion(self.rng.random_range(0..3)) },
+                1 => Command::RaiseClusterVersion { to: ClusterVersion(self.rng.random_range(0..4)) },
                 _ => Command::Tick,
             },
             16 if few == 0 => {
                 Command::CreateToken(token(100 + few as u8, TokenKind::Org(org), &[Scope::AppsRead]))
             }
+            16 => self.exec(world),
             17 if few == 0 => Command::DeleteApp { app: AppId::from_bits(2), expected_version: None },
             _ => {
                 let node = self.node();
@@ -140,6 +143,20 @@ impl Drawer {
                 }
                 Command::ReportInstances { node, observations }
             }
+        }
+    }
+
+    /// Something about a program in an instance, or about one of the grants that there are.
+    fn exec(&mut self, world: &World) -> Command {
+        let nodes = self.nodes.clone();
+        let live = nodes.iter().flat_map(|node| world.view().node_instances_live(*node).unwrap());
+        let instances: Vec<_> = live.map(|instance| instance.id).collect();
+        let grants: Vec<_> = world.view().exec_grants(100).unwrap().iter().map(|grant| grant.id).collect();
+        let (digest, kind) = (self.rng.random_range(0..2), self.rng.random_range(0..4));
+        match kind {
+            0 | 1 => exec::create(self.one(&instances, InstanceId::from_bits(1)), digest),
+            2 => exec::use_up(self.one(&grants, ExecGrantId::from_bits(1)), digest),
+            _ => exec::end(self.one(&grants, ExecGrantId::from_bits(1)), ExecEnd::Exited),
         }
     }
 
@@ -209,7 +226,7 @@ fn check_loads(world: &World) {
 
 pub(super) fn random_history(seed: u64, steps: usize) -> World {
     println!("seed {seed}");
-    let mut world = World::at(ClusterVersion(1 + (seed % 2) as u32));
+    let mut world = World::at(ClusterVersion(1 + (seed % 3) as u32));
     let mut drawer = Drawer::new(seed, &mut world);
     let mut accepted = 0;
     for step in 0..steps {

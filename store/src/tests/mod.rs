@@ -3,6 +3,7 @@
 mod agents;
 mod crashes;
 mod durability;
+mod exec;
 mod golden;
 mod history;
 mod log_time;
