@@ -5,8 +5,9 @@
 use crate::contacts::Heard;
 use crate::liveness::{Watched, judge};
 use crate::membership;
-use crate::service::{Service, now, told_to_stop};
+use crate::service::{RequestInfo, Service, now, told_to_stop};
 use holdfast_model::command::AgentRef;
+use holdfast_model::exec::{ExecEnd, ExecGrant};
 use holdfast_model::limits::{HEARTBEAT_MS, UNREACHABLE_MS};
 use holdfast_model::resource::NodeState;
 use holdfast_model::{Command, MemberId, Timestamp};
@@ -22,6 +23,8 @@ const TICK_MS: u64 = 2_000;
 /// The longest between two passes before the leader listens anew: well below what makes a node silent, and longer than
 /// a proposal is tried. In milliseconds.
 const PAUSE_MS_MAX: u64 = 20_000;
+/// Exec sessions of an earlier process that are looked for at most: others end by their time.
+const LOST_SESSIONS_MAX: usize = 10_000;
 /// For a message to another member, in milliseconds.
 const MESSAGE_MS_MAX: u64 = 1_000;
 
@@ -31,6 +34,7 @@ pub async fn run(service: Arc<Service>) {
     tokio::select! {
         () = told_to_stop(&mut stopping) => {}
         () = pass_on(&service) => {}
+        () = forget_lost_sessions(&service) => {}
         () = lead(&service) => {}
         () = membership::keep(&service) => {}
     }
@@ -42,6 +46,37 @@ pub fn take_in(service: &Service, message: &[u8]) {
         Ok(heard) => service.contacts.merge(heard),
         Err(error) => tracing::debug!(%error, "a message of another member was not understood"),
     }
+}
+
+/// Ends the exec sessions that an earlier process of this member passed on: they ended with it.
+async fn forget_lost_sessions(service: &Service) {
+    let mut passes = interval(Duration::from_millis(PASS_MS));
+    passes.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        passes.tick().await;
+        if let Ok(true) = end_lost_sessions(service).await {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Whether all of them are ended.
+async fn end_lost_sessions(service: &Service) -> Result<bool, crate::problem::Refusal> {
+    // Everything that the earlier process wrote down is here.
+    service.consensus.linearize().await?;
+    let view = service.view()?;
+    let began = now();
+    let own = |grant: &ExecGrant| grant.used.is_some_and(|used| used.member == service.member);
+    let mut lost = view.exec_grants(LOST_SESSIONS_MAX)?;
+    lost.retain(|grant| own(grant) && !service.exec.has(grant.id));
+    drop(view);
+    for grant in lost {
+        let lasted_ms = grant.used.map_or(0, |used| began.since(used.at));
+        let (grant, end, code) = (grant.id, ExecEnd::Lost, None);
+        let command = Command::EndExecGrant { grant, end, code, lasted_ms };
+        service.propose(&RequestInfo::of_member(service.member), command).await?;
+    }
+    Ok(true)
 }
 
 async fn pass_on(service: &Service) {

@@ -2,7 +2,7 @@
 //!
 //! A request passes [`gate`], which names it and admits its caller by the endpoint's declaration ([`endpoint`],
 //! [`caller`]); a handler in `routes/` reads a view or makes a command; [`service`] gives it a context and proposes it.
-//! Agents follow through [`follow`]. [`clockwork`] is what members do by themselves.
+//! Agents follow through [`follow`]; [`exec`] passes sessions on between people and nodes. [`clockwork`] is what members do by themselves.
 //!
 //! It must never: decide what a command means (that is `store`), answer a caller without a declaration, tell what
 //! lies outside a caller's scope from what does not exist, or let bytes from a socket panic the process.
@@ -14,6 +14,7 @@ pub mod caller;
 pub mod clockwork;
 pub mod contacts;
 pub mod endpoint;
+pub mod exec;
 mod follow;
 pub mod gate;
 mod hand_over;

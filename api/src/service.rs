@@ -3,6 +3,7 @@
 
 use crate::caller::Caller;
 use crate::contacts::Contacts;
+use crate::exec::Desk;
 use crate::problem::Refusal;
 use holdfast_identity::{Authority, Token, TokenKind};
 use holdfast_model::api::Consistency;
@@ -109,6 +110,8 @@ pub struct Service {
     pub authority: Arc<Authority>,
     /// What is heard of agents.
     pub contacts: Arc<Contacts>,
+    /// Exec sessions that this member passes on.
+    pub exec: Arc<Desk>,
     /// Where handed-out secrets come from.
     pub seed: SecretSeed,
     /// How this member reaches the API of others.

@@ -3,11 +3,12 @@
 //! HTTP/2 only: every member offers it, requests and streams share one connection, and its pings find a peer that went
 //! away without a word, also under a stream that is rightly silent.
 
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper::{Request, Response};
@@ -25,7 +26,10 @@ pub const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a ping may take before the connection counts as dead.
 pub const PING_MAX: Duration = Duration::from_secs(5);
 
-type Sender = http2::SendRequest<Full<Bytes>>;
+/// What a request sends: bytes that are there, or frames that come while the answer is read.
+pub(crate) type SendBody = UnsyncBoxBody<Bytes, Infallible>;
+
+type Sender = http2::SendRequest<SendBody>;
 
 /// How every endpoint is dialled, and whom it must prove to be.
 #[derive(Clone)]
@@ -68,7 +72,7 @@ impl Line {
     pub(crate) async fn send(
         &self,
         security: &Security,
-        request: Request<Full<Bytes>>,
+        request: Request<SendBody>,
         within: Duration,
     ) -> Result<Response<Incoming>, TransportError> {
         let exchange = async {

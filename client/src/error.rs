@@ -146,6 +146,12 @@ pub enum TransportError {
         /// What HTTP said.
         source: hyper::Error,
     },
+    /// The other side takes nothing more.
+    #[error("{endpoint} closed the stream.")]
+    Closed {
+        /// The endpoint.
+        endpoint: String,
+    },
     /// The endpoint took too long.
     #[error("{endpoint} did not answer within {} ms.", after.as_millis())]
     Timeout {
@@ -192,6 +198,9 @@ pub enum ClientError {
     /// A stream ended or broke.
     #[error("The stream broke; what came before is complete. Run the command again to go on.")]
     Stream(#[source] TransportError),
+    /// A frame of an exec session.
+    #[error("The exec session cannot go on.")]
+    Exec(#[source] holdfast_model::exec::ExecFrameError),
     /// TLS could not be set up.
     #[error("TLS could not be set up for this cluster.")]
     Tls(#[from] holdfast_identity::TlsError),
@@ -215,7 +224,7 @@ impl ClientError {
             ClientError::Unreachable { .. } | ClientError::Stream(_) => exit::TRANSIENT,
             ClientError::NoEndpoints | ClientError::Request(_) => exit::USAGE,
             ClientError::TooLarge { .. } | ClientError::Tls(_) | ClientError::Name(_) => exit::FAILURE,
-            ClientError::Answer(_) | ClientError::Encode(_) => exit::INTERNAL,
+            ClientError::Answer(_) | ClientError::Encode(_) | ClientError::Exec(_) => exit::INTERNAL,
         }
     }
 
@@ -230,6 +239,7 @@ impl ClientError {
             ClientError::Request(_) => "request_malformed",
             ClientError::TooLarge { .. } => "answer_too_large",
             ClientError::Stream(_) => "stream_broken",
+            ClientError::Exec(_) => "exec_stream_not_understood",
             ClientError::Tls(_) | ClientError::Name(_) => "tls_setup_failed",
         }
     }

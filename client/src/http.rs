@@ -21,7 +21,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use crate::backoff::Backoff;
-use crate::connection::{Line, Security};
+use crate::connection::{Line, Security, SendBody};
 use crate::dial::Dial;
 use crate::endpoint::{ENDPOINTS_MAX, Endpoint};
 use crate::error::{ApiError, ClientError, TransportError};
@@ -265,9 +265,20 @@ impl Client {
         let line = &self.shared.lines[index % self.shared.lines.len()];
         let security = self.shared.security.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let built = self.build(request, &security.name)?;
+        self.head_of(line, &security, built, within).await
+    }
+
+    /// Sends a request to one endpoint, and reads what it says if that is no success.
+    async fn head_of(
+        &self,
+        line: &Line,
+        security: &Security,
+        built: Request<SendBody>,
+        within: Duration,
+    ) -> Result<Response<Incoming>, ClientError> {
         let deadline = Instant::now() + within;
         let response = line
-            .send(&security, built, within)
+            .send(security, built, within)
             .await
             .map_err(|source| ClientError::Unreachable { attempts: 1, source })?;
         if response.status().is_success() {
@@ -290,6 +301,27 @@ impl Client {
             error.details.entry(RETRY_AFTER.as_str().to_owned()).or_insert_with(|| seconds.to_owned());
         }
         Err(error.into())
+    }
+
+    /// The line of the endpoint that answered last.
+    pub(crate) fn preferred_line(&self) -> &Line {
+        &self.shared.lines[self.preferred() % self.shared.lines.len()]
+    }
+
+    /// Posts a body that goes on while the answer is read, to one endpoint and once.
+    pub(crate) async fn stream_at(
+        &self,
+        line: &Line,
+        path: &str,
+        media_type: &'static str,
+        body: SendBody,
+        within: Duration,
+    ) -> Result<Response<Incoming>, ClientError> {
+        let security = self.shared.security.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let head = Outgoing { method: Method::POST, path, accept: media_type, body: None, key: None };
+        let (mut parts, _) = self.build(&head, &security.name)?.into_parts();
+        parts.headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
+        self.head_of(line, &security, Request::from_parts(parts, body), within).await
     }
 
     /// Attempts until an answer is final: the index of the line, and the head of a success.
@@ -357,11 +389,7 @@ impl Client {
         }
     }
 
-    fn build(
-        &self,
-        request: &Outgoing<'_>,
-        name: &ServerName<'_>,
-    ) -> Result<Request<Full<Bytes>>, ClientError> {
+    fn build(&self, request: &Outgoing<'_>, name: &ServerName<'_>) -> Result<Request<SendBody>, ClientError> {
         let uri = format!("https://{}{}", name.to_str(), request.path);
         let mut builder = Request::builder()
             .method(request.method.clone())
@@ -377,7 +405,8 @@ impl Client {
         if request.body.is_some() {
             builder = builder.header(CONTENT_TYPE, JSON);
         }
-        builder.body(Full::new(request.body.clone().unwrap_or_default())).map_err(ClientError::Request)
+        let body = Full::new(request.body.clone().unwrap_or_default()).boxed_unsync();
+        builder.body(body).map_err(ClientError::Request)
     }
 }
 

@@ -3,6 +3,7 @@
 //!
 //! - [`http`]: requests over several members, with deadlines, retries that do nothing twice (I4), and streams.
 //! - [`follow`] and [`report`]: an agent's stream to the control plane, and what it tells.
+//! - [`exec`]: a session with a program in an instance, as a person and as a node have it.
 //! - [`dial`]: where the bytes under HTTP/2 come from.
 //! - [`typed`]: one method for each thing that the API offers.
 //! - [`replica`]: an agent's desired state on its own disk (I5–I8).
@@ -16,6 +17,7 @@ pub mod connection;
 pub mod dial;
 pub mod endpoint;
 pub mod error;
+pub mod exec;
 pub mod follow;
 pub mod frames;
 pub mod hand_over;
@@ -30,6 +32,7 @@ pub mod typed;
 pub use dial::{ByteStream, Dial, Dialled};
 pub use endpoint::{Endpoint, EndpointError};
 pub use error::{ApiError, ClientError, TransportError, exit};
+pub use exec::{ExecReceiver, ExecSender, ExecStream};
 pub use follow::{CallHandler, Follower, Link, NoCalls};
 pub use http::{Client, fresh_key};
 pub use lines::Lines;

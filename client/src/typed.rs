@@ -7,16 +7,17 @@ use crate::http::Client;
 use crate::lines::Lines;
 use holdfast_model::api::{
     Answer, ClusterStatus, ConfirmRemovals, CreateApp, CreateDeployment, CreateEnrolment, CreateEnv,
-    CreateOrg, CreateRelease, CreateRoute, CreateToken, CreatedEnrolment, CreatedToken, Done, EdgeStatus,
-    Leader, NodeStatus, Page, RebuildViews, RebuiltViews, Scale, TokenView, TransferLeader, Verification,
-    WhoAmI,
+    CreateExecGrant, CreateOrg, CreateRelease, CreateRoute, CreateToken, CreatedEnrolment, CreatedExecGrant,
+    CreatedToken, Done, EdgeStatus, Leader, NodeStatus, Page, RebuildViews, RebuiltViews, Scale, TokenView,
+    TransferLeader, Verification, WhoAmI,
 };
+use holdfast_model::exec::ExecGrant;
 use holdfast_model::limits::PAGE_MAX;
 use holdfast_model::logs::{LogRecord, LogStart};
 use holdfast_model::resource::{App, Deployment, Env, Instance, Org, Release, Route};
 use holdfast_model::{
-    AppId, DeploymentId, EdgeId, EnvId, Event, InstanceId, MemberId, NodeId, OrgId, ReleaseId, Revision,
-    RouteId, TokenId,
+    AppId, DeploymentId, EdgeId, EnvId, Event, ExecGrantId, InstanceId, MemberId, NodeId, OrgId, ReleaseId,
+    Revision, RouteId, TokenId,
 };
 use serde::de::DeserializeOwned;
 
@@ -185,6 +186,25 @@ impl Client {
             path.push_str(&format!("&tail={tail}"));
         }
         self.lines(&path).await
+    }
+
+    /// Asks for a grant to run one program in an instance, once.
+    pub async fn create_exec_grant(
+        &self,
+        instance: InstanceId,
+        body: &CreateExecGrant,
+    ) -> Result<Answer<CreatedExecGrant>, ClientError> {
+        self.post(&format!("/v1/instances/{instance}/exec"), body).await
+    }
+
+    /// An env's exec grants and sessions.
+    pub async fn exec_grants(&self, env: EnvId) -> Result<Page<ExecGrant>, ClientError> {
+        self.get(&format!("/v1/envs/{env}/exec")).await
+    }
+
+    /// Takes an exec grant away, and cuts its session.
+    pub async fn revoke_exec_grant(&self, grant: ExecGrantId) -> Result<Done, ClientError> {
+        self.delete(&format!("/v1/exec/{grant}")).await
     }
 
     /// Makes a route.

@@ -3,6 +3,7 @@
 //! An agent holds one stream and receives only what is its own. A frame never means «you have nothing to do» unless
 //! it says so: the absence of frames, of items or of a control plane changes nothing (I5).
 
+use crate::exec::ExecCall;
 use crate::logs::{LogChunk, LogStart};
 use crate::manifest::{Health, Port, Resources, Restart};
 use crate::resource::{Capacity, Image, InstanceReason, InstanceState};
@@ -39,7 +40,7 @@ pub const ANSWER_PATH: &str = "/v1/agent/answers";
 pub const FRAMES_MEDIA_TYPE: &str = "application/vnd.holdfast.frames";
 /// What an agent accepts as a follow stream: frames, with the greatest [`AgentCall::level`] that it understands. Members
 /// that know nothing of levels do not look at it.
-pub const FRAMES_ACCEPTED: &str = "application/vnd.holdfast.frames; calls=2";
+pub const FRAMES_ACCEPTED: &str = "application/vnd.holdfast.frames; calls=3";
 
 /// The greatest [`AgentCall::level`] that an agent understands which accepts this as a follow stream.
 pub fn accepted_level(accept: &str) -> u16 {
@@ -185,6 +186,8 @@ pub enum AgentCall {
         /// Wait up to this long for a first line, in milliseconds.
         wait_ms: u64,
     },
+    /// Run a program in an instance, and take the node's part of its session.
+    Exec(Box<ExecCall>),
 }
 
 impl AgentCall {
@@ -194,6 +197,7 @@ impl AgentCall {
         match self {
             Self::Logs { .. } => 1,
             Self::ReadLogs { .. } => 2,
+            Self::Exec(_) => 3,
         }
     }
 }
@@ -207,6 +211,13 @@ pub enum CallAnswer {
     NotFound,
     /// Lines from a place on.
     LogChunk(LogChunk),
+    /// The node dials the member that passes the session on.
+    ExecComes,
+    /// It cannot do what was asked for now.
+    Refused {
+        /// A sentence for people, at most [`DETAIL_BYTES_MAX`].
+        reason: String,
+    },
 }
 
 /// One line that a workload wrote.

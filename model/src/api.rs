@@ -4,6 +4,7 @@
 
 use crate::agent::{Held, ProxyProtocol};
 use crate::command::Joiner;
+use crate::exec::{ExecClass, ExecGrant};
 use crate::resource::{Edge, Enrolled, EnrolmentKind, Image, Member, Node, RouteTarget, Token, TokenKind};
 use crate::{
     AgentName, AppName, ClusterId, ClusterVersion, DeploymentId, Digest, EnrolmentId, EnvName, Incarnation,
@@ -81,6 +82,35 @@ pub struct Problem {
 pub struct CreateOrg {
     /// Its name, unique in the cluster.
     pub name: OrgName,
+}
+
+/// Lets the caller run one program in an instance, once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateExecGrant {
+    /// For what.
+    pub class: ExecClass,
+    /// Whether the program gets a terminal.
+    #[serde(default)]
+    pub terminal: bool,
+    /// How long the session may last, in seconds: an hour by default, a day at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_s: Option<u64>,
+}
+
+/// A grant and its secret, which is shown this once.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CreatedExecGrant {
+    /// The grant.
+    pub grant: ExecGrant,
+    /// The secret that uses it.
+    pub secret: String,
+}
+
+impl std::fmt::Debug for CreatedExecGrant {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CreatedExecGrant").field("grant", &self.grant).finish_non_exhaustive()
+    }
 }
 
 /// Makes an app.

@@ -31,6 +31,7 @@ use holdfast_model::resource::Capacity;
 use rustix::fs::FlockOperation;
 use tokio::sync::watch;
 
+use crate::exec::Execs;
 use crate::executor::{self, Executor, ExecutorError};
 use crate::host::{self, CapacityOverride, HostError, VmmChoice, VmmHost};
 use crate::image::{ImageCache, ImageError};
@@ -383,11 +384,16 @@ impl Teller {
 /// Answers what the control plane asks.
 struct Calls {
     logs: Arc<Logs>,
+    execs: Arc<Execs>,
+    client: Client,
 }
 
 impl CallHandler for Calls {
     async fn answer(&self, call: AgentCall) -> CallAnswer {
-        self.logs.answer(&call).await
+        match call {
+            AgentCall::Exec(call) => self.execs.answer(&self.client, *call),
+            call => self.logs.answer(&call).await,
+        }
     }
 }
 
@@ -410,7 +416,8 @@ pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()>) -> Resu
     if let Some(path) = replica.quarantined() {
         tracing::error!(path = %path.display(), "what was desired could not be read and was moved aside");
     }
-    let follower = Follower::new(client.clone(), replica, Calls { logs: Arc::clone(node.logs()) });
+    let (logs, execs) = (Arc::clone(node.logs()), Arc::clone(node.executor.execs()));
+    let follower = Follower::new(client.clone(), replica, Calls { logs, execs, client: client.clone() });
     let (views, link, cut_off) = (follower.views(), follower.link(), follower.cut_off());
     let (slot, reporter) = reporter(&client);
     let (stop, stopped) = watch::channel(false);

@@ -21,6 +21,7 @@ use holdfast_model::limits::TERM_GRACE_MS;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::boot::guest_config;
+use crate::exec::Execs;
 use crate::host::{self, VmmHost};
 use crate::image::{Digest, ImageCache, ImageError, ImageRef, Progress, ReferenceError, RootImage};
 use crate::logs::chain;
@@ -92,6 +93,7 @@ pub struct Executor {
     network: Network,
     images: ImageCache,
     host: VmmHost,
+    execs: Arc<Execs>,
     boots: Arc<Semaphore>,
     changes: Semaphore,
     pulls: Semaphore,
@@ -119,6 +121,7 @@ impl Executor {
             network,
             images,
             host,
+            execs: Arc::default(),
             boots: Arc::new(Semaphore::new(processors * BOOTS_PER_PROCESSOR_MAX)),
             changes: Semaphore::new(CHANGES_MAX),
             pulls: Semaphore::new(PULLS_MAX),
@@ -129,6 +132,11 @@ impl Executor {
     /// Which VMM is used.
     pub fn host(&self) -> &VmmHost {
         &self.host
+    }
+
+    /// The guests that can be asked to run programs.
+    pub fn execs(&self) -> &Arc<Execs> {
+        &self.execs
     }
 
     /// The images.

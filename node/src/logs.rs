@@ -95,7 +95,9 @@ impl Logs {
     /// Answers a question of the control plane. Lines of an instance that this node never had are not found; so is
     /// everything that is no question for lines.
     pub async fn answer(&self, call: &AgentCall) -> CallAnswer {
-        let (AgentCall::Logs { instance, .. } | AgentCall::ReadLogs { instance, .. }) = call;
+        let (AgentCall::Logs { instance, .. } | AgentCall::ReadLogs { instance, .. }) = call else {
+            return CallAnswer::NotFound;
+        };
         if !self.shelf.has(*instance) {
             return CallAnswer::NotFound;
         }
@@ -112,6 +114,7 @@ impl Logs {
             AgentCall::ReadLogs { start, wait_ms, .. } => {
                 (start.after.map(|cursor| ring.epochs.known_to(cursor)), *wait_ms)
             }
+            AgentCall::Exec(_) => return Ok(CallAnswer::NotFound),
         };
         let wait = Duration::from_millis(wait_ms).min(WAIT_MAX);
         self.wait(&ring, known.unwrap_or(0), wait).await;
@@ -125,6 +128,7 @@ impl Logs {
                 let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
                 ring.chunk(&start, bytes).map(CallAnswer::LogChunk)
             }
+            AgentCall::Exec(_) => Ok(CallAnswer::NotFound),
         };
         tokio::task::spawn_blocking(read).await.unwrap_or(Ok(CallAnswer::NotFound))
     }

@@ -17,6 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use crate::exec::Execs;
 use crate::health::{Checker, Verdict};
 use crate::image::RootImage;
 use crate::logs::{Line, Ring, chain};
@@ -79,6 +80,8 @@ pub struct Brief {
     pub ready: bool,
     /// Where its lines go.
     pub ring: Arc<Ring>,
+    /// Where it is known that its guest can be asked to run programs.
+    pub execs: Arc<Execs>,
     /// Kept from being collected while the microVM runs.
     pub root: Option<RootImage>,
     /// Given back when the guest is up, so that not too many boot at the same time.
@@ -257,6 +260,9 @@ impl Watcher {
             GuestState::Exited(_) => {}
             GuestState::Failed { reason } => return Ok((Cause::Crashed, reason)),
         }
+        // Until this session ends.
+        let instance = self.vm.instance_id().parse();
+        let _open = instance.ok().map(|instance| self.brief.execs.open(instance, sender.clone()));
         let told = self.brief.config.is_some();
         let mut checker = self.brief.health.as_ref().map(|health| Checker::new(health, self.brief.ready));
         let (stage, booting) = (self.stage.subscribe(), self.stage.subscribe());

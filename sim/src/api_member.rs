@@ -59,6 +59,7 @@ impl ApiMember {
             member: MemberId(member),
             consensus: Arc::clone(&consensus),
             contacts: Arc::new(Contacts::new(MemberId(member))),
+            exec: Arc::default(),
             seed: SecretSeed::of(&cluster.authority),
             peers: Peers::new(dialling, name),
             authority: Arc::clone(&cluster.authority),

@@ -84,7 +84,7 @@ pub(super) async fn ask(
         return ask_locally(service, agent, question, wait_ms).await;
     }
     let unreachable = || {
-        let detail = "The node that has these lines holds no stream to the control plane now; try again.";
+        let detail = "The instance's node holds no stream to the control plane now; try again.";
         Refusal::new(Code::AgentUnreachable, detail)
     };
     let question = postcard::to_stdvec(&question).map_err(|e| Refusal::internal(&e))?;

@@ -6,6 +6,7 @@ mod cluster;
 mod deployments;
 mod enrolment;
 mod events;
+mod exec;
 mod instances;
 mod logs;
 mod members;
@@ -27,6 +28,7 @@ pub(crate) fn table() -> Table<Arc<Service>> {
     deployments::add(&mut table);
     instances::add(&mut table);
     logs::add(&mut table);
+    exec::add(&mut table);
     routing::add(&mut table);
     tokens::add(&mut table);
     events::add(&mut table);

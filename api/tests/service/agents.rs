@@ -134,7 +134,7 @@ pub(crate) async fn follow(rig: &Rig, peer: &PeerIdentity, query: &str) -> Body 
 }
 
 /// Waits until `done` says so.
-async fn until(what: &str, done: impl Fn() -> bool) {
+pub(crate) async fn until(what: &str, done: impl Fn() -> bool) {
     let waiting = async {
         while !done() {
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;

@@ -5,6 +5,7 @@
 
 mod access;
 mod agents;
+mod exec;
 mod harness;
 mod logs;
 mod members;

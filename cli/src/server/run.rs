@@ -55,6 +55,7 @@ pub(crate) async fn run(arguments: ServerRun) -> Result<(), Failure> {
         member: member.member,
         consensus: Arc::clone(&consensus),
         contacts: Arc::new(Contacts::new(member.member)),
+        exec: Arc::default(),
         seed: SecretSeed::of(&authority),
         peers: peers(&authority, &credential, &member)?,
         authority: Arc::clone(&authority),

@@ -151,10 +151,8 @@ impl Host for Executor {
         let Watch { spec, runs, ready, ring, tell } = watch;
         let (config, root) = guest.or_else(|| self.watched(spec?)).unzip();
         let health = spec.and_then(|spec| spec.health.clone());
-        Machine::new(
-            vm,
-            Brief { config, health, known: spec.is_some(), runs, ready, ring, root, booting, tell },
-        )
+        let (known, execs) = (spec.is_some(), Arc::clone(self.execs()));
+        Machine::new(vm, Brief { config, health, known, runs, ready, ring, execs, root, booting, tell })
     }
 
     fn process(&self, watched: &Machine) -> Option<(u32, &'static str)> {
