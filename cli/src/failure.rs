@@ -2,6 +2,7 @@
 
 use holdfast_client::{ClientError, exit};
 use holdfast_model::Code;
+use holdfast_model::exec::ExecEnd;
 use std::path::PathBuf;
 
 /// Why a command failed.
@@ -68,6 +69,20 @@ pub(crate) enum Failure {
     /// What an agent or a member of this host did failed.
     #[error("{0}")]
     Host(String),
+    /// A program in an instance ended with this code.
+    #[error("The program ended with exit code {code}.")]
+    Program {
+        /// The code.
+        code: u8,
+    },
+    /// An exec session ended without its program's doing.
+    #[error("{reason}")]
+    Exec {
+        /// How.
+        end: ExecEnd,
+        /// A sentence.
+        reason: String,
+    },
     /// Standard output is closed.
     #[error("Cannot write to standard output: {0}.")]
     Output(std::io::Error),
@@ -88,6 +103,11 @@ impl Failure {
             Self::NotFound { .. } => exit::NOT_FOUND,
             Self::Api(error) => error.exit_code(),
             Self::WaitTimedOut { .. } | Self::Incomplete(_) => exit::TRANSIENT,
+            Self::Program { code } => *code,
+            Self::Exec { end: ExecEnd::Revoked, .. } => exit::AUTHENTICATION,
+            Self::Exec { end: ExecEnd::Refused, .. } => exit::CONFLICT,
+            Self::Exec { end: ExecEnd::Lost | ExecEnd::ConnectTimeout, .. } => exit::TRANSIENT,
+            Self::Exec { .. } => exit::FAILURE,
             Self::File { .. } | Self::RollOut(_) | Self::Host(_) | Self::Output(_) => exit::FAILURE,
         }
     }
@@ -136,6 +156,8 @@ impl Failure {
             Self::WaitTimedOut { .. } => "wait_timed_out".into(),
             Self::Incomplete(_) => "incomplete".into(),
             Self::Host(_) => "host".into(),
+            Self::Program { .. } => "program_failed".into(),
+            Self::Exec { end, .. } => format!("exec_{end}"),
             Self::Output(_) => "output".into(),
         }
     }

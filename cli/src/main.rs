@@ -60,6 +60,8 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) if failure.is_closed_pipe() => ExitCode::SUCCESS,
+        // It has said itself why it failed.
+        Err(Failure::Program { code }) => ExitCode::from(code),
         Err(failure) => {
             output.failure(&failure);
             ExitCode::from(failure.exit())
@@ -98,6 +100,7 @@ async fn run(cli: Cli, output: Output) -> Result<(), Failure> {
         Command::Releases(arguments) => commands::releases::run(&session()?, arguments).await,
         Command::Deployments(arguments) => commands::deployments::run(&session()?, arguments).await,
         Command::Logs(arguments) => commands::logs::run(&session()?, arguments).await,
+        Command::Exec(arguments) => commands::exec::run(&session()?, arguments).await,
         Command::Events(arguments) => commands::events::run(&session()?, arguments).await,
         Command::Status => commands::status::run(&session()?).await,
         Command::Token(command) => commands::token::run(&session()?, command).await,

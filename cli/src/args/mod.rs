@@ -87,6 +87,8 @@ pub(crate) enum Command {
     Deployments(tenant::Listing),
     /// Print what instances wrote.
     Logs(tenant::Logs),
+    /// Run a program or a shell in an instance.
+    Exec(tenant::Exec),
     /// Print the history of the cluster.
     Events(tenant::Events),
     /// Show how the cluster stands.

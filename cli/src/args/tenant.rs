@@ -1,7 +1,9 @@
 //! The command lines of people who deploy.
 
 use clap::{Args, Subcommand, ValueEnum};
-use holdfast_model::{AgentName, AppName, EnvName, Hostname, OrgName, PortName, ProcessName, Role, Scope};
+use holdfast_model::{
+    AgentName, AppName, EnvName, ExecGrantId, Hostname, OrgName, PortName, ProcessName, Role, Scope,
+};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -216,6 +218,41 @@ pub(crate) struct Logs {
     /// Also of instances that have ended, as long as their node keeps their lines.
     #[arg(long)]
     pub(crate) all: bool,
+}
+
+/// `holdfast exec`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  holdfast exec --app shop --env prod                 a shell in the only process's oldest instance
+  holdfast exec web -- ls -l /srv                     in an instance of a process
+  holdfast exec inst_01k… -- sh -c 'cat > /tmp/x' < file
+  holdfast exec --list                                who is in
+Runs as the image's user, with its variables and folder, inside the microVM and never on its host.
+The exit code is the program's, 128 and the signal if one ended it; failures of our own have the usual codes.
+On a terminal, ~. at the beginning of a line leaves. The token needs the scope exec:create.")]
+pub(crate) struct Exec {
+    /// A process, whose oldest ready instance is taken, or an instance.
+    #[arg(value_name = "PROCESS|INSTANCE")]
+    pub(crate) target: Option<String>,
+    /// The program and its arguments, after `--`; without one, the shell of the image's user.
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
+    /// Give the program a terminal, also where there is none here.
+    #[arg(short = 't', long = "terminal", overrides_with = "no_terminal")]
+    pub(crate) terminal: bool,
+    /// Give the program no terminal.
+    #[arg(short = 'T', long = "no-terminal", overrides_with = "terminal")]
+    pub(crate) no_terminal: bool,
+    /// Cut the session off after this long, a day at most.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub(crate) time: Option<Duration>,
+    /// List the env's grants and sessions.
+    #[arg(long, conflicts_with_all = ["target", "command", "end"])]
+    pub(crate) list: bool,
+    /// End somebody's session, or take a grant away.
+    #[arg(long, value_name = "GRANT", conflicts_with_all = ["target", "command"])]
+    pub(crate) end: Option<ExecGrantId>,
 }
 
 /// `holdfast events`.

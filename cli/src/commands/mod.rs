@@ -9,6 +9,7 @@ pub(crate) mod deployments;
 pub(crate) mod edge;
 pub(crate) mod env;
 pub(crate) mod events;
+pub(crate) mod exec;
 pub(crate) mod image;
 pub(crate) mod instances;
 pub(crate) mod invite;
