@@ -2,7 +2,7 @@
 //!
 //! A person's stream ends at whichever member they dialled. That member uses the grant up, in log order, and asks the
 //! node, through whichever member holds the node's follow stream, to dial it for this one session. So both streams end
-//! here, no member relays for another, and what is under way is a few frames in each direction ([`relay`]). What a
+//! here, no member relays for another, and what is under way is a few frames in each direction ([`mod@relay`]). What a
 //! session says is looked at only to tell one kind of frame from another, and is kept nowhere (I10).
 
 mod frames;
