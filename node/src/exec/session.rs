@@ -44,17 +44,26 @@ impl Session {
                 return;
             }
         };
-        let ExecStream { sender, receiver } = stream;
+        let ExecStream { sender, mut receiver } = stream;
         let terminal = self.call.program.terminal.map(terminal);
         let said = match self.guest.run(self.call.program.argv, terminal).await {
-            Ok(program) => converse(program, &sender, receiver, until).await,
+            Ok(program) => converse(program, &sender, &mut receiver, until).await,
             Err(error) => Some(lost(ExecEnd::Refused, &error)),
         };
         if let Some(last) = said {
             // One that does not hear it finds the stream ended.
-            tokio::time::timeout(LAST_WORD_MAX, sender.send(&last)).await.ok();
+            tokio::time::timeout(LAST_WORD_MAX, say_last(&last, sender, &mut receiver)).await.ok();
         }
         tracing::debug!(%grant, %instance, "an exec session ended");
+    }
+}
+
+/// Says the last word, and stays until the member has ended its part: whoever leaves before resets the stream, and what was
+/// under way in it is lost.
+async fn say_last(last: &ExecOutput, sender: ExecSender<ExecOutput>, receiver: &mut ExecReceiver<ExecInput>) {
+    if sender.send(last).await.is_ok() {
+        drop(sender);
+        while let Ok(Some(_)) = receiver.next().await {}
     }
 }
 
@@ -62,7 +71,7 @@ impl Session {
 async fn converse(
     mut program: Program,
     sender: &ExecSender<ExecOutput>,
-    receiver: ExecReceiver<ExecInput>,
+    receiver: &mut ExecReceiver<ExecInput>,
     until: Instant,
 ) -> Option<ExecOutput> {
     let writer = program.writer();
@@ -114,7 +123,7 @@ async fn outward(program: &mut Program, sender: &ExecSender<ExecOutput>) -> End 
     }
 }
 
-async fn inward(writer: &ProgramWriter, mut receiver: ExecReceiver<ExecInput>) -> End {
+async fn inward(writer: &ProgramWriter, receiver: &mut ExecReceiver<ExecInput>) -> End {
     loop {
         let frame: Result<Option<ExecInput>, ClientError> = receiver.next().await;
         let passed = match frame {
