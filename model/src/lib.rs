@@ -13,6 +13,7 @@ pub mod api;
 pub mod cluster_version;
 pub mod command;
 pub mod context;
+pub mod delivery;
 pub mod event;
 pub mod exec;
 pub mod hostname;
@@ -27,6 +28,8 @@ pub mod rejection;
 pub mod resource;
 mod schema;
 pub mod scope;
+pub mod sealed;
+pub mod secrets;
 
 pub use cluster_version::{ClusterVersion, SupportedVersions};
 pub use command::Command;
@@ -42,3 +45,4 @@ pub use name::{AgentName, AppName, EnvName, OrgName, PortName, ProcessName, Volu
 pub use number::{Digest, Incarnation, LogIndex, MemberId, Revision, Timestamp};
 pub use rejection::{Accepted, Code, Outcome, Output, Rejection};
 pub use scope::{Role, Scope, ScopeSet};
+pub use secrets::SecretKey;

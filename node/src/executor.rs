@@ -23,11 +23,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::boot::guest_config;
 use crate::exec::Execs;
 use crate::host::{self, VmmHost};
-use crate::image::{Digest, ImageCache, ImageError, ImageRef, Progress, ReferenceError, RootImage};
+use crate::image::{
+    Digest, ImageCache, ImageError, ImageRef, Login, Progress, ReferenceError, RegistryError, RootImage,
+};
 use crate::logs::chain;
 use crate::machine::Machine;
 use crate::network::{Network, NetworkError};
 use crate::phase::{Cause, Event};
+use crate::secrets::NodeSecretsStore;
 use crate::step::{AfterStep, Step, unheard};
 use crate::vmm::channel::GuestConfig;
 use crate::vmm::jail::{JailConfig, Jails};
@@ -92,6 +95,7 @@ pub struct Executor {
     folder: PathBuf,
     network: Network,
     images: ImageCache,
+    secrets: Arc<NodeSecretsStore>,
     host: VmmHost,
     execs: Arc<Execs>,
     boots: Arc<Semaphore>,
@@ -106,6 +110,7 @@ impl Executor {
         data_dir: &Path,
         network: Network,
         images: ImageCache,
+        secrets: Arc<NodeSecretsStore>,
         host: VmmHost,
         after_step: AfterStep,
     ) -> Result<Self, ExecutorError> {
@@ -120,6 +125,7 @@ impl Executor {
             folder,
             network,
             images,
+            secrets,
             host,
             execs: Arc::default(),
             boots: Arc::new(Semaphore::new(processors * BOOTS_PER_PROCESSOR_MAX)),
@@ -154,9 +160,15 @@ impl Executor {
         (self.after_step)(Step::Stored);
     }
 
-    /// Image and TAP.
+    /// What instances need in secret.
+    pub fn secrets(&self) -> &Arc<NodeSecretsStore> {
+        &self.secrets
+    }
+
+    /// Secrets, image and TAP.
     pub async fn prepare(&self, spec: &NodeInstance) -> Event {
         let prepared = async {
+            self.secrets.ensure(spec.id).await.map_err(|error| (Cause::Secrets, chain(&error)))?;
             self.root(spec).await?;
             (self.after_step)(Step::RootReady);
             let _one_of_few = self.changes.acquire().await;
@@ -245,7 +257,9 @@ impl Executor {
         (self.after_step)(Step::TapRemoved);
         self.host.jails().release(&id.to_string())?;
         (self.after_step)(Step::GroupRemoved);
-        remove_folder(&self.machine_folder(id), &self.after_step)
+        remove_folder(&self.machine_folder(id), &self.after_step)?;
+        self.secrets.forget(id);
+        Ok(())
     }
 
     /// Takes the network of every instance down and touches nothing else: memory, disks and logs stay as they are.
@@ -276,6 +290,7 @@ impl Executor {
 
     /// Removes whatever belongs to this agent and to none of these instances.
     pub async fn sweep(&self, keep: &BTreeSet<InstanceId>) -> Result<(), ExecutorError> {
+        self.secrets.sweep(keep);
         for id in self.folders()?.difference(keep) {
             tracing::warn!(instance = %id, "removing what an instance left that this node does not know");
             self.kill(*id).await?;
@@ -321,7 +336,15 @@ impl Executor {
         }
         let _one_of_few = self.pulls.acquire().await;
         let progress = |progress: Progress| tracing::trace!(instance = %spec.id, ?progress, "image");
-        self.images.ensure(&reference, &progress).await.map_err(failed)
+        let registry = self.secrets.open_registry(spec.id).map_err(|e| (Cause::Secrets, chain(&e)))?;
+        let login = registry.map(|c| Login::new(c.user.reveal(), c.password.reveal()));
+        let pulled = self.images.ensure(&reference.with_login(login), &progress).await;
+        if let Err(ImageError::Registry(RegistryError::Denied { .. } | RegistryError::Token { .. })) = &pulled
+        {
+            // The credential may have been set or changed since this node asked; the next attempt uses it.
+            self.secrets.refresh(spec.id).await.ok();
+        }
+        pulled.map_err(failed)
     }
 
     fn machine_folder(&self, id: InstanceId) -> PathBuf {

@@ -22,6 +22,7 @@ pub mod phase;
 pub mod reconcile;
 #[cfg(test)]
 mod sample;
+pub mod secrets;
 pub mod state;
 pub mod status;
 pub mod step;

@@ -103,6 +103,8 @@ pub enum Cause {
     VmmStart,
     /// The host was restarted: nobody's fault.
     HostRestarted,
+    /// Its secrets are not here, or did not get into the guest.
+    Secrets,
 }
 
 impl Cause {
@@ -116,12 +118,13 @@ impl Cause {
             Self::RootBuild => InstanceReason::RootfsBuildFailed,
             Self::Network => InstanceReason::NetworkSetupFailed,
             Self::VmmStart => InstanceReason::VmmStartFailed,
+            Self::Secrets => InstanceReason::SecretsInjectionFailed,
         }
     }
 
     /// Whether the workload had no chance to run: the restart policy is about workloads that ended.
     pub const fn before_workload(self) -> bool {
-        matches!(self, Self::ImagePull | Self::RootBuild | Self::Network | Self::VmmStart)
+        matches!(self, Self::ImagePull | Self::RootBuild | Self::Network | Self::VmmStart | Self::Secrets)
     }
 }
 

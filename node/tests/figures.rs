@@ -12,7 +12,7 @@ mod namespace;
 #[allow(dead_code, reason = "shared with the tests of an outage")]
 mod scene;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -30,6 +30,7 @@ use holdfast_node::image::ImageCache;
 use holdfast_node::logs::Logs;
 use holdfast_node::network::Network;
 use holdfast_node::phase::Phase;
+use holdfast_node::secrets::NodeSecretsStore;
 use holdfast_node::state::State;
 use holdfast_node::status::NodeStatus;
 use holdfast_node::step::{Step, unheard};
@@ -102,8 +103,9 @@ async fn measure_starts(scene: &Scene) {
     let images = ImageCache::open(&folder.join("images")).unwrap();
     // The probe is over before anything is measured.
     host.vmm().await.unwrap();
-    let executor =
-        Arc::new(Executor::new(&folder, Network::open(&folder).unwrap(), images, host, unheard()).unwrap());
+    let secrets = Arc::new(NodeSecretsStore::open(&folder, BTreeSet::new).unwrap());
+    let network = Network::open(&folder).unwrap();
+    let executor = Arc::new(Executor::new(&folder, network, images, secrets, host, unheard()).unwrap());
     let state = Arc::new(State::open(&folder.join("node.redb")).unwrap());
     let logs = Arc::new(Logs::open(folder.join("logs")).unwrap());
     let desired = watch::Sender::new(view(0, &[]));

@@ -12,6 +12,7 @@ mod logs;
 mod members;
 mod meta;
 mod routing;
+mod secrets;
 mod tokens;
 
 pub use enrolment::member_subject;
@@ -30,6 +31,7 @@ pub(crate) fn table() -> Table<Arc<Service>> {
     logs::add(&mut table);
     exec::add(&mut table);
     routing::add(&mut table);
+    secrets::add(&mut table);
     tokens::add(&mut table);
     events::add(&mut table);
     cluster::add(&mut table);

@@ -79,6 +79,12 @@ pub(crate) enum Command {
     /// Hostnames and ports that lead to processes.
     #[command(subcommand)]
     Route(tenant::RouteCommand),
+    /// Secrets: what workloads need and nobody should see.
+    #[command(subcommand)]
+    Secrets(tenant::SecretsCommand),
+    /// Credentials for private registries.
+    #[command(subcommand)]
+    Registry(tenant::RegistryCommand),
     /// List instances.
     Instances(tenant::Instances),
     /// List releases.

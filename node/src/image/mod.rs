@@ -29,6 +29,7 @@ mod user;
 
 use std::time::Duration;
 
+pub use auth::Login;
 pub use cache::{GcReport, ImageCache, Progress, RootImage};
 pub use digest::{Digest, DigestError};
 pub use error::{ImageError, LayerError, ManifestError, RegistryError, RootError};

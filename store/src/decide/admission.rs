@@ -27,6 +27,8 @@ pub(super) fn admit(draft: &Draft<'_>, command: &Command) -> Result<(), Refusal>
             | Command::BeginIncarnation { .. }
             | Command::AdvanceLogTime { .. }
             | Command::RaiseClusterVersion { .. }
+            | Command::CreateEnvelope { .. }
+            | Command::ResealEnvelope { .. }
     );
     match draft.context().actor {
         Actor::System(_) => Ok(()),
