@@ -235,7 +235,12 @@ impl<T: Followed, H: CallHandler> Follower<T, H> {
             replica.begin_stream();
             #[cfg(feature = "planted-bugs")]
             if crate::planted::is(crate::planted::Bug::ObeyOlderRevision) {
-                return None;
+                // Not nothing: a member makes sure of the first state of an agent that has none.
+                let begins = |mut stamp: holdfast_model::agent::Stamp| {
+                    stamp.revision = holdfast_model::Revision(0);
+                    stamp
+                };
+                return replica.current().map(|view| begins(view.stamp));
             }
             replica.current().map(|view| view.stamp)
         });

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Bug {
-    /// An agent does not say where it stands, and takes an older state for a new one.
+    /// An agent says that it stands at the beginning, and takes an older state for a new one.
     ObeyOlderRevision = 1,
     /// A state is published before it is on the disk.
     PublishBeforeDurable,
