@@ -150,6 +150,8 @@ impl Service {
     /// # Errors
     /// The command's rejection, or that the cluster could not decide.
     pub async fn propose(&self, request: &RequestInfo, command: Command) -> Result<Accepted, Refusal> {
+        // Here already: in the log it would stop the members that cannot read it.
+        command.allowed_at(self.store().cluster_version())?;
         Ok(self.consensus.propose(request.proposal(command)).await??)
     }
 

@@ -46,11 +46,6 @@ impl ClusterVersion {
     pub const fn has_cordon(self) -> bool {
         self.0 >= Self::THREE.0
     }
-
-    /// Whether there are exec grants.
-    pub const fn has_exec(self) -> bool {
-        self.0 >= Self::THREE.0
-    }
 }
 
 impl fmt::Display for ClusterVersion {

@@ -4,9 +4,9 @@ use crate::agent::{Observation, ProxyProtocol};
 use crate::exec::{ExecClass, ExecEnd};
 use crate::resource::{Capacity, EnrolmentKind, Image, RouteTarget, TokenKind};
 use crate::{
-    AgentName, AppId, AppName, ClusterId, ClusterVersion, Digest, EdgeId, EnvId, EnvName, ExecGrantId,
+    AgentName, AppId, AppName, ClusterId, ClusterVersion, Code, Digest, EdgeId, EnvId, EnvName, ExecGrantId,
     Incarnation, InstanceId, LogIndex, Manifest, MemberId, NodeId, OrgId, OrgName, PortName, ProcessName,
-    ReleaseId, Revision, RouteId, ScopeSet, Timestamp, TokenId,
+    Rejection, ReleaseId, Revision, RouteId, ScopeSet, Timestamp, TokenId,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -265,6 +265,61 @@ pub enum Command {
         /// How long the session lasted, in milliseconds.
         lasted_ms: u64,
     },
+}
+
+impl Command {
+    /// The first version of the cluster at which people and agents may ask for it: members of an earlier one could not read
+    /// it in the log. When the clockwork proposes what is its own, the clockwork judges.
+    const fn since(&self) -> ClusterVersion {
+        match self {
+            Self::CordonNode { .. }
+            | Self::QuarantineNode { .. }
+            | Self::CreateExecGrant { .. }
+            | Self::UseExecGrant { .. }
+            | Self::EndExecGrant { .. } => ClusterVersion::THREE,
+            Self::InitCluster { .. }
+            | Self::CreateOrg { .. }
+            | Self::CreateApp { .. }
+            | Self::CreateEnv { .. }
+            | Self::CreateToken(_)
+            | Self::RevokeToken { .. }
+            | Self::CreateEnrolment { .. }
+            | Self::Enrol { .. }
+            | Self::CreateRelease { .. }
+            | Self::Deploy { .. }
+            | Self::Scale { .. }
+            | Self::CreateRoute { .. }
+            | Self::DeleteRoute { .. }
+            | Self::ReportInstances { .. }
+            | Self::ReportNode { .. }
+            | Self::ReportSilence { .. }
+            | Self::Tick
+            | Self::ConfirmRemovals { .. }
+            | Self::DrainNode { .. }
+            | Self::ActivateNode { .. }
+            | Self::VerifyDigest { .. }
+            | Self::DeleteApp { .. }
+            | Self::RemoveMember { .. }
+            | Self::SetMemberVotes { .. }
+            | Self::BeginIncarnation { .. }
+            | Self::BeginCluster { .. }
+            | Self::RaiseClusterVersion { .. }
+            | Self::AdvanceLogTime { .. } => ClusterVersion::ONE,
+        }
+    }
+
+    /// Whether a cluster at this version may be asked for it.
+    ///
+    /// # Errors
+    /// A rejection that says what to do first.
+    pub fn allowed_at(&self, version: ClusterVersion) -> Result<(), Rejection> {
+        if version >= self.since() {
+            return Ok(());
+        }
+        let message =
+            format!("The cluster is still at version {version}: upgrade every member, and ask again.");
+        Err(Rejection::new(Code::FailedPrecondition, message))
+    }
 }
 
 /// What a new cluster begins with.

@@ -337,6 +337,13 @@ pub enum InstanceReason {
     NoCapacity,
 }
 
+impl InstanceReason {
+    /// Whether it says something of its node, and nothing of what ran.
+    pub const fn is_of_its_node(self) -> bool {
+        matches!(self, Self::NodeLost | Self::NodeDraining | Self::NodeQuarantined)
+    }
+}
+
 /// One microVM's worth of a process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Instance {

@@ -310,10 +310,7 @@ fn count_replacement(rows: &mut impl RowsMut, old: &Instance, new: &Instance) ->
     if new.state != InstanceState::Failed || old.state == InstanceState::Draining {
         return Ok(());
     }
-    if matches!(
-        new.reason,
-        Some(InstanceReason::NodeLost | InstanceReason::NodeDraining | InstanceReason::NodeQuarantined)
-    ) {
+    if new.reason.is_some_and(InstanceReason::is_of_its_node) {
         return Ok(());
     }
     let current = rows.env(new.env)?.and_then(|env| env.current);
@@ -395,10 +392,6 @@ fn env_deleted(rows: &mut impl RowsMut, env: &Env) -> Result<(), StoreError> {
         for route in routes {
             route_deleted(rows, &route)?;
         }
-    }
-    // Whoever holds a session of theirs finds it gone (I11).
-    for grant in rows.exec_grants_of(env.id)? {
-        exec_ended(rows, &grant)?;
     }
     for instance in rows.live_instances(env.id)? {
         remove(rows, Table::InstanceByEnv, &[&at, &instance.id.to_key()])?;

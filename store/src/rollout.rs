@@ -228,15 +228,7 @@ impl<'a> Roll<'a> {
         let mut failed = draft.ended_instances(deployment.env)?;
         failed.retain(|i| {
             now.since(i.changed_at) < FAILURE_REMEMBERED_MS
-                && !matches!(
-                    i.reason,
-                    Some(
-                        InstanceReason::Replaced
-                            | InstanceReason::NodeDraining
-                            | InstanceReason::NodeLost
-                            | InstanceReason::NodeQuarantined
-                    )
-                )
+                && !i.reason.is_some_and(|why| why == InstanceReason::Replaced || why.is_of_its_node())
         });
         Ok(Self { deployment, release, fleets, leaving, failed })
     }

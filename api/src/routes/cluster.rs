@@ -10,7 +10,7 @@ use holdfast_model::api::{
 };
 use holdfast_model::command::AgentRef;
 use holdfast_model::limits::VMM_OVERHEAD_MIB;
-use holdfast_model::{Code, Command, Scope};
+use holdfast_model::{Command, Scope};
 use holdfast_store::Views;
 use std::sync::Arc;
 
@@ -149,23 +149,11 @@ async fn activate(call: Call) -> Result<Response, Refusal> {
     carry_out(&call, Command::ActivateNode { node: call.id("node", "node")? }).await
 }
 
-/// Before the proposal: a member of an earlier version could not read it in the log.
-fn needs_cordon(call: &Call) -> Result<(), Refusal> {
-    let version = call.service.view()?.cluster_version()?;
-    if version.has_cordon() {
-        return Ok(());
-    }
-    let detail = format!("The cluster is still at version {version}: upgrade every member, and ask again.");
-    Err(Refusal::new(Code::FailedPrecondition, detail))
-}
-
 async fn cordon(call: Call) -> Result<Response, Refusal> {
-    needs_cordon(&call)?;
     carry_out(&call, Command::CordonNode { node: call.id("node", "node")? }).await
 }
 
 async fn quarantine(call: Call) -> Result<Response, Refusal> {
-    needs_cordon(&call)?;
     carry_out(&call, Command::QuarantineNode { node: call.id("node", "node")? }).await
 }
 

@@ -71,13 +71,6 @@ pub(super) fn add(table: &mut Table<Arc<Service>>) {
 async fn create(call: Call, Body(body): Body<CreateExecGrant>) -> Result<Response, Refusal> {
     let instance = {
         let view = call.view().await?;
-        // Members of an earlier build could not read the command.
-        let version = view.cluster_version()?;
-        if !version.has_exec() {
-            let detail =
-                format!("The cluster is at version {version} and exec needs 3: upgrade every member.");
-            return Err(Refusal::new(Code::FailedPrecondition, detail));
-        }
         let instance = view.instance(call.id("instance", "instance")?)?;
         call.caller.visible("instance", instance, |i| i.org)?.id
     };

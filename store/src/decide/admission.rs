@@ -8,17 +8,22 @@ use crate::views::Views;
 use holdfast_model::resource::{App, Env, NodeState, Token, TokenKind};
 use holdfast_model::{Actor, AppId, Code, Command, EnvId, OrgId, TokenId};
 
-/// Refuses callers that the state does not know, or no longer trusts.
+/// Refuses callers that the state does not know, or no longer trusts, and what the cluster's version does not have.
 pub(super) fn admit(draft: &Draft<'_>, command: &Command) -> Result<(), Refusal> {
     if matches!(command, Command::InitCluster { .. } | Command::BeginCluster { .. }) {
         return Ok(());
     }
-    if draft.cluster()?.is_none() {
+    let Some(cluster) = draft.cluster()? else {
         return Err(refuse(
             Code::FailedPrecondition,
             "The cluster is not initialised yet: run `holdfast server init` on its first member.",
         ));
-    }
+    };
+    admit_actor(draft, command)?;
+    Ok(command.allowed_at(cluster.version)?)
+}
+
+fn admit_actor(draft: &Draft<'_>, command: &Command) -> Result<(), Refusal> {
     let clockwork = matches!(
         command,
         Command::Tick

@@ -159,21 +159,8 @@ pub(super) fn activate(draft: &mut Draft<'_>, id: NodeId) -> Decision {
     Ok(Output::None)
 }
 
-/// Members of an earlier version do not know this command.
-fn needs_cordon(draft: &Draft<'_>) -> Result<(), Refusal> {
-    let version = draft.cluster_version()?;
-    if version.has_cordon() {
-        return Ok(());
-    }
-    Err(refuse(
-        Code::FailedPrecondition,
-        format!("The cluster is still at version {version}: upgrade every member, and ask again."),
-    ))
-}
-
 pub(super) fn cordon(draft: &mut Draft<'_>, id: NodeId) -> Decision {
     let node = node(draft, id)?;
-    needs_cordon(draft)?;
     match node.state {
         NodeState::Cordoned => return Ok(Output::None),
         NodeState::Active | NodeState::Unreachable => {}
@@ -195,7 +182,6 @@ pub(super) fn cordon(draft: &mut Draft<'_>, id: NodeId) -> Decision {
 /// them at once, and others take their place without waiting for them.
 pub(super) fn quarantine(draft: &mut Draft<'_>, id: NodeId) -> Decision {
     let node = node(draft, id)?;
-    needs_cordon(draft)?;
     if node.state == NodeState::Quarantined {
         return Ok(Output::None);
     }

@@ -45,6 +45,23 @@ fn filing(grant: &ExecGrant) -> Filing {
     Filing::org(Aggregate::ExecGrant(grant.id), grant.org)
 }
 
+/// Ends a grant, and its session, if it had one.
+fn close(
+    draft: &mut Draft<'_>,
+    grant: &ExecGrant,
+    end: ExecEnd,
+    code: Option<i32>,
+    lasted_ms: u64,
+) -> Result<(), StoreError> {
+    draft.emit(filing(grant), EventPayload::ExecEnded { grant: grant.id, end, code, lasted_ms })
+}
+
+/// Takes a grant away. How long its session lasted is by the clocks of two members, and for people.
+fn revoke(draft: &mut Draft<'_>, grant: &ExecGrant) -> Result<(), StoreError> {
+    let lasted_ms = grant.used.map_or(0, |used| draft.context().now.since(used.at));
+    close(draft, grant, ExecEnd::Revoked, None, lasted_ms)
+}
+
 /// Only somebody with a token can be given a grant: it dies with the token.
 fn principal(draft: &Draft<'_>) -> Result<Actor, Refusal> {
     match asking_token(draft)? {
@@ -54,13 +71,6 @@ fn principal(draft: &Draft<'_>) -> Result<Actor, Refusal> {
 }
 
 pub(super) fn create(draft: &mut Draft<'_>, asked: &Asked) -> Decision {
-    let version = draft.cluster_version()?;
-    if !version.has_exec() {
-        return Err(refuse(
-            Code::FailedPrecondition,
-            format!("The cluster is at version {version} and exec needs 3: upgrade every member."),
-        ));
-    }
     let principal = principal(draft)?;
     let instance = draft.instance(asked.instance)?.filter(|i| sees(draft, i.org));
     let instance = instance.ok_or_else(|| absent("instance"))?;
@@ -161,15 +171,12 @@ pub(super) fn end(
     if matches!(draft.context().actor, Actor::System(_)) {
         // It may have been revoked meanwhile.
         if let Some(grant) = grant {
-            draft.emit(filing(&grant), EventPayload::ExecEnded { grant: id, end, code, lasted_ms })?;
+            close(draft, &grant, end, code, lasted_ms)?;
         }
         return Ok(Output::None);
     }
     let grant = grant.filter(|g| sees(draft, g.org)).ok_or_else(|| absent("exec grant"))?;
-    // How long it lasted is by the clocks of two members, and for people.
-    let lasted_ms = grant.used.map_or(0, |used| draft.context().now.since(used.at));
-    let ended = EventPayload::ExecEnded { grant: id, end: ExecEnd::Revoked, code: None, lasted_ms };
-    draft.emit(filing(&grant), ended)?;
+    revoke(draft, &grant)?;
     Ok(Output::None)
 }
 
@@ -180,13 +187,10 @@ pub(super) fn end_all_of_app(draft: &mut Draft<'_>, app: AppId) -> Result<(), St
         let envs = draft.envs(app, after.as_ref(), ENVS_PAGE)?;
         let Some(last) = envs.last() else { return Ok(()) };
         after = Some(last.name.clone());
-        for grant in
-            envs.iter().map(|env| draft.exec_grants_of(env.id)).collect::<Result<Vec<_>, _>>()?.concat()
-        {
-            let lasted_ms = grant.used.map_or(0, |used| draft.context().now.since(used.at));
-            let (grant_id, end) = (grant.id, ExecEnd::Revoked);
-            let ended = EventPayload::ExecEnded { grant: grant_id, end, code: None, lasted_ms };
-            draft.emit(filing(&grant), ended)?;
+        for env in &envs {
+            for grant in draft.exec_grants_of(env.id)? {
+                revoke(draft, &grant)?;
+            }
         }
     }
 }
@@ -202,8 +206,7 @@ pub(super) fn end_overdue(draft: &mut Draft<'_>) -> Result<(), StoreError> {
             None => (ExecEnd::ConnectTimeout, 0),
             Some(used) => (ExecEnd::Lost, used.ends_at.since(used.at)),
         };
-        let ended = EventPayload::ExecEnded { grant: grant.id, end, code: None, lasted_ms };
-        draft.emit(filing(&grant), ended)?;
+        close(draft, &grant, end, None, lasted_ms)?;
     }
     Ok(())
 }
