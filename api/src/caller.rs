@@ -179,15 +179,9 @@ pub async fn admit(service: &Service, need: Need, claims: &Claims) -> Result<Cal
         Need::Agent => {
             let peer = certified(service, claims)?;
             let agent = agent_of(&peer.identity)?;
-            if !agent_is_welcome(&service.view()?, agent)? {
+            if welcome_agent(&service.view()?, agent).is_err() {
                 service.consensus.linearize().await?;
-                let view = service.view()?;
-                if is_quarantined(&view, agent)? {
-                    return Err(quarantined());
-                }
-                if !agent_is_welcome(&view, agent)? {
-                    return Err(unauthenticated());
-                }
+                welcome_agent(&service.view()?, agent)?;
             }
             let actor = match agent {
                 AgentRef::Node(id) => Actor::Node(id),
@@ -217,29 +211,20 @@ pub async fn admit(service: &Service, need: Need, claims: &Claims) -> Result<Cal
 /// Checks again, in a view that the caller is about to be answered from, that its token still holds (I11).
 ///
 /// # Errors
-/// [`Code::Unauthenticated`] when it was revoked, ended, or its agent or member is no longer welcome.
+/// [`Code::Unauthenticated`] when it was revoked, ended, or its agent or member is no longer welcome;
+/// [`Code::Quarantined`] when an operator cut its agent off.
 pub fn still_holds(caller: &Caller, view: &View, now: Timestamp) -> Result<(), Refusal> {
-    if let CallerKind::Agent(agent) = caller.kind
-        && is_quarantined(view, agent)?
-    {
-        return Err(quarantined());
-    }
     let holds = match &caller.kind {
         CallerKind::Anyone => true,
         CallerKind::Member(member) => member_is_welcome(view, *member)?,
         CallerKind::Token(token) => view.token(token.id)?.is_some_and(|t| is_valid(&t, now)),
-        CallerKind::Agent(agent) => agent_is_welcome(view, *agent)?,
+        CallerKind::Agent(agent) => {
+            welcome_agent(view, *agent)?;
+            true
+        }
     };
     let certified = caller.certified_until.is_none_or(|until| now < until);
     if holds && certified { Ok(()) } else { Err(unauthenticated()) }
-}
-
-/// Said to the agent itself, which has shown its certificate: an honest one cuts its instances off when it hears it.
-fn quarantined() -> Refusal {
-    Refusal::new(
-        Code::Quarantined,
-        "This host was quarantined; keep it for who looks into it, then wipe it and join it under another name.",
-    )
 }
 
 fn unauthenticated() -> Refusal {
@@ -292,23 +277,19 @@ fn member_is_welcome(view: &View, member: MemberId) -> Result<bool, Refusal> {
     Ok(view.member(member)?.is_some_and(|m| !m.removed))
 }
 
-/// Whether an operator cut the agent off.
-fn is_quarantined(view: &View, agent: AgentRef) -> Result<bool, Refusal> {
-    Ok(match agent {
-        AgentRef::Node(id) => {
-            view.node(id)?.is_some_and(|n| n.state == holdfast_model::resource::NodeState::Quarantined)
-        }
-        AgentRef::Edge(_) => false,
-    })
-}
-
-/// Whether an agent may connect, by its resource.
-pub fn agent_is_welcome(view: &View, agent: AgentRef) -> Result<bool, Refusal> {
+/// Lets an agent in, by its resource.
+fn welcome_agent(view: &View, agent: AgentRef) -> Result<(), Refusal> {
     use holdfast_model::resource::NodeState;
-    Ok(match agent {
-        AgentRef::Node(id) => {
-            view.node(id)?.is_some_and(|n| !matches!(n.state, NodeState::Disabled | NodeState::Quarantined))
-        }
+    let welcome = match agent {
+        AgentRef::Node(id) => match view.node(id)?.map(|node| node.state) {
+            // Said to the agent itself, which has shown its certificate: an honest one cuts its instances off.
+            Some(NodeState::Quarantined) => {
+                let detail = "This host was quarantined; keep it for who looks into it, then wipe it and join it under another name.";
+                return Err(Refusal::new(Code::Quarantined, detail));
+            }
+            state => state.is_some_and(|state| state != NodeState::Disabled),
+        },
         AgentRef::Edge(id) => view.edge(id)?.is_some_and(|e| !e.disabled),
-    })
+    };
+    if welcome { Ok(()) } else { Err(unauthenticated()) }
 }

@@ -54,14 +54,13 @@ async fn forget_lost_sessions(service: &Service) {
     passes.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         passes.tick().await;
-        if let Ok(true) = end_lost_sessions(service).await {
+        if end_lost_sessions(service).await.is_ok() {
             std::future::pending::<()>().await;
         }
     }
 }
 
-/// Whether all of them are ended.
-async fn end_lost_sessions(service: &Service) -> Result<bool, crate::problem::Refusal> {
+async fn end_lost_sessions(service: &Service) -> Result<(), crate::problem::Refusal> {
     // Everything that the earlier process wrote down is here.
     service.consensus.linearize().await?;
     let view = service.view()?;
@@ -76,7 +75,7 @@ async fn end_lost_sessions(service: &Service) -> Result<bool, crate::problem::Re
         let command = Command::EndExecGrant { grant, end, code, lasted_ms };
         service.propose(&RequestInfo::of_member(service.member), command).await?;
     }
-    Ok(true)
+    Ok(())
 }
 
 async fn pass_on(service: &Service) {
