@@ -16,6 +16,7 @@ use holdfast_model::agent::{
     EdgeRoute, FRAME_BYTES_MAX, FRAME_ITEMS_MAX, Followed, Frame, NodeInstance, Stamp,
 };
 use holdfast_model::command::AgentRef;
+use holdfast_model::framing::{self, FramingError};
 use holdfast_model::limits::HEARTBEAT_MS;
 use holdfast_model::{Code, Incarnation, NodeId, Revision};
 use holdfast_store::agents::{self, TouchedNodes};
@@ -348,20 +349,13 @@ fn change<T: Followed>(sent: &Sent<T>, next: &Sent<T>) -> Result<Change, Refusal
     Ok(encode(&delta)?.map_or(Change::Whole, Change::Delta))
 }
 
-/// Length and postcard; `None` when it is longer than a frame may be.
+/// As it travels; `None` when it is longer than a frame may be.
 fn encode<T: Followed>(frame: &Frame<T>) -> Result<Option<Bytes>, Refusal> {
-    let bytes = postcard::to_extend(frame, vec![0u8; 4]).map_err(|e| Refusal::internal(&e))?;
-    encode_length(bytes)
-}
-
-fn encode_length(mut bytes: Vec<u8>) -> Result<Option<Bytes>, Refusal> {
-    let length = bytes.len() - 4;
-    if length > FRAME_BYTES_MAX {
-        return Ok(None);
+    match framing::encode(frame, FRAME_BYTES_MAX) {
+        Ok(bytes) => Ok(Some(bytes.into())),
+        Err(FramingError::TooLong { .. }) => Ok(None),
+        Err(error) => Err(Refusal::internal(&error)),
     }
-    let length = u32::try_from(length).map_err(|e| Refusal::internal(&e))?;
-    bytes[..4].copy_from_slice(&length.to_be_bytes());
-    Ok(Some(bytes.into()))
 }
 
 #[cfg(test)]

@@ -1,10 +1,8 @@
-//! Cutting the follow stream into frames: a big-endian length and so many bytes of postcard. Bounded and total: a length
-//! beyond the bound, bytes that are no frame, or a frame with bytes left over end the stream (I14).
+//! Cutting the follow stream into [frames](holdfast_model::framing): a length beyond the bound, bytes that are no frame, or
+//! a frame with bytes left over end the stream (I14).
 
-use bytes::{Buf, BytesMut};
 use holdfast_model::agent::{FRAME_BYTES_MAX, Followed, Frame};
-
-const LENGTH_BYTES: usize = 4;
+use holdfast_model::framing::{self, Cutter, FramingError};
 
 /// Why a stream cannot be read on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -26,11 +24,19 @@ pub enum FrameError {
     Trailing,
 }
 
-/// Bytes that have come in and are not yet a frame. Holds at most one frame and the chunk that completed it.
-#[derive(Debug, Default)]
-pub struct FrameBuffer {
-    bytes: BytesMut,
+impl From<FramingError> for FrameError {
+    fn from(error: FramingError) -> Self {
+        match error {
+            FramingError::TooLong { length } => Self::TooLong { length },
+            FramingError::Postcard(source) => Self::Decode(source),
+            FramingError::Trailing => Self::Trailing,
+        }
+    }
 }
+
+/// Bytes that have come in and are not yet a frame. Holds at most one frame and the chunk that completed it.
+#[derive(Default)]
+pub struct FrameBuffer(Cutter);
 
 impl FrameBuffer {
     /// An empty buffer.
@@ -40,7 +46,7 @@ impl FrameBuffer {
 
     /// Adds bytes in the order in which they came.
     pub fn extend(&mut self, bytes: &[u8]) {
-        self.bytes.extend_from_slice(bytes);
+        self.0.extend(bytes);
     }
 
     /// The next whole frame; `None` until more bytes are added.
@@ -48,21 +54,7 @@ impl FrameBuffer {
     /// # Errors
     /// [`FrameError`]; the stream is then of no use any more.
     pub fn next_frame<T: Followed>(&mut self) -> Result<Option<Frame<T>>, FrameError> {
-        let Some(prefix) = self.bytes.first_chunk::<LENGTH_BYTES>() else { return Ok(None) };
-        let length = u32::from_be_bytes(*prefix) as usize;
-        if length > FRAME_BYTES_MAX {
-            return Err(FrameError::TooLong { length });
-        }
-        if self.bytes.len() < LENGTH_BYTES + length {
-            return Ok(None);
-        }
-        self.bytes.advance(LENGTH_BYTES);
-        let body = self.bytes.split_to(length);
-        match postcard::take_from_bytes(&body) {
-            Ok((frame, [])) => Ok(Some(frame)),
-            Ok(_) => Err(FrameError::Trailing),
-            Err(error) => Err(FrameError::Decode(error)),
-        }
+        Ok(self.0.next_frame(FRAME_BYTES_MAX)?)
     }
 }
 
@@ -71,14 +63,7 @@ impl FrameBuffer {
 /// # Errors
 /// [`FrameError::TooLong`] when it is beyond the bound: split it.
 pub fn encode<T: Followed>(frame: &Frame<T>) -> Result<Vec<u8>, FrameError> {
-    let bytes = postcard::to_extend(frame, vec![0; LENGTH_BYTES]).map_err(FrameError::Decode)?;
-    let length = bytes.len() - LENGTH_BYTES;
-    if length > FRAME_BYTES_MAX {
-        return Err(FrameError::TooLong { length });
-    }
-    let mut bytes = bytes;
-    bytes[..LENGTH_BYTES].copy_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
-    Ok(bytes)
+    Ok(framing::encode(frame, FRAME_BYTES_MAX)?)
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ pub mod command;
 pub mod context;
 pub mod event;
 pub mod exec;
+pub mod framing;
 pub mod hostname;
 pub mod id;
 pub mod limits;

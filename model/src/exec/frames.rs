@@ -1,10 +1,11 @@
 //! The frames of a session, on their way between a person, a member and a node.
 //!
-//! A frame is a big-endian `u32` of its length, at most [`EXEC_FRAME_BYTES_MAX`], and so many bytes of postcard. Both
+//! They travel as in [`framing`], each of at most [`EXEC_FRAME_BYTES_MAX`]. Both
 //! streams of a session, the person's and the node's, carry the same frames; a member passes them on and keeps none.
 //! `Debug` shows how much was said and never what (I10).
 
 use super::{EXEC_FRAME_BYTES_MAX, ExecEnd, ExecProgram, ExecSize};
+use crate::framing::{self, Cutter, FramingError};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -117,27 +118,26 @@ pub enum ExecFrameError {
     Form,
 }
 
+impl From<FramingError> for ExecFrameError {
+    fn from(error: FramingError) -> Self {
+        match error {
+            FramingError::TooLong { length } => Self::TooLong { length },
+            FramingError::Postcard(_) | FramingError::Trailing => Self::Form,
+        }
+    }
+}
+
 /// A frame as it travels.
 ///
 /// # Errors
 /// [`ExecFrameError`] when it is longer than a frame may be.
 pub fn encode<F: Serialize>(frame: &F) -> Result<Vec<u8>, ExecFrameError> {
-    let mut bytes = postcard::to_extend(frame, vec![0u8; 4]).map_err(|_| ExecFrameError::Form)?;
-    let length = bytes.len() - 4;
-    if length > EXEC_FRAME_BYTES_MAX {
-        return Err(ExecFrameError::TooLong { length });
-    }
-    let announced = u32::try_from(length).map_err(|_| ExecFrameError::TooLong { length })?;
-    bytes[..4].copy_from_slice(&announced.to_be_bytes());
-    Ok(bytes)
+    Ok(framing::encode(frame, EXEC_FRAME_BYTES_MAX)?)
 }
 
-/// Cuts a stream into frames. Holds one frame at most, and what came with its end.
+/// Cuts a session's stream into frames. Holds one frame at most, and what came with its end.
 #[derive(Default)]
-pub struct ExecFrames {
-    bytes: Vec<u8>,
-    used: usize,
-}
+pub struct ExecFrames(Cutter);
 
 impl ExecFrames {
     /// Nothing has come yet.
@@ -147,9 +147,7 @@ impl ExecFrames {
 
     /// Adds what came next.
     pub fn extend(&mut self, bytes: &[u8]) {
-        self.bytes.drain(..self.used);
-        self.used = 0;
-        self.bytes.extend_from_slice(bytes);
+        self.0.extend(bytes);
     }
 
     /// The next whole frame; `None` until more comes.
@@ -157,19 +155,7 @@ impl ExecFrames {
     /// # Errors
     /// [`ExecFrameError`]; nothing can be read after it.
     pub fn next_frame<F: DeserializeOwned>(&mut self) -> Result<Option<F>, ExecFrameError> {
-        let rest = self.bytes.get(self.used..).unwrap_or_default();
-        let Some((prefix, body)) = rest.split_first_chunk::<4>() else { return Ok(None) };
-        let length = u32::from_be_bytes(*prefix) as usize;
-        if length > EXEC_FRAME_BYTES_MAX {
-            return Err(ExecFrameError::TooLong { length });
-        }
-        let Some(body) = body.get(..length) else { return Ok(None) };
-        let frame = match postcard::take_from_bytes(body) {
-            Ok((frame, [])) => frame,
-            Ok(_) | Err(_) => return Err(ExecFrameError::Form),
-        };
-        self.used += 4 + length;
-        Ok(Some(frame))
+        Ok(self.0.next_frame(EXEC_FRAME_BYTES_MAX)?)
     }
 }
 
