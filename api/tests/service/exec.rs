@@ -1,7 +1,7 @@
 //! Exec sessions as a member passes them on: the person's and the node's ends are played, everything between is real.
 
-use crate::agents::{enrolled, next_frame, node, node_report, until};
-use crate::harness::scene::{Tenant, release, tenant};
+use crate::agents::{enrolled, next_frame, until};
+use crate::harness::scene::{Elsewhere, Tenant, elsewhere, tenant};
 use crate::harness::{HANG, Rig};
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -10,7 +10,7 @@ use axum::response::Response;
 use holdfast_api::clockwork;
 use holdfast_api::service::RequestInfo;
 use holdfast_identity::{PeerIdentity, Role};
-use holdfast_model::agent::{AgentCall, CallAnswer, FRAMES_ACCEPTED, Frame, NodeInstance};
+use holdfast_model::agent::{AgentCall, CallAnswer, Frame, NodeInstance};
 use holdfast_model::exec::{
     ExecCall, ExecClass, ExecEnd, ExecFrames, ExecInput, ExecOutput, ExecProgram, ExecStatus, encode,
 };
@@ -69,21 +69,7 @@ struct Scene {
 
 async fn scene() -> Scene {
     let rig = Rig::start().await;
-    let (second, address) = rig.second_api().await;
-    enrolled(&rig, "member", json!({"name": "beta", "api_addr": address, "raft_addr": "127.0.0.1:9"})).await;
-    let ours = tenant(&rig, "ours").await;
-    let (_, peer) = node(&rig).await;
-    let request = rig.request(Method::POST, "/v1/agent/report", None, Some(&node_report("kvm")));
-    assert_eq!(rig.send(rig.by(request, peer.clone())).await.status, StatusCode::OK);
-    let mut request = rig.request(Method::GET, "/v1/agent/follow?protocol=1", None, None);
-    request.headers_mut().insert("accept", FRAMES_ACCEPTED.parse().unwrap());
-    let follow = second.clone().oneshot(rig.by(request, peer.clone())).await.unwrap().into_body();
-    let made = rig.post(&format!("/v1/envs/{}/releases", ours.env), &ours.owner, release()).await;
-    let deployment = json!({"release": made.body["item"]["id"], "counts": {"web": 1}});
-    let made = rig.post(&format!("/v1/envs/{}/deployments", ours.env), &ours.owner, deployment).await;
-    assert_eq!(made.status, StatusCode::CREATED, "{}", made.text);
-    let instances = rig.get(&format!("/v1/envs/{}/instances", ours.env), &ours.owner).await;
-    let instance = instances.body["items"][0]["id"].as_str().expect("nothing was placed").to_owned();
+    let Elsewhere { second, ours, peer, instance, follow } = elsewhere(&rig).await;
     Scene { rig, second, ours, instance, peer, follow: tokio::sync::Mutex::new((follow, Vec::new())) }
 }
 

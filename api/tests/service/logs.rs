@@ -1,14 +1,14 @@
 //! Lines on their way from a node, over whichever member, to whoever may read them.
 
-use crate::agents::{enrolled, next_frame, node, node_report};
-use crate::harness::scene::{Tenant, release, tenant};
+use crate::agents::next_frame;
+use crate::harness::scene::{Elsewhere, Tenant, elsewhere, tenant};
 use crate::harness::{HANG, Rig};
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Method, StatusCode};
 use holdfast_api::log_readers::LOG_STREAMS_ORG_MAX;
 use holdfast_identity::PeerIdentity;
-use holdfast_model::agent::{AgentCall, CallAnswer, FRAMES_ACCEPTED, Frame, LogStream, NodeInstance};
+use holdfast_model::agent::{AgentCall, CallAnswer, Frame, LogStream, NodeInstance};
 use holdfast_model::logs::{LogChunk, LogCursor, LogEntry, LogRecord, LogStart};
 use http_body_util::BodyExt;
 use serde_json::json;
@@ -33,28 +33,14 @@ struct Scene {
 /// A tenant whose instance is on a node that reports to the first member and follows the second.
 async fn scene() -> Scene {
     let rig = Arc::new(Rig::start().await);
-    let (second, address) = rig.second_api().await;
-    enrolled(&rig, "member", json!({"name": "beta", "api_addr": address, "raft_addr": "127.0.0.1:9"})).await;
-    let ours = tenant(&rig, "ours").await;
-    let (_, peer) = node(&rig).await;
-    let request = rig.request(Method::POST, "/v1/agent/report", None, Some(&node_report("kvm")));
-    assert_eq!(rig.send(rig.by(request, peer.clone())).await.status, StatusCode::OK);
+    let Elsewhere { second, ours, peer, instance, follow } = elsewhere(&rig).await;
     let held = Held::default();
-    let agent = tokio::spawn(answer(Arc::clone(&rig), second.clone(), peer, Arc::clone(&held)));
-    let made = rig.post(&format!("/v1/envs/{}/releases", ours.env), &ours.owner, release()).await;
-    let deployment = json!({"release": made.body["item"]["id"], "counts": {"web": 1}});
-    let made = rig.post(&format!("/v1/envs/{}/deployments", ours.env), &ours.owner, deployment).await;
-    assert_eq!(made.status, StatusCode::CREATED, "{}", made.text);
-    let instances = rig.get(&format!("/v1/envs/{}/instances", ours.env), &ours.owner).await;
-    let instance = instances.body["items"][0]["id"].as_str().expect("nothing was placed").to_owned();
+    let agent = tokio::spawn(answer(Arc::clone(&rig), second.clone(), peer, follow, Arc::clone(&held)));
     Scene { rig, second, ours, instance, held, _agent: agent }
 }
 
 /// Answers as a node does, two lines at a time.
-async fn answer(rig: Arc<Rig>, member: Router, peer: PeerIdentity, held: Held) {
-    let mut request = rig.request(Method::GET, "/v1/agent/follow?protocol=1", None, None);
-    request.headers_mut().insert("accept", FRAMES_ACCEPTED.parse().unwrap());
-    let mut stream = member.clone().oneshot(rig.by(request, peer.clone())).await.unwrap().into_body();
+async fn answer(rig: Arc<Rig>, member: Router, peer: PeerIdentity, mut stream: Body, held: Held) {
     let mut pending = Vec::new();
     loop {
         let frame = next_frame::<NodeInstance>(&mut stream, &mut pending).await;
