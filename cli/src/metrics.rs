@@ -44,23 +44,16 @@ pub(crate) fn of_edge(data_dir: PathBuf) -> Source {
 
 fn edge(status: &EdgeStatus) -> Exposition {
     let mut out = Exposition::default();
-    let flag = |set: bool| f64::from(u8::from(set));
-    out.gauge(
+    out.flag(
         "holdfast_edge_follows",
         "Whether the control plane is followed",
-        &[],
-        flag(status.control_plane.member.is_some()),
+        status.control_plane.member.is_some(),
     );
     let revision = status.serving.map_or(0, |stamp| stamp.revision.0);
     out.gauge("holdfast_edge_revision", "The revision that is served", &[], revision as f64);
     let held = status.held.map_or(0, |held| held.removes);
     out.gauge("holdfast_edge_held_removals", "Removals that wait to be confirmed", &[], held as f64);
-    out.gauge(
-        "holdfast_edge_routes_refused",
-        "Whether later routes are refused",
-        &[],
-        flag(status.refused.is_some()),
-    );
+    out.flag("holdfast_edge_routes_refused", "Whether later routes are refused", status.refused.is_some());
     out.gauge("holdfast_edge_routes", "Routes in the table", &[], status.route_count as f64);
     out.gauge("holdfast_edge_ports_open", "Ports that are listened on", &[], status.listening.len() as f64);
     out.gauge(
@@ -108,15 +101,9 @@ pub(crate) fn of_member(service: Arc<Service>) -> Source {
 fn member(service: &Service) -> Exposition {
     let mut out = Exposition::default();
     let status = service.consensus.status();
-    let flag = |set: bool| f64::from(u8::from(set));
-    out.gauge("holdfast_member_healthy", "Whether the member may serve (I1)", &[], flag(status.healthy));
-    out.gauge("holdfast_member_has_leader", "Whether it knows a leader", &[], flag(status.leader.is_some()));
-    out.gauge(
-        "holdfast_member_leads",
-        "Whether it is the leader",
-        &[],
-        flag(status.state == MemberState::Leader),
-    );
+    out.flag("holdfast_member_healthy", "Whether the member may serve (I1)", status.healthy);
+    out.flag("holdfast_member_has_leader", "Whether it knows a leader", status.leader.is_some());
+    out.flag("holdfast_member_leads", "Whether it is the leader", status.state == MemberState::Leader);
     out.gauge("holdfast_member_term", "The term", &[], status.term as f64);
     let index = |index: Option<u64>| index.unwrap_or(0) as f64;
     out.gauge("holdfast_member_log_index", "The last entry of its log", &[], index(status.last_log));

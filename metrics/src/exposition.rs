@@ -65,6 +65,11 @@ impl Exposition {
         self.add(Kind::Gauge, name, help, labels, value);
     }
 
+    /// Adds a state that is or is not.
+    pub fn flag(&mut self, name: &'static str, help: &'static str, is: bool) {
+        self.gauge(name, help, &[], f64::from(u8::from(is)));
+    }
+
     /// Adds a count.
     pub fn counter(&mut self, name: &'static str, help: &'static str, labels: Labels<'_>, value: f64) {
         self.add(Kind::Counter, name, help, labels, value);

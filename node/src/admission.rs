@@ -110,7 +110,7 @@ pub fn refused(
 }
 
 /// Memory in MiB with the VMM's own, and CPU in thousandths.
-fn need(spec: &NodeInstance) -> (u64, u64) {
+pub(crate) fn need(spec: &NodeInstance) -> (u64, u64) {
     (spec.resources.memory_mib.saturating_add(VMM_OVERHEAD_MIB), spec.resources.cpu_milli)
 }
 

@@ -272,7 +272,6 @@ impl Node {
             std::future::pending::<()>().await;
         };
         let sources = metrics::Sources {
-            data_dir: self.data_dir.clone(),
             capacity: self.around.capacity,
             executor: Arc::clone(&self.executor),
             logs: Arc::clone(&self.logs),

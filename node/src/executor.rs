@@ -144,6 +144,11 @@ impl Executor {
         &self.images
     }
 
+    /// The name of an instance's TAP.
+    pub fn tap_name(&self, id: InstanceId) -> String {
+        self.network.tap_name(id)
+    }
+
     /// Free space on the disk that holds images, logs and machines' folders, in MiB.
     pub fn disk_free_mib(&self) -> Option<u64> {
         host::disk_free_mib(&self.folder)

@@ -95,42 +95,43 @@ impl Logs {
     /// Answers a question of the control plane. Lines of an instance that this node never had are not found; so is
     /// everything that is no question for lines.
     pub async fn answer(&self, call: &AgentCall) -> CallAnswer {
-        let (AgentCall::Logs { instance, .. } | AgentCall::ReadLogs { instance, .. }) = call else {
-            return CallAnswer::NotFound;
-        };
-        if !self.shelf.has(*instance) {
+        match *call {
+            AgentCall::Logs { instance, after, limit, wait_ms } => {
+                let limit = usize::try_from(limit).unwrap_or(LOG_LINES_MAX).clamp(1, LOG_LINES_MAX);
+                let read = move |ring: &Ring| ring.read(after, limit).map(CallAnswer::Logs);
+                self.lines(instance, |_| after, wait_ms, read).await
+            }
+            AgentCall::ReadLogs { instance, start, bytes, wait_ms } => {
+                let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+                let known = |ring: &Ring| start.after.map(|cursor| ring.epochs.known_to(cursor));
+                let read = move |ring: &Ring| ring.chunk(&start, bytes).map(CallAnswer::LogChunk);
+                self.lines(instance, known, wait_ms, read).await
+            }
+            AgentCall::Exec(_) => CallAnswer::NotFound,
+        }
+    }
+
+    /// Waits for a line after what is `known`, then reads on a thread that may block.
+    async fn lines(
+        &self,
+        instance: InstanceId,
+        known: impl FnOnce(&Ring) -> Option<u64>,
+        wait_ms: u64,
+        read: impl FnOnce(&Ring) -> Result<CallAnswer, LogError> + Send + 'static,
+    ) -> CallAnswer {
+        if !self.shelf.has(instance) {
             return CallAnswer::NotFound;
         }
-        self.lines(*instance, call).await.unwrap_or_else(|error| {
+        let answered = async {
+            let ring = self.ring(instance)?;
+            let wait = Duration::from_millis(wait_ms).min(WAIT_MAX);
+            self.wait(&ring, known(&ring).unwrap_or(0), wait).await;
+            tokio::task::spawn_blocking(move || read(&ring)).await.unwrap_or(Ok(CallAnswer::NotFound))
+        };
+        answered.await.unwrap_or_else(|error: LogError| {
             tracing::warn!(%instance, error = %chain(&error), "the log of an instance could not be read");
             CallAnswer::NotFound
         })
-    }
-
-    async fn lines(&self, instance: InstanceId, call: &AgentCall) -> Result<CallAnswer, LogError> {
-        let ring = self.ring(instance)?;
-        let (known, wait_ms) = match call {
-            AgentCall::Logs { after, wait_ms, .. } => (*after, *wait_ms),
-            AgentCall::ReadLogs { start, wait_ms, .. } => {
-                (start.after.map(|cursor| ring.epochs.known_to(cursor)), *wait_ms)
-            }
-            AgentCall::Exec(_) => return Ok(CallAnswer::NotFound),
-        };
-        let wait = Duration::from_millis(wait_ms).min(WAIT_MAX);
-        self.wait(&ring, known.unwrap_or(0), wait).await;
-        let call = call.clone();
-        let read = move || match call {
-            AgentCall::Logs { after, limit, .. } => {
-                let limit = usize::try_from(limit).unwrap_or(LOG_LINES_MAX).clamp(1, LOG_LINES_MAX);
-                ring.read(after, limit).map(CallAnswer::Logs)
-            }
-            AgentCall::ReadLogs { start, bytes, .. } => {
-                let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
-                ring.chunk(&start, bytes).map(CallAnswer::LogChunk)
-            }
-            AgentCall::Exec(_) => Ok(CallAnswer::NotFound),
-        };
-        tokio::task::spawn_blocking(read).await.unwrap_or(Ok(CallAnswer::NotFound))
     }
 
     /// Waits for a line after `known`. No line in that time is an answer like any other.

@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,14 +14,13 @@ use holdfast_client::{Link, Published};
 use holdfast_metrics::{Exposition, Listen, Listener, serve};
 use holdfast_model::InstanceId;
 use holdfast_model::agent::NodeInstance;
-use holdfast_model::limits::VMM_OVERHEAD_MIB;
 use holdfast_model::resource::Capacity;
 use tokio::sync::watch;
 
+use crate::admission::need;
 use crate::executor::Executor;
 use crate::logs::{Logs, RingStats, chain};
 use crate::machine::now_ms;
-use crate::network::Network;
 use crate::supervisor::{InstanceView, Pulse, Snapshot};
 
 /// MicroVMs of which one scrape tells at most: as many as a node reports. The rest is counted.
@@ -36,7 +34,6 @@ const TICKS_PER_S: f64 = 100.0;
 
 /// Where the numbers come from.
 pub(crate) struct Sources {
-    pub(crate) data_dir: PathBuf,
     pub(crate) capacity: Capacity,
     pub(crate) executor: Arc<Executor>,
     pub(crate) logs: Arc<Logs>,
@@ -90,8 +87,9 @@ impl Sources {
             snapshot.instances.iter().filter(|(id, seen)| !seen.observed.observation(**id).state.is_final());
         let (mut memory_mib, mut cpu_milli) = (0, 0);
         for spec in promised.filter_map(|(id, _)| spec(id)) {
-            memory_mib += spec.resources.memory_mib + VMM_OVERHEAD_MIB;
-            cpu_milli += spec.resources.cpu_milli;
+            let need = need(&spec);
+            memory_mib += need.0;
+            cpu_milli += need.1;
         }
         out.gauge(
             "holdfast_node_memory_promised_bytes",
@@ -102,10 +100,8 @@ impl Sources {
         out.gauge("holdfast_node_cpu_promised_cores", "CPU of the instances here", &[], cores(cpu_milli));
         let logs = self.logs.stats();
         let traffic = traffic(&fs::read_to_string("/proc/self/net/dev").unwrap_or_default());
-        let network = Network::open(&self.data_dir).ok();
         for (id, seen) in snapshot.instances.iter().take(VMS_MAX) {
-            let tap = network.as_ref().map(|network| network.tap_name(*id));
-            let traffic = tap.and_then(|tap| traffic.get(&tap)).copied();
+            let traffic = traffic.get(&self.executor.tap_name(*id)).copied();
             vm(&mut out, *id, seen, spec(id).as_deref(), logs.get(id), traffic);
         }
         let unlisted = snapshot.instances.len().saturating_sub(VMS_MAX);
@@ -121,12 +117,7 @@ impl Sources {
     fn host(&self, out: &mut Exposition, snapshot: &Snapshot) {
         let boots = self.executor.host().boots();
         let offered = if boots { self.capacity } else { Capacity::default() };
-        out.gauge(
-            "holdfast_node_vmm_boots",
-            "Whether a VMM is known to boot a guest here",
-            &[],
-            f64::from(u8::from(boots)),
-        );
+        out.flag("holdfast_node_vmm_boots", "Whether a VMM is known to boot a guest here", boots);
         out.gauge(
             "holdfast_node_memory_capacity_bytes",
             "Memory offered to instances",
@@ -166,12 +157,7 @@ impl Sources {
             self.logs.used_bytes() as f64,
         );
         let follows = matches!(*self.link.borrow(), Link::Up { .. });
-        out.gauge(
-            "holdfast_node_follows",
-            "Whether the control plane is followed",
-            &[],
-            f64::from(u8::from(follows)),
-        );
+        out.flag("holdfast_node_follows", "Whether the control plane is followed", follows);
         if let Some(view) = self.desired.borrow().as_ref() {
             out.gauge(
                 "holdfast_node_revision",
@@ -235,7 +221,7 @@ fn vm(
         seen.oom_kills as f64,
     );
     if let Some(spec) = spec {
-        let limit = mib(spec.resources.memory_mib + VMM_OVERHEAD_MIB);
+        let limit = mib(need(spec).0);
         out.gauge(
             "holdfast_node_vm_memory_limit_bytes",
             "Memory of the guest and its VMM at most",
