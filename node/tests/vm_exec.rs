@@ -194,20 +194,21 @@ async fn a_terminal_has_a_size_a_name_signals_and_an_end() {
     writer.input(b"stty size\n").await.unwrap();
     until(&mut shell, "40 120").await;
     // ^C reaches what is in the foreground, and the shell stays.
-    writer.input(b"sleep 1000; echo 'af'ter\n").await.unwrap();
-    until(&mut shell, "sleep 1000").await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    writer.input(b"sleep 2001; echo 'af'ter\n").await.unwrap();
+    until_there(guest.sender(), "sleep 2001").await;
     writer.input(b"\x03").await.unwrap();
     writer.input(b"echo 'st'ill here\n").await.unwrap();
     until(&mut shell, "still here").await;
     // So does a signal from outside.
-    writer.input(b"sleep 1000\n").await.unwrap();
-    until(&mut shell, "sleep 1000").await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    writer.input(b"sleep 2002\n").await.unwrap();
+    until_there(guest.sender(), "sleep 2002").await;
     writer.signal(ExecSignal::Int).await.unwrap();
     writer.input(b"echo 'ag'ain\n").await.unwrap();
     until(&mut shell, "again").await;
-    // The end of input ends the shell, with the code of its last command.
+    // The end of input is there for everybody who reads: for what the shell runs, and then for the shell, which ends
+    // with the code of its last command.
+    writer.input(b"cat\n").await.unwrap();
+    until_there(guest.sender(), "cat").await;
     writer.end_input().await.unwrap();
     let (_, end) = to_end(&mut shell).await;
     assert_eq!(end, ProgramNews::Ended(ExitStatus::Code(0)));
@@ -235,18 +236,29 @@ async fn a_program_that_nobody_hears_holds_up_neither_another_nor_the_guest() {
     stuck.abort();
 }
 
-/// How many processes with this argument run in the guest.
-async fn count(sender: &GuestSender, argument: &str) -> usize {
+/// How many processes run this command in the guest.
+async fn count(sender: &GuestSender, command: &str) -> usize {
     let script = format!(
-        "n=0; for p in /proc/[0-9]*; do case $(tr '\\0' ' ' < $p/cmdline) in 'sleep {argument} ') n=$((n+1));; esac; done 2>/dev/null; echo $n"
+        "n=0; for p in /proc/[0-9]*; do case $(tr '\\0' ' ' < $p/cmdline) in '{command} ') n=$((n+1));; esac; done 2>/dev/null; echo $n"
     );
     let (said, _) = run(sender, &script).await;
     said.out().trim().parse().unwrap()
 }
 
-async fn until_gone(sender: &GuestSender, argument: &str) {
+/// Waits until a command runs: it has its own name only once it has been started, in the foreground if it is to be
+/// there.
+async fn until_there(sender: &GuestSender, command: &str) {
+    let there = async {
+        while count(sender, command).await == 0 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, there).await.expect("the command does not start");
+}
+
+async fn until_gone(sender: &GuestSender, command: &str) {
     let gone = async {
-        while count(sender, argument).await > 0 {
+        while count(sender, command).await > 0 {
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     };
@@ -260,25 +272,27 @@ async fn i11_what_is_hung_up_ends_even_if_it_ignores_hup_and_term_and_with_an_ag
     let stubborn = |script: &str| words(&["sh", "-c", script]);
     let mut killed = guest.sender().run(stubborn(script), None).await.unwrap();
     until(&mut killed, "up").await;
-    assert_eq!(count(guest.sender(), "4001").await, 1);
+    until_there(guest.sender(), "sleep 4001").await;
     killed.hang_up(true).await.unwrap();
-    until_gone(guest.sender(), "4001").await;
+    until_gone(guest.sender(), "sleep 4001").await;
     // Without force it is HUP and TERM first, and KILL only after half a minute.
     let mut hung_up =
         guest.sender().run(stubborn(&script.replace("4001", "4002")), terminal(24, 80)).await.unwrap();
     until(&mut hung_up, "up").await;
+    until_there(guest.sender(), "sleep 4002").await;
     hung_up.hang_up(false).await.unwrap();
-    assert_eq!(count(guest.sender(), "4002").await, 1, "it ignores HUP");
-    until_gone(guest.sender(), "4002").await;
+    assert_eq!(count(guest.sender(), "sleep 4002").await, 1, "it ignores HUP");
+    until_gone(guest.sender(), "sleep 4002").await;
 
     // An agent that goes takes its programs along; the workload stays.
     let mut left = guest.sender().run(stubborn("sleep 4003 & echo up; wait"), None).await.unwrap();
     until(&mut left, "up").await;
+    until_there(guest.sender(), "sleep 4003").await;
     guest.listening.abort();
     drop((left, guest.sender.take()));
     let next = GuestChannel::connect(&guest.vm.channel(), 0, PATIENCE).await.unwrap();
     let (sender, listening) = listen(next);
-    until_gone(&sender, "4003").await;
-    assert_eq!(count(&sender, "1000").await, 1, "the workload was not touched");
+    until_gone(&sender, "sleep 4003").await;
+    assert_eq!(count(&sender, "sleep 1000").await, 1, "the workload was not touched");
     listening.abort();
 }

@@ -292,9 +292,8 @@ fn on_a_terminal(tenant: &Tenant) {
     shell.types("sleep 1; stty size\r");
     shell.until("44 122");
     // ^C goes to the program there, not to the command here.
-    shell.types("sleep 1000; echo 'af'ter\r");
-    shell.until("sleep 1000");
-    std::thread::sleep(Duration::from_millis(500));
+    shell.types("sh -c 'echo it'' runs; sleep 1000'; echo 'af'ter\r");
+    shell.until("it runs");
     shell.types("\x03");
     shell.types("echo 'st'ill here\r");
     shell.until("still here");

@@ -125,14 +125,15 @@ impl Execs {
 
     /// Moves input on, and ends what was hung up and did not go.
     pub(crate) fn keep(&mut self, now: Instant) {
-        self.programs.iter_mut().for_each(Program::write_input);
+        self.programs.iter_mut().for_each(|program| program.keep(now));
         self.leaving.retain_mut(|leaving| leaving.keep(now));
     }
 
     /// When something is due by time; of programs that ended, only if the channel `takes` what there is to say.
     pub(crate) fn next_deadline(&self, takes: bool) -> Option<Instant> {
         let drains = self.programs.iter().filter(|_| takes).filter_map(Program::next_deadline);
-        drains.chain(self.leaving.iter().map(HangUp::next_deadline)).min()
+        let ends = self.programs.iter().filter_map(Program::next_keeping);
+        drains.chain(ends).chain(self.leaving.iter().map(HangUp::next_deadline)).min()
     }
 
     /// What to wait for: room for input, and output if the channel `takes` any.

@@ -36,6 +36,16 @@ const DRAIN: Duration = Duration::from_millis(250);
 /// Ends a line of input on a terminal, and at the beginning of a line the input (^D).
 const END_OF_INPUT: u8 = 4;
 
+/// How long after a terminal was told the end of its input it is told again, the first time; then twice as long, and
+/// so on.
+///
+/// A pipe that is closed stays closed, but a terminal forgets: the character counts for one read, and one that arrives
+/// between a program's end and its shell's next line, while the shell changes the terminal's mode, counts for none.
+const END_AGAIN: Duration = Duration::from_millis(500);
+
+/// The longest of these pauses.
+const END_AGAIN_MAX: Duration = Duration::from_secs(30);
+
 /// The group that terminals belong to.
 const TTY_GROUP: u32 = 5;
 
@@ -51,6 +61,8 @@ pub(super) struct Program {
     /// Input that was not taken yet, at most one window.
     pending: VecDeque<u8>,
     input_ends: bool,
+    /// When a terminal is told of the end of its input again, and after which pause.
+    end_again: Option<(Instant, Duration)>,
     /// What the last byte of input was.
     last_input: Option<u8>,
     granting: Granting,
@@ -104,6 +116,7 @@ impl Program {
             input: Some(ends.input),
             pending: VecDeque::new(),
             input_ends: false,
+            end_again: None,
             last_input: None,
             granting: Granting::default(),
             grant: 0,
@@ -150,11 +163,26 @@ impl Program {
                 self.pending.push_back(END_OF_INPUT);
             }
             self.pending.push_back(END_OF_INPUT);
+            self.end_again = Some((Instant::now() + END_AGAIN, END_AGAIN));
         }
         self.write_input();
     }
 
-    pub(super) fn write_input(&mut self) {
+    /// Moves input on, and its end.
+    pub(super) fn keep(&mut self, now: Instant) {
+        if let Some((at, pause)) = self.end_again
+            && now >= at
+        {
+            let pause = (pause * 2).min(END_AGAIN_MAX);
+            self.end_again = self.input.is_some().then_some((now + pause, pause));
+            if self.input.is_some() && self.pending.is_empty() {
+                self.pending.push_back(END_OF_INPUT);
+            }
+        }
+        self.write_input();
+    }
+
+    fn write_input(&mut self) {
         while let (Some(input), false) = (&self.input, self.pending.is_empty()) {
             match rustix::io::write(input, self.pending.as_slices().0) {
                 Ok(bytes) => {
@@ -212,10 +240,16 @@ impl Program {
 
     pub(super) fn ended(&mut self, status: ExitStatus) {
         self.input = None;
+        self.end_again = None;
         let unread = self.pending.len();
         self.pending.clear();
         self.used(unread);
         self.ended = Some((status, Instant::now() + DRAIN));
+    }
+
+    /// When [`Program::keep`] has something to do.
+    pub(super) fn next_keeping(&self) -> Option<Instant> {
+        self.end_again.map(|(at, _)| at)
     }
 
     pub(super) fn next_deadline(&self) -> Option<Instant> {
