@@ -218,7 +218,10 @@ impl State {
 fn is_damage(error: &redb::DatabaseError) -> bool {
     use std::io::ErrorKind::{InvalidData, UnexpectedEof};
     match error {
-        redb::DatabaseError::Storage(redb::StorageError::Corrupted(_)) => true,
+        // No version of ours wrote an older format of redb: the byte that says so is damaged.
+        redb::DatabaseError::Storage(redb::StorageError::Corrupted(_))
+        | redb::DatabaseError::UpgradeRequired(_)
+        | redb::DatabaseError::RepairAborted => true,
         redb::DatabaseError::Storage(redb::StorageError::Io(error)) => {
             matches!(error.kind(), InvalidData | UnexpectedEof)
         }

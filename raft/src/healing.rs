@@ -149,7 +149,8 @@ fn is_damage_itself(error: &(dyn Error + 'static)) -> bool {
         _ => false,
     };
     let of_any = |error: &redb::Error| match error {
-        redb::Error::Corrupted(_) => true,
+        // No version of ours wrote an older format of redb: the byte that says so is damaged.
+        redb::Error::Corrupted(_) | redb::Error::UpgradeRequired(_) => true,
         redb::Error::Io(error) => of_io(error),
         _ => false,
     };
@@ -172,6 +173,7 @@ fn is_damage_itself(error: &(dyn Error + 'static)) -> bool {
             error.downcast_ref::<redb::TransactionError>(),
             error.downcast_ref::<redb::CommitError>(),
         ) {
+            (Some(redb::DatabaseError::UpgradeRequired(_)), ..) => true,
             (Some(redb::DatabaseError::Storage(error)), ..)
             | (_, Some(redb::TableError::Storage(error)), ..)
             | (_, _, Some(redb::TransactionError::Storage(error)), _)
@@ -205,6 +207,23 @@ mod tests {
             assert_eq!(pending(folder.path()).unwrap(), None);
         }
         assert!(!request(folder.path(), &Fault::StateRotten("once more".into()), None).unwrap());
+    }
+
+    #[test]
+    fn i01_a_format_that_was_never_written_is_damage() {
+        // redb's design page: two commit slots of 128 bytes at 64, each beginning with the version of the format.
+        const SLOTS: [usize; 2] = [64, 192];
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.redb");
+        drop(redb::Database::create(&path).unwrap());
+        let mut bytes = fs::read(&path).unwrap();
+        for slot in SLOTS {
+            bytes[slot] = 1;
+        }
+        fs::write(&path, bytes).unwrap();
+        let error = redb::Database::open(&path).unwrap_err();
+        assert!(matches!(error, redb::DatabaseError::UpgradeRequired(1)), "{error:?}");
+        assert!(is_damage(&error) && is_damage(&redb::Error::from(error)));
     }
 
     #[test]

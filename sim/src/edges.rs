@@ -42,6 +42,8 @@ pub(crate) struct Edges {
     edges: Vec<Edge>,
     /// Deletes an app that has most of the routes.
     deletion: Option<Errand>,
+    /// What is still to be judged by the history.
+    removals: Vec<Removal>,
     /// The digest of the routes at each revision at which an edge had a table, as the first edge had them.
     seen: BTreeMap<Revision, Digest>,
     /// The routes that the state has, and its revision.
@@ -115,6 +117,7 @@ impl Edges {
             edges,
             deletion,
             seen: BTreeMap::new(),
+            removals: Vec::new(),
             state: None,
             fault_pause_ms: rng.random_bool(0.75).then(|| rng.random_range(300..4000)),
             to_the_last: rng.random_bool(0.125),
@@ -241,7 +244,12 @@ impl Edges {
                     stamp.revision, last.view.stamp.revision
                 ));
             }
-            check_removals(&last.view.items, &view.items, last.view.held, edge.confirmed)?;
+            self.removals.extend(check_removals(
+                &last.view.items,
+                &view.items,
+                last.view.held,
+                edge.confirmed,
+            )?);
         }
         let held_before = edge.last.as_ref().and_then(|last| last.view.held);
         if changed || held != held_before || !edge.shown {
@@ -367,6 +375,9 @@ impl Edges {
     pub(crate) fn judge(&self, store: &Store) -> Result<(), String> {
         let view = store.view().map_err(|e| e.to_string())?;
         let mut history = RouteHistory::default();
+        let mut removals: Vec<&Removal> = self.removals.iter().collect();
+        removals.sort_by_key(|removal| removal.confirmed);
+        let mut removals = removals.into_iter().peekable();
         let (mut read, mut seen) = (Revision(0), self.seen.iter().peekable());
         let check = |at: Revision, digest: &Digest, history: &RouteHistory| match history.digest()? == *digest
         {
@@ -380,12 +391,18 @@ impl Edges {
                 while let Some((at, digest)) = seen.next_if(|(at, _)| **at < event.revision) {
                     check(*at, digest, &history)?;
                 }
+                while let Some(removal) = removals.next_if(|removal| removal.confirmed < event.revision) {
+                    removal.check(&history)?;
+                }
                 history.note(event);
             }
             read = end;
         }
         while let Some((at, digest)) = seen.next_if(|(at, _)| **at <= view.revision()) {
             check(*at, digest, &history)?;
+        }
+        for removal in removals {
+            removal.check(&history)?;
         }
         match seen.next() {
             None => Ok(()),
@@ -394,21 +411,48 @@ impl Edges {
     }
 }
 
-/// An update that takes most routes away comes after the operator confirmed it.
+/// Routes that an edge gave up at once, and up to which revision removals were confirmed to it then.
+struct Removal {
+    confirmed: Revision,
+    removed: Vec<RouteId>,
+    of: u64,
+}
+
+impl Removal {
+    /// What is confirmed is that the routes are gone which the history had taken away by then.
+    fn check(&self, history: &RouteHistory) -> Result<(), String> {
+        let unconfirmed = self.removed.iter().filter(|id| history.routes.contains_key(id)).count() as u64;
+        match many(unconfirmed, self.of) {
+            true => Err(format!(
+                "I7: {unconfirmed} of {} routes were taken away, and removals were confirmed only up to {}",
+                self.of, self.confirmed
+            )),
+            false => Ok(()),
+        }
+    }
+}
+
+fn many(removed: u64, of: u64) -> bool {
+    removed > REMOVED_ITEMS_FREE && removed * 100 > of * REMOVED_ITEMS_PERCENT_MAX
+}
+
+/// An update that takes most routes away comes after the operator confirmed it. What the edge did not say that it held,
+/// because its disk failed just then, it may still have held; whether that was confirmed is for the history to say.
 fn check_removals(
     before: &BTreeMap<RouteId, Arc<EdgeRoute>>,
     after: &BTreeMap<RouteId, Arc<EdgeRoute>>,
     held: Option<Held>,
     confirmed: Option<Revision>,
-) -> Result<(), String> {
-    let removed = before.keys().filter(|id| !after.contains_key(id)).count() as u64;
+) -> Result<Option<Removal>, String> {
+    let removed: Vec<RouteId> = before.keys().filter(|id| !after.contains_key(id)).copied().collect();
     let of = before.len() as u64;
-    if removed <= REMOVED_ITEMS_FREE || removed * 100 <= of * REMOVED_ITEMS_PERCENT_MAX {
-        return Ok(());
+    if !many(removed.len() as u64, of) {
+        return Ok(None);
     }
-    match held {
-        Some(held) if Some(held.revision) <= confirmed => Ok(()),
-        _ => Err(format!("I7: {removed} of {of} routes were taken away and nobody confirmed it")),
+    match (held, confirmed) {
+        (Some(held), Some(confirmed)) if held.revision <= confirmed => Ok(None),
+        (None, Some(confirmed)) => Ok(Some(Removal { confirmed, removed, of })),
+        _ => Err(format!("I7: {} of {of} routes were taken away and nobody confirmed it", removed.len())),
     }
 }
 

@@ -51,8 +51,10 @@ pub(crate) struct Report {
 /// keys of the hash maps of the thread that logs were set up on, stays behind.
 pub(crate) fn run(seed: u64, trace_path: Option<&Path>) -> std::io::Result<Report> {
     let trace = Trace::new(trace_path)?;
-    // The process's number makes the name unique without drawing anything.
-    let name = format!("holdfast-sim-{}", std::process::id());
+    // The process's number and the time make the name unique without drawing anything; one that was killed may have left
+    // a folder with the same number.
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let name = format!("holdfast-sim-{}-{}", std::process::id(), since.as_nanos());
     let folder = tempfile::Builder::new().prefix(&name).rand_bytes(0).tempdir_in(memory_folder())?;
     // Members are told relative paths, so that no sentence of theirs holds this folder's name.
     std::env::set_current_dir(folder.path())?;
