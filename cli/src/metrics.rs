@@ -6,15 +6,37 @@ use holdfast_api::service::Service;
 use holdfast_edge::introspect::{EdgeStatus, read_status};
 use holdfast_metrics::{Exposition, Listen, Listener, server::Source};
 use holdfast_raft::MemberState;
+use rand::RngExt;
 use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How soon a place that is held is tried again, with jitter of as much again.
+const PLACE_AGAIN: Duration = Duration::from_millis(200);
 
 /// Takes the place, if one was given.
 pub(crate) async fn listener(listen: Option<&Listen>) -> Result<Option<Listener>, Failure> {
     let Some(listen) = listen else { return Ok(None) };
     let bound = Listener::bind(listen).await;
     bound.map(Some).map_err(|e| Failure::Host(crate::failure::with_sources(&e)))
+}
+
+/// Takes the place, if one was given, and has patience with who holds it.
+pub(crate) async fn listener_within(
+    listen: Option<&Listen>,
+    patience: Duration,
+) -> Result<Option<Listener>, Failure> {
+    let until = Instant::now() + patience;
+    loop {
+        match listener(listen).await {
+            Err(_) if Instant::now() < until => {
+                let pause = PLACE_AGAIN.mul_f64(rand::rng().random_range(1.0..2.0));
+                tokio::time::sleep(pause).await;
+            }
+            taken => return taken,
+        }
+    }
 }
 
 /// Serves until it is dropped; without a place it only waits.

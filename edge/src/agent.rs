@@ -1,31 +1,30 @@
-//! The edge agent: serves what its routes say, and follows them as they change.
+//! The edge agent's heart: serves what its routes say, as they change.
 //!
 //! The routes arrive as whole views of a replica, whose first one comes from the edge's own disk (I5); where later
 //! ones come from, and whether they may be believed (I6, I7), is the replica's business. An update is put in
 //! force whole or not at all (I8); a channel that falls silent, or whose sender is gone, changes nothing.
 
-use crate::config::EdgeConfig;
+use crate::config::{EdgeConfig, Limits};
 use crate::edge::Edge;
 use crate::in_force::{InForce, Put};
 use crate::introspect::{self, Serving, StatusError};
 use crate::listeners::Listeners;
 use crate::probe;
-use holdfast_client::{Client, DiskError, Follower, Link, NoCalls, Published, Replica, ReportSlot, reporter};
-use holdfast_model::ClusterId;
-use holdfast_model::agent::{EdgeRoute, Report, ReportDetail, Stamp};
-use holdfast_model::limits::HEARTBEAT_MS;
+use crate::take_over::{Inherited, TakeOverError};
+use holdfast_client::{DiskError, Link, Published};
+use holdfast_model::agent::{EdgeRoute, Stamp};
 use rand::RngExt;
-use std::path::Path;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// The file in the edge's folder that holds its copy of its routes.
 pub const REPLICA_FILE: &str = "routes.redb";
-/// How long following and reporting may take to stop.
-const TASKS_STOP_MAX: Duration = Duration::from_secs(5);
 /// How soon a port that could not be opened is tried again at first.
 const REOPEN_FIRST: Duration = Duration::from_millis(200);
 /// How long apart such tries are at most; they go on as long as the route exists.
@@ -49,6 +48,9 @@ pub enum EdgeError {
     /// The status socket cannot be served.
     #[error("The edge cannot offer its status.")]
     Status(#[source] StatusError),
+    /// Another edge runs in the folder and this one did not take over from it.
+    #[error("Another edge runs in this folder, and this one does not take over from it.")]
+    TakeOver(#[source] TakeOverError),
     /// The task that serves ended by a panic.
     #[error("The edge's main task ended by a panic; report it with the log, and start the edge again.")]
     Panicked(#[source] tokio::task::JoinError),
@@ -59,132 +61,81 @@ pub enum EdgeError {
 pub struct RunningEdge {
     edge: Arc<Edge>,
     applied: watch::Receiver<Option<Stamp>>,
+    serving: watch::Receiver<Serving>,
+    asks: mpsc::Sender<Ask>,
+    status: DropGuard,
     stop: DropGuard,
-    task: JoinHandle<()>,
+    pub(crate) task: JoinHandle<()>,
+    data_dir: PathBuf,
 }
 
-/// Runs an edge of `cluster` until `shutdown` becomes true or its sender is gone, then lets connections finish for a
-/// bounded time.
-///
-/// It serves what its own disk holds before it contacts anybody, and goes on without a `client`, or with one that
-/// reaches nobody (I5).
-///
-/// # Errors
-/// [`EdgeError`] when the edge cannot start. Once it runs, nothing that arrives over a socket ends it.
-pub async fn run(
-    config: EdgeConfig,
-    cluster: ClusterId,
-    client: Option<Client>,
-    mut shutdown: watch::Receiver<bool>,
-) -> Result<(), EdgeError> {
-    let replica = open_replica(&config.data_dir, cluster).await?;
-    let routes = replica.subscribe();
-    // A replica that nobody follows lives as long as this function.
-    let mut alone = None;
-    let mut tasks = JoinSet::new();
-    let mut running = match client {
-        None => {
-            let link = watch::Sender::new(Link::Down { reason: "no control plane is configured".to_owned() });
-            let feed = Feed { routes, link: link.subscribe() };
-            alone = Some(replica);
-            RunningEdge::start(&config, feed)?
-        }
-        Some(client) => {
-            let (slot, reporter) = reporter(&client);
-            let follower = Follower::new(client, replica, NoCalls);
-            let running =
-                RunningEdge::start(&config, Feed { routes: routes.clone(), link: follower.link() })?;
-            tasks.spawn(report(
-                slot,
-                Arc::clone(running.edge()),
-                routes,
-                running.applied(),
-                shutdown.clone(),
-            ));
-            tasks.spawn(reporter.run(shutdown.clone()));
-            tasks.spawn(follower.run(shutdown.clone()));
-            running
-        }
-    };
-    let stopped = async move {
-        // An error means that the sender is gone, which is a reason to stop as well.
-        let _ = shutdown.wait_for(|stop| *stop).await;
-    };
-    let ended = tokio::select! {
-        () = stopped => running.stop().await,
-        ended = &mut running.task => ended.map_err(EdgeError::Panicked),
-    };
-    drop(alone);
-    // They end by the same signal. Whoever starts an edge in this folder next must find the replica closed.
-    let all = async { while tasks.join_next().await.is_some() {} };
-    if tokio::time::timeout(TASKS_STOP_MAX, all).await.is_err() {
-        tracing::warn!("following did not stop in time; leaving it behind");
-    }
-    ended
-}
-
-async fn open_replica(data_dir: &Path, cluster: ClusterId) -> Result<Replica<EdgeRoute>, EdgeError> {
-    let path = data_dir.join(REPLICA_FILE);
-    let opened = tokio::task::spawn_blocking(move || Replica::open(&path, cluster)).await;
-    let replica = opened.map_err(EdgeError::Panicked)?.map_err(EdgeError::Replica)?;
-    if let Some(aside) = replica.quarantined() {
-        tracing::error!(moved_to = %aside.display(), "the edge's copy of its routes was damaged; it waits for another");
-    }
-    Ok(replica)
-}
-
-/// Puts into `slot` which revision is served: at once when it changes, and with every heartbeat.
-async fn report(
-    slot: ReportSlot,
-    edge: Arc<Edge>,
-    routes: watch::Receiver<Published<EdgeRoute>>,
-    mut applied: watch::Receiver<Option<Stamp>>,
-    mut shutdown: watch::Receiver<bool>,
-) {
-    loop {
-        let stamp = *applied.borrow_and_update();
-        slot.put(Report {
-            // Zero is the empty history: nothing is known yet.
-            applied: stamp.map(|s| s.revision).unwrap_or_default(),
-            incarnation: stamp.map(|s| s.incarnation).unwrap_or_default(),
-            held: routes.borrow().as_ref().and_then(|view| view.held),
-            detail: ReportDetail::Edge {
-                routes: edge.table().routes() as u64,
-                connections: edge.connections() as u64,
-            },
-        });
-        tokio::select! {
-            _ = shutdown.wait_for(|stop| *stop) => return,
-            changed = applied.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(Duration::from_millis(HEARTBEAT_MS)) => {}
-        }
-    }
+/// What the main task is asked from beside its feed.
+#[derive(Debug)]
+enum Ask {
+    /// Follow this from now on.
+    Feed(Feed),
+    /// Share the open ports.
+    Share(oneshot::Sender<std::io::Result<Vec<(SocketAddr, OwnedFd)>>>),
+    /// Close the ports and end with the last connection.
+    Leave,
 }
 
 impl RunningEdge {
-    /// Starts an edge in the background.
+    /// Starts an edge in the background, on ports that may be `inherited` from one before it.
     ///
     /// # Errors
     /// [`EdgeError::Status`] when the status socket cannot be made.
-    pub fn start(config: &EdgeConfig, feed: Feed) -> Result<Self, EdgeError> {
+    pub fn start(config: &EdgeConfig, feed: Feed, inherited: Inherited) -> Result<Self, EdgeError> {
         let edge = Edge::new(config);
         let (serving_changed, serving) = watch::channel(Serving::new());
         let (applied_changed, applied) = watch::channel(None);
-        let socket = introspect::bind(&config.data_dir).map_err(EdgeError::Status)?;
+        let (asks, asked) = mpsc::channel(1);
+        let status = answer_status(&config.data_dir, &edge, &serving)?;
         let stop = CancellationToken::new();
-        tokio::spawn(introspect::answer(socket, Arc::clone(&edge), serving, stop.clone()));
         tokio::spawn(probe::run(Arc::clone(&edge), stop.clone()));
         let agent = Agent {
-            listeners: Listeners::new(Arc::clone(&edge)),
+            listeners: Listeners::new(Arc::clone(&edge), inherited),
             routes: feed.routes,
             link: feed.link,
             in_force: InForce::new(Arc::clone(&edge)),
             serving: serving_changed,
             applied: applied_changed,
             reopen_after: REOPEN_FIRST,
+            asked,
         };
-        let task = tokio::spawn(agent.run(stop.clone(), config.limits.shutdown));
-        Ok(Self { edge, applied, stop: stop.drop_guard(), task })
+        let task = tokio::spawn(agent.run(stop.clone(), config.limits.clone()));
+        let stop = stop.drop_guard();
+        Ok(Self { edge, applied, serving, asks, status, stop, task, data_dir: config.data_dir.clone() })
+    }
+
+    /// Follows another feed from now on, and answers for its status anew: an edge that was to take over may have taken
+    /// the socket's place.
+    ///
+    /// # Errors
+    /// [`EdgeError::Status`] when the status socket cannot be made; the feed is followed all the same.
+    pub(crate) async fn go_on(&mut self, feed: Feed) -> Result<(), EdgeError> {
+        self.ask(Ask::Feed(feed)).await;
+        self.status = answer_status(&self.data_dir, &self.edge, &self.serving)?;
+        Ok(())
+    }
+
+    /// The open ports, for another process.
+    pub(crate) async fn share(&self) -> std::io::Result<Vec<(SocketAddr, OwnedFd)>> {
+        let (answer, answered) = oneshot::channel();
+        self.ask(Ask::Share(answer)).await;
+        // Without an answer the main task is gone, and whoever runs the edge learns that from the task.
+        answered.await.unwrap_or_else(|_| Err(std::io::ErrorKind::BrokenPipe.into()))
+    }
+
+    /// Closes the ports; the edge ends with its last connection.
+    pub(crate) async fn leave(&self) {
+        self.ask(Ask::Leave).await;
+    }
+
+    async fn ask(&self, ask: Ask) {
+        if self.asks.send(ask).await.is_err() {
+            tracing::debug!("the edge's main task has ended");
+        }
     }
 
     /// The edge's state.
@@ -202,9 +153,30 @@ impl RunningEdge {
     /// # Errors
     /// [`EdgeError::Panicked`] when the edge had ended by itself.
     pub async fn stop(self) -> Result<(), EdgeError> {
-        drop(self.stop);
+        drop((self.stop, self.status));
         self.task.await.map_err(EdgeError::Panicked)
     }
+}
+
+/// Why the main task serves no longer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// It was told to stop.
+    Stopped,
+    /// Another process has its ports.
+    Left,
+}
+
+/// Answers for the status until the guard is dropped.
+fn answer_status(
+    data_dir: &std::path::Path,
+    edge: &Arc<Edge>,
+    serving: &watch::Receiver<Serving>,
+) -> Result<DropGuard, EdgeError> {
+    let socket = introspect::bind(data_dir).map_err(EdgeError::Status)?;
+    let until = CancellationToken::new();
+    tokio::spawn(introspect::answer(socket, Arc::clone(edge), serving.clone(), until.clone()));
+    Ok(until.drop_guard())
 }
 
 /// The main task's state.
@@ -216,10 +188,22 @@ struct Agent {
     serving: watch::Sender<Serving>,
     applied: watch::Sender<Option<Stamp>>,
     reopen_after: Duration,
+    asked: mpsc::Receiver<Ask>,
 }
 
 impl Agent {
-    async fn run(mut self, stop: CancellationToken, grace: Duration) {
+    async fn run(mut self, stop: CancellationToken, limits: Limits) {
+        if self.serve(&stop).await == Ended::Stopped {
+            return self.listeners.stop(limits.shutdown, std::future::pending()).await;
+        }
+        let cut_short = async {
+            stop.cancelled().await;
+            tokio::time::sleep(limits.shutdown).await;
+        };
+        self.listeners.stop(limits.after_take_over, cut_short).await;
+    }
+
+    async fn serve(&mut self, stop: &CancellationToken) -> Ended {
         self.routes.mark_changed();
         self.link.mark_changed();
         let (mut fed, mut linked) = (true, true);
@@ -227,7 +211,23 @@ impl Agent {
         loop {
             let reopen_after = self.reopen_after.mul_f64(rand::rng().random_range(0.8..1.2));
             tokio::select! {
-                () = stop.cancelled() => break,
+                () = stop.cancelled() => return Ended::Stopped,
+                ask = self.asked.recv() => match ask {
+                    Some(Ask::Feed(feed)) => {
+                        (self.routes, self.link) = (feed.routes, feed.link);
+                        self.routes.mark_changed();
+                        self.link.mark_changed();
+                        (fed, linked) = (true, true);
+                        continue;
+                    }
+                    Some(Ask::Share(answer)) => {
+                        // Whoever asked may have given up.
+                        let _ = answer.send(self.listeners.share());
+                        continue;
+                    }
+                    Some(Ask::Leave) => return Ended::Left,
+                    None => return Ended::Stopped,
+                },
                 changed = self.routes.changed(), if fed => match changed {
                     Ok(()) => {
                         self.apply();
@@ -253,9 +253,12 @@ impl Agent {
             all_open = self.listeners.reconcile().await;
             let (listening, problems) = self.listeners.state();
             self.serving.send_modify(|serving| serving.set_listeners(listening, problems));
-            self.applied.send_replace(self.serving.borrow().stamp);
+            let stamp = self.serving.borrow().stamp;
+            if stamp.is_some() {
+                self.listeners.drop_inherited();
+            }
+            self.applied.send_replace(stamp);
         }
-        self.listeners.stop(grace).await;
     }
 
     fn apply(&mut self) {

@@ -64,6 +64,10 @@ pub struct Limits {
     pub probe_unhealthy: Duration,
     /// How long connections may finish when the edge is told to stop.
     pub shutdown: Duration,
+    /// How long an edge that takes over may take to serve what the one before it served.
+    pub take_over: Duration,
+    /// How long connections may go on once another process has taken the ports over.
+    pub after_take_over: Duration,
 }
 
 impl Default for Limits {
@@ -81,6 +85,8 @@ impl Default for Limits {
             probe_healthy: Duration::from_secs(3),
             probe_unhealthy: Duration::from_millis(500),
             shutdown: Duration::from_secs(10),
+            take_over: Duration::from_secs(20),
+            after_take_over: Duration::from_secs(24 * 3_600),
         }
     }
 }

@@ -9,7 +9,7 @@
 //! switched atomically), I9 (no byte of one connection reaches another), I14 (no byte from a socket panics the edge
 //! or grows it without bound).
 //!
-//! Read [`agent`] first, then [`connection`], then what it calls: [`client_hello`], [`table`], [`connect`], [`relay`].
+//! Read [`process`] and [`agent`] first, then [`connection`], then what it calls: [`client_hello`], [`table`], [`connect`], [`relay`].
 
 #![forbid(unsafe_code)]
 
@@ -28,9 +28,11 @@ pub mod listeners;
 pub mod metrics;
 pub mod pipe;
 pub mod probe;
+pub mod process;
 pub mod proxy_protocol;
 pub mod relay;
 pub mod table;
+pub mod take_over;
 #[cfg(test)]
 mod testing;
 

@@ -6,12 +6,13 @@
 use crate::admission::Shed;
 use crate::connection;
 use crate::edge::Edge;
+use crate::take_over::Inherited;
 use rand::RngExt;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
@@ -38,10 +39,13 @@ pub struct Listeners {
     cut: CancellationToken,
     open: BTreeMap<SocketAddr, Accepting>,
     problems: BTreeMap<SocketAddr, String>,
+    /// Sockets of the process before this one, to be used where a port is wanted.
+    inherited: Inherited,
 }
 
 #[derive(Debug)]
 struct Accepting {
+    socket: Arc<TcpListener>,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -58,15 +62,34 @@ pub struct ListenError {
 }
 
 impl Listeners {
-    /// No ports yet.
-    pub fn new(edge: Arc<Edge>) -> Self {
+    /// No ports yet; those that are inherited are opened without being opened anew.
+    pub fn new(edge: Arc<Edge>, inherited: Inherited) -> Self {
         Self {
             edge,
             connections: TaskTracker::new(),
             cut: CancellationToken::new(),
             open: BTreeMap::new(),
             problems: BTreeMap::new(),
+            inherited,
         }
+    }
+
+    /// Closes what was inherited and is not wanted.
+    pub fn drop_inherited(&mut self) {
+        for address in std::mem::take(&mut self.inherited).into_keys() {
+            tracing::info!(%address, "no longer listening");
+        }
+    }
+
+    /// The open sockets, for another process to listen on as well.
+    ///
+    /// # Errors
+    /// When this process has no descriptor left.
+    pub fn share(&self) -> io::Result<Vec<(SocketAddr, OwnedFd)>> {
+        let share = |(address, accepting): (&SocketAddr, &Accepting)| {
+            Ok((*address, accepting.socket.as_fd().try_clone_to_owned()?))
+        };
+        self.open.iter().map(share).collect()
     }
 
     /// Opens and closes ports until they are those of the table in force; false when one could not be opened.
@@ -93,20 +116,25 @@ impl Listeners {
     }
 
     fn open(&mut self, address: SocketAddr) {
-        match listen(address) {
+        let opened = match self.inherited.remove(&address) {
+            Some(socket) => adopt(address, socket),
+            None => listen(address),
+        };
+        match opened {
             Ok(listener) => {
                 tracing::info!(%address, "listening");
                 self.problems.remove(&address);
                 let stop = CancellationToken::new();
+                let socket = Arc::new(listener);
                 let accepting = accept(
                     Arc::clone(&self.edge),
-                    listener,
+                    Arc::clone(&socket),
                     address.port(),
                     stop.clone(),
                     self.connections.clone(),
                     self.cut.clone(),
                 );
-                self.open.insert(address, Accepting { stop, task: tokio::spawn(accepting) });
+                self.open.insert(address, Accepting { socket, stop, task: tokio::spawn(accepting) });
             }
             Err(ListenError { source, .. }) => {
                 if self.problems.insert(address, source.to_string()).is_none() {
@@ -117,12 +145,13 @@ impl Listeners {
     }
 
     async fn close(&mut self, address: SocketAddr) {
-        let Some(Accepting { stop, task }) = self.open.remove(&address) else { return };
+        let Some(Accepting { socket, stop, task }) = self.open.remove(&address) else { return };
         stop.cancel();
         // The loop only waits for the network beside its stop, so this is at once; the port is free afterwards.
         if let Err(error) = task.await {
             tracing::error!(%address, %error, "an accept loop ended by a panic");
         }
+        drop(socket);
         tracing::info!(%address, "no longer listening");
     }
 
@@ -131,13 +160,17 @@ impl Listeners {
         (self.open.keys().copied().collect(), self.problems.clone())
     }
 
-    /// Closes all ports, gives connections `grace` to finish, then cuts them.
-    pub async fn stop(mut self, grace: Duration) {
+    /// Closes all ports, gives connections `grace` to finish, or until `cut_short`, then cuts them.
+    pub async fn stop(mut self, grace: Duration, cut_short: impl Future<Output = ()>) {
         for address in self.open.keys().copied().collect::<Vec<_>>() {
             self.close(address).await;
         }
         self.connections.close();
-        if tokio::time::timeout(grace, self.connections.wait()).await.is_err() {
+        let finished = tokio::select! {
+            finished = tokio::time::timeout(grace, self.connections.wait()) => finished.is_ok(),
+            () = cut_short => self.connections.is_empty(),
+        };
+        if !finished {
             tracing::warn!(connections = self.connections.len(), "cutting the connections that are left");
             self.cut.cancel();
             self.connections.wait().await;
@@ -170,6 +203,12 @@ pub fn listen(address: SocketAddr) -> Result<TcpListener, ListenError> {
     open().map_err(|source| ListenError { address, source })
 }
 
+/// Goes on with a socket that another process opened by [`listen`].
+fn adopt(address: SocketAddr, socket: OwnedFd) -> Result<TcpListener, ListenError> {
+    TcpListener::from_std(std::net::TcpListener::from(socket))
+        .map_err(|source| ListenError { address, source })
+}
+
 /// Lets the kernel find peers that vanished.
 ///
 /// # Errors
@@ -184,7 +223,7 @@ pub fn keep_alive(socket: &impl AsFd) -> io::Result<()> {
 
 async fn accept(
     edge: Arc<Edge>,
-    listener: TcpListener,
+    listener: Arc<TcpListener>,
     port: u16,
     stop: CancellationToken,
     connections: TaskTracker,

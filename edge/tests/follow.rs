@@ -3,7 +3,7 @@
 
 mod support;
 
-use holdfast_edge::agent::run;
+use holdfast_edge::process::{Standing, run};
 use holdfast_model::agent::{EdgeRoute, Frame, ReportDetail, Stamp};
 use holdfast_model::{Incarnation, Revision};
 use support::member::{Member, Trust};
@@ -31,7 +31,13 @@ async fn i05_edge_follows_its_control_plane_and_goes_on_without_it() {
     let member = Member::start(&trust, address, snapshot(5, vec![old.clone()])).await;
     let client = trust.edge_client(address);
     let (stop, shutdown) = tokio::sync::watch::channel(false);
-    let edge = tokio::spawn(run(world.config.clone(), cluster(), Some(client), shutdown));
+    let edge = tokio::spawn(run(
+        world.config.clone(),
+        cluster(),
+        Some(client),
+        shutdown,
+        tokio::sync::watch::Sender::new(Standing::Starting),
+    ));
 
     until(async || says(&world, TCP_PORT, "old").await).await;
     let mut reports = member.reports.clone();

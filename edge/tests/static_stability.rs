@@ -4,8 +4,8 @@
 mod support;
 
 use holdfast_client::Client;
-use holdfast_edge::agent::run;
 use holdfast_edge::introspect::{StatusError, read_status};
+use holdfast_edge::process::{Standing, run};
 use holdfast_identity::Authority;
 use holdfast_model::agent::EdgeRoute;
 use std::sync::Arc;
@@ -58,7 +58,13 @@ async fn i05_an_edge_started_while_no_server_answers_serves_what_it_knew() {
         let endpoints = vec![nobody.local_addr().unwrap().into()];
         let client = client.then(|| Client::new(endpoints, authority.certificate(), None).unwrap());
         let (stop, shutdown) = tokio::sync::watch::channel(false);
-        let edge = tokio::spawn(run(world.config.clone(), cluster(), client, shutdown));
+        let edge = tokio::spawn(run(
+            world.config.clone(),
+            cluster(),
+            client,
+            shutdown,
+            tokio::sync::watch::Sender::new(Standing::Starting),
+        ));
         until(async || TcpStream::connect(world.address(TCP_PORT)).await.is_ok()).await;
         assert_eq!(exactly(&mut world.tcp(TCP_PORT).await, 2).await.unwrap(), "hi");
         until(async || world.status().await.control_plane.reason.is_some()).await;

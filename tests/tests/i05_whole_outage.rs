@@ -4,12 +4,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test fails by panicking.
 
 use holdfast_tests::cluster::{Cluster, Options, gone, signal, wait_for};
-use holdfast_tests::load::Target;
+use holdfast_tests::load::{Load, Tally, Target};
 use holdfast_tests::oci::webapp::WebappTls;
 use holdfast_tests::oci::{Registry, webapp};
 use holdfast_tests::{netns, shop};
 use rustix::process::Signal;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const PORT: u16 = 8443;
 /// A guard against hanging.
@@ -38,6 +38,19 @@ async fn i05_edge_and_node_come_back_without_servers_and_i07_the_servers_return_
     accepted(&cluster, &["route", "add", shop::HOSTNAME, "--port", "https", "--listen", &PORT.to_string()]);
     let target = Target::new(([127, 0, 0, 1], PORT).into(), shop::HOSTNAME, &tls.ca_pem).unwrap();
     wait_for("the page", COME_MAX, || target.get("/").outcome.ok()).unwrap();
+
+    // An upgrade of the edge: the next one takes the ports over, and the one before it ends by itself.
+    let (load, old_edge, began) = (
+        Load::start(&target, 2, Duration::from_millis(5)),
+        cluster.process("edge-1").unwrap().pid,
+        Instant::now(),
+    );
+    cluster.restart("edge-1").unwrap();
+    wait_for("the edge before to end", COME_MAX, || gone(old_edge).then_some(())).unwrap();
+    let tally = Tally::of(&load.stop(), began, Instant::now());
+    assert!(tally.sent > 0 && tally.failed == 0, "{tally:?}");
+    target.get("/").outcome.unwrap();
+
     // The images' registry goes too: what runs needs nobody.
     drop(registry);
 

@@ -12,8 +12,14 @@ use crate::metrics;
 use crate::output::{Output, or_dash, table};
 use holdfast_edge::EdgeConfig;
 use holdfast_edge::introspect::{EdgeStatus, RouteStatus, read_status};
+use holdfast_edge::process::{self, Standing};
 use holdfast_model::command::Joiner;
+use std::convert::Infallible;
+use std::time::Duration;
 use tokio::sync::watch;
+
+/// How long an edge that took over waits for the place where metrics are served.
+const METRICS_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Joins as an edge.
 pub(crate) async fn join(arguments: EdgeJoin, global: &Global, output: Output) -> Result<(), Failure> {
@@ -28,22 +34,48 @@ pub(crate) async fn join(arguments: EdgeJoin, global: &Global, output: Output) -
 pub(crate) async fn run(arguments: EdgeRun) -> Result<(), Failure> {
     let mut asked = Asked::listen()?;
     let agent = Agent::load(&arguments.data_dir)?;
-    let listener = metrics::listener(arguments.metrics.as_ref()).await?;
-    let metrics = metrics::serve(listener, metrics::of_edge(arguments.data_dir.clone()));
-    let mut config = EdgeConfig::new(arguments.data_dir);
+    let mut config = EdgeConfig::new(arguments.data_dir.clone());
     if !arguments.listen.is_empty() {
         config.listen = arguments.listen;
     }
     let (stop, stopped) = watch::channel(false);
-    let edge = holdfast_edge::agent::run(config, agent.cluster, Some(agent.client.clone()), stopped);
+    let (standing, mut stands) = watch::channel(Standing::Starting);
+    let mut left = standing.subscribe();
+    let edge = process::run(config, agent.cluster, Some(agent.client.clone()), stopped, standing);
     tokio::pin!(edge);
     let renewal = tokio::spawn(renewal::run(agent));
+    let renewing = renewal.abort_handle();
+    let metrics = async {
+        let serving = stands.wait_for(|standing| matches!(standing, Standing::Serving { .. })).await;
+        // The one before this leaves the place when it hears of it.
+        let patience = match serving.map(|standing| *standing) {
+            Ok(Standing::Serving { took_over: true }) => METRICS_PATIENCE,
+            _ => Duration::ZERO,
+        };
+        let listener = metrics::listener_within(arguments.metrics.as_ref(), patience).await?;
+        match metrics::serve(listener, metrics::of_edge(arguments.data_dir)).await {}
+    };
+    let beside = async {
+        tokio::select! {
+            failed = metrics => failed,
+            // Somebody else renews, and answers for metrics, from now on.
+            _ = left.wait_for(|standing| *standing == Standing::Left) => {
+                renewing.abort();
+                std::future::pending().await
+            }
+        }
+    };
     let ended = tokio::select! {
         ended = &mut edge => ended,
-        never = metrics => match never {},
+        failed = beside => {
+            let failed: Result<Infallible, Failure> = failed;
+            stop.send_replace(true);
+            edge.await.map_err(|e| Failure::Host(with_sources(&e)))?;
+            return failed.map(|never| match never {});
+        }
         () = asked.wait() => {
             tracing::info!("stopping");
-            let _ = stop.send(true);
+            stop.send_replace(true);
             edge.await
         }
     };

@@ -5,6 +5,7 @@ use holdfast_client::Link;
 use holdfast_client::replica::{Applied, Replica};
 use holdfast_edge::agent::{Feed, REPLICA_FILE, RunningEdge};
 use holdfast_edge::introspect::{EdgeStatus, read_status};
+use holdfast_edge::take_over::Inherited;
 use holdfast_edge::{EdgeConfig, Limits};
 use holdfast_model::agent::{Backend, EdgeRoute, Frame, ProxyProtocol, Stamp};
 use holdfast_model::{ClusterId, Incarnation, InstanceId, Revision, RouteId};
@@ -77,7 +78,7 @@ impl World {
         // Nobody sends on it: the edge is on its own.
         let (_, link) = watch::channel(Link::Down { reason: "alone".to_owned() });
         let feed = Feed { routes: replica.subscribe(), link };
-        self.running = Some(RunningEdge::start(&self.config, feed).unwrap());
+        self.running = Some(RunningEdge::start(&self.config, feed, Inherited::new()).unwrap());
         self.replica = Some(replica);
     }
 
