@@ -99,6 +99,8 @@ pub struct HostConfig {
     pub jail: JailConfig,
     /// How much of what instances write is kept.
     pub logs: Retention,
+    /// What images may take on the disk, in bytes, as far as nothing needs them.
+    pub images_bytes_max: u64,
     /// Where metrics are served, if anywhere.
     pub metrics: Option<Listen>,
 }
@@ -227,7 +229,7 @@ impl Node {
             capacity: host::capacity(config.capacity)?,
             disk_free_mib: host::disk_free_mib(data_dir),
         };
-        let images = ImageCache::open(&data_dir.join("images"))?;
+        let images = ImageCache::open(&data_dir.join("images"))?.with_bytes_max(config.images_bytes_max);
         let executor = Executor::new(data_dir, Network::open(data_dir)?, images, vmm, after_step)?;
         Ok(Self {
             data_dir: data_dir.clone(),
@@ -261,6 +263,7 @@ impl Node {
         reports: Option<ReportSlot>,
         shutdown: impl Future<Output = ()>,
     ) -> Result<(), AgentError> {
+        self.executor.follow(desired.clone());
         let supervisor =
             Supervisor::new(Arc::clone(&self.executor), self.state, Arc::clone(&self.logs), desired.clone())
                 .with_cut_off(self.cut_off)

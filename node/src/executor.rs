@@ -8,17 +8,18 @@
 //! It never kills, removes or renames anything that does not carry this agent's mark: its data folder or its TAP
 //! prefix.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use holdfast_client::Published;
 use holdfast_model::InstanceId;
 use holdfast_model::agent::NodeInstance;
 use holdfast_model::limits::TERM_GRACE_MS;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::boot::guest_config;
 use crate::exec::Execs;
@@ -42,9 +43,6 @@ const CHANGES_MAX: usize = 16;
 
 /// Images that are being fetched at the same time, at most. One that is here waits for nobody.
 const PULLS_MAX: usize = 4;
-
-/// What images may take on this node's disk, in bytes, as far as nothing needs them.
-pub const IMAGES_BYTES_MAX: u64 = 20 << 30;
 
 /// Why something of an instance could not be found or removed.
 #[derive(Debug, thiserror::Error)]
@@ -94,6 +92,7 @@ pub struct Executor {
     images: ImageCache,
     host: VmmHost,
     execs: Arc<Execs>,
+    wanted: Wanted,
     boots: Arc<Semaphore>,
     changes: Semaphore,
     pulls: Semaphore,
@@ -115,6 +114,9 @@ impl Executor {
             action: "created",
             source,
         })?;
+        let wanted = Wanted { desired: Arc::default(), machines: folder.clone() };
+        let asked = wanted.clone();
+        let images = images.with_in_use(Arc::new(move || asked.roots_in_use()));
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Self {
             folder,
@@ -122,6 +124,7 @@ impl Executor {
             images,
             host,
             execs: Arc::default(),
+            wanted,
             boots: Arc::new(Semaphore::new(processors * BOOTS_PER_PROCESSOR_MAX)),
             changes: Semaphore::new(CHANGES_MAX),
             pulls: Semaphore::new(PULLS_MAX),
@@ -142,6 +145,11 @@ impl Executor {
     /// The images.
     pub fn images(&self) -> &ImageCache {
         &self.images
+    }
+
+    /// Looks here for the images that are desired when a pull finds the disk full. The first one counts.
+    pub fn follow(&self, desired: watch::Receiver<Published<NodeInstance>>) {
+        self.wanted.desired.set(desired).ok();
     }
 
     /// The name of an instance's TAP.
@@ -307,11 +315,11 @@ impl Executor {
         Ok(())
     }
 
-    /// Removes images that nothing here needs, least recently used first, beyond [`IMAGES_BYTES_MAX`]. Blocks on
-    /// the disk. The images of these instances stay, and so do those of machines that run.
+    /// Removes images that nothing here needs, least recently used first, beyond the cache's bound. Blocks on the
+    /// disk. The images of these instances stay, and so do those of every machine that is here.
     pub fn collect_images<'a>(&self, wanted: impl Iterator<Item = &'a NodeInstance>) {
-        let in_use = wanted.filter_map(|spec| reference(spec).ok()).map(|(_, digest)| digest).collect();
-        match self.images.gc(&in_use, IMAGES_BYTES_MAX) {
+        let Some(in_use) = roots_in_use(wanted, &self.folder) else { return };
+        match self.images.gc(&in_use, self.images.bytes_max()) {
             Ok(report) => tracing::debug!(?report, "collected images"),
             Err(error) => tracing::warn!(error = %chain(&error), "images could not be collected"),
         }
@@ -342,6 +350,41 @@ impl Executor {
         }
         Ok(ids)
     }
+}
+
+/// Where it stands which images are in use.
+#[derive(Clone)]
+struct Wanted {
+    desired: Arc<OnceLock<watch::Receiver<Published<NodeInstance>>>>,
+    /// The machines' folders.
+    machines: PathBuf,
+}
+
+impl Wanted {
+    /// `None` while it is not known what is desired: unknown is not empty (I5).
+    fn roots_in_use(&self) -> Option<HashSet<Digest>> {
+        let view = self.desired.get()?.borrow().clone()?;
+        roots_in_use(view.items.values().map(Arc::as_ref), &self.machines)
+    }
+}
+
+/// The images of these instances, and those that machines here were started with, whether or not anybody still wants
+/// them. `None` if that cannot be told.
+fn roots_in_use<'a>(
+    wanted: impl Iterator<Item = &'a NodeInstance>,
+    machines: &Path,
+) -> Option<HashSet<Digest>> {
+    let mut in_use: HashSet<Digest> =
+        wanted.filter_map(|spec| reference(spec).ok()).map(|(_, digest)| digest).collect();
+    let look = |error: &dyn std::error::Error| {
+        tracing::warn!(error = %chain(error), "no images are collected: it is not known which ones machines have");
+    };
+    for entry in fs::read_dir(machines).inspect_err(|error| look(error)).ok()? {
+        let folder = entry.inspect_err(|error| look(error)).ok()?.path();
+        let root = Vm::root_in(&folder).inspect_err(|error| look(error)).ok()?;
+        in_use.extend(root.as_deref().and_then(RootImage::digest_at));
+    }
+    Some(in_use)
 }
 
 /// The image as the cache wants it, and its digest.
@@ -386,6 +429,7 @@ fn vcpus(cpu_milli: u64) -> u32 {
 
 fn cause_of(error: &ImageError) -> Cause {
     match error {
+        // A disk that is full is not the image's fault, wherever it was noticed.
         ImageError::Layer { .. }
         | ImageError::Root(_)
         | ImageError::Thread { .. }
@@ -428,4 +472,38 @@ pub(crate) async fn remove_all(data_dir: &Path) -> Result<usize, ExecutorError> 
     remove_folder(&data_dir.join(PROBE_FOLDER), &unheard())?;
     remove_folder(&folder, &unheard())?;
     Ok(ended)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample::instance;
+
+    #[test]
+    fn i05_an_image_is_in_use_while_it_is_desired_or_a_machine_here_was_started_with_it() {
+        let machines = tempfile::tempdir().unwrap();
+        let (wanted, running) = (instance(1), Digest::of(b"runs"));
+        let machine = machines.path().join("machine");
+        fs::create_dir(&machine).unwrap();
+        let in_use = || roots_in_use([&wanted].into_iter(), machines.path());
+        let desired = reference(&wanted).unwrap().1;
+        assert_eq!(in_use(), Some(HashSet::from([desired])), "a folder without a machine has no image");
+        let record = serde_json::json!({
+            "version": 1, "instance_id": "x", "kind": "qemu_tcg",
+            "process": {"pid": 1, "start_ticks": 1, "boot_id": "x"},
+            "root": format!("/images/roots/{}/root.erofs", running.hex()),
+        });
+        fs::write(machine.join("vm.json"), record.to_string()).unwrap();
+        assert_eq!(in_use(), Some(HashSet::from([desired, running])));
+        // Of a damaged record it cannot be told: then nothing is to go.
+        fs::write(machine.join("vm.json"), "{").unwrap();
+        assert_eq!(in_use(), None);
+        // Nor while it is not known what is desired.
+        fs::remove_file(machine.join("vm.json")).unwrap();
+        let asked = Wanted { desired: Arc::default(), machines: machines.path().to_owned() };
+        assert_eq!(asked.roots_in_use(), None);
+        let published = watch::Sender::new(None);
+        asked.desired.set(published.subscribe()).unwrap();
+        assert_eq!(asked.roots_in_use(), None);
+    }
 }

@@ -151,6 +151,27 @@ impl Sources {
             );
         }
         out.gauge(
+            "holdfast_node_image_cache_bound_bytes",
+            "Bytes that images may take as far as nothing needs them",
+            &[],
+            self.executor.images().bytes_max() as f64,
+        );
+        let evicted = self.executor.images().evictions();
+        for (kind, number) in [("root", evicted.roots), ("blob", evicted.blobs)] {
+            out.counter(
+                "holdfast_node_image_evictions",
+                "Roots and blobs collected by this agent",
+                &[("kind", kind)],
+                number as f64,
+            );
+        }
+        out.counter(
+            "holdfast_node_image_evicted_bytes",
+            "Bytes of what this agent collected",
+            &[],
+            evicted.bytes as f64,
+        );
+        out.gauge(
             "holdfast_node_logs_bytes",
             "Bytes of instances' logs on disk",
             &[],

@@ -40,6 +40,9 @@ const NOTES_MAX: usize = 1_024;
 /// Notes that are taken before the next plan, at most.
 const NOTES_AT_ONCE_MAX: usize = 256;
 
+/// Images are collected at least this often, which is also how exactly their last use is known.
+const COLLECTION_PERIOD_MS: u64 = 600_000;
+
 /// Why the agent cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum SupervisorError {
@@ -153,6 +156,8 @@ pub struct Supervisor<H: Host> {
     swept: bool,
     /// The last collection of images.
     collection: Option<JoinHandle<()>>,
+    /// When the next one is due.
+    collect_at_ms: u64,
     /// No action before this time: the disk refused.
     not_before_ms: u64,
 }
@@ -184,6 +189,7 @@ impl<H: Host> Supervisor<H> {
             last_number: 0,
             swept: false,
             collection: None,
+            collect_at_ms: 0,
             not_before_ms: 0,
         }
     }
@@ -348,6 +354,7 @@ impl<H: Host> Supervisor<H> {
             // Before anything is begun for one that has come.
             self.logs.keep(&self.here(view));
         }
+        self.collect(view.as_deref(), now_ms);
         for action in actions {
             self.carry_out(&action, view.as_deref());
         }
@@ -418,19 +425,28 @@ impl<H: Host> Supervisor<H> {
     async fn sweep(&mut self, view: Option<&View<NodeInstance>>) {
         let (Some(view), false) = (view, self.swept) else { return };
         let swept = self.host.sweep(&self.here(view)).await;
-        // In its own time: a large image takes long to remove.
-        let (host, collector) = (Arc::clone(&self.host), Arc::clone(&self.host));
-        let specs = Arc::clone(&view.items);
-        if self.collection.as_ref().is_none_or(JoinHandle::is_finished) {
-            self.collection = Some(tokio::spawn(async move {
-                host.on_disk(move || collector.collect_images(&specs)).await.ok();
-            }));
-        }
+        self.collect_at_ms = 0;
         match swept {
             Ok(()) => self.swept = true,
             // Tried again with the next pass.
             Err(error) => tracing::warn!(error = %chain(&error), "leftovers could not be removed"),
         }
+    }
+
+    /// Removes images beyond the cache's bound: when something may have become free, after one was made, and now and
+    /// then. In its own time: a large image takes long to remove.
+    fn collect(&mut self, view: Option<&View<NodeInstance>>, now_ms: u64) {
+        let idle = self.collection.as_ref().is_none_or(JoinHandle::is_finished);
+        let Some(view) = view.filter(|_| idle) else { return };
+        if is_ahead(self.collect_at_ms, now_ms, COLLECTION_PERIOD_MS) {
+            return;
+        }
+        self.collect_at_ms = now_ms.saturating_add(COLLECTION_PERIOD_MS);
+        let (host, collector) = (Arc::clone(&self.host), Arc::clone(&self.host));
+        let specs = Arc::clone(&view.items);
+        self.collection = Some(tokio::spawn(async move {
+            host.on_disk(move || collector.collect_images(&specs)).await.ok();
+        }));
     }
 
     fn carry_out(&mut self, action: &Action, view: Option<&View<NodeInstance>>) {
@@ -515,6 +531,10 @@ impl<H: Host> Supervisor<H> {
                 slot.task = None;
                 if matches!(event, Event::Killed | Event::Removed) {
                     slot.machine = None;
+                }
+                if matches!(event, Event::Prepared | Event::Ended { .. } | Event::Removed) {
+                    // An image may have come, or become free.
+                    self.collect_at_ms = 0;
                 }
                 self.step(id, event);
             }

@@ -100,6 +100,9 @@ fn a_nodes_metrics_tell_of_its_microvms_and_prometheus_reads_them() {
     assert_eq!((host("holdfast_node_vmm_boots"), host("holdfast_node_follows")), (1.0, 0.0));
     assert_eq!(host("holdfast_node_memory_promised_bytes"), limit, "what has failed takes none");
     assert_eq!(host("holdfast_node_revision"), 1.0);
+    assert_eq!(host("holdfast_node_image_cache_bound_bytes"), 20.0 * 1_073_741_824.0);
+    assert!(text.contains("holdfast_node_image_evictions_total{kind=\"root\"} 0"), "{text}");
+    assert_eq!(host("holdfast_node_image_evicted_bytes_total"), 0.0);
     assert!(host("holdfast_node_image_cache_bytes") > 0.0 && host("holdfast_node_logs_bytes") > 0.0);
     assert!(host("holdfast_node_supervisor_passes_total") > 2.0);
     assert!(host("holdfast_node_supervisor_age_seconds") < 120.0);

@@ -6,6 +6,8 @@
 
 #[path = "images/flaky_proxy.rs"]
 mod flaky_proxy;
+#[path = "images/pulls.rs"]
+mod pulls;
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -25,26 +27,13 @@ use holdfast_tests::oci::{
     Layer, LayerFile, PushedImage, Pusher, Registry, RunConfig, architecture, config_file, digest_of,
     manifest_of, push_files,
 };
+use pulls::{HANG_GUARD, cache_in, ensure, files_below, noise, push_noise, reference};
 use serde_json::json;
 use tempfile::TempDir;
 
 const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 const MIB: usize = 1 << 20;
-/// Keeps a test from hanging for ever; no test depends on it.
-const HANG_GUARD: Duration = Duration::from_secs(120);
-
-fn reference(image: &PushedImage) -> ImageRef {
-    image.reference.parse().unwrap()
-}
-
-fn cache_in(folder: &TempDir) -> ImageCache {
-    ImageCache::open(&folder.path().join("cache")).unwrap()
-}
-
-async fn ensure(cache: &ImageCache, image: &PushedImage) -> Result<RootImage, ImageError> {
-    tokio::time::timeout(HANG_GUARD, cache.ensure(&reference(image), &|_| {})).await.expect("it hangs")
-}
 
 /// Unpacks a root with the tool of those who made the format.
 fn extract(root: &RootImage, into: &TempDir) -> PathBuf {
@@ -72,31 +61,6 @@ fn inode_mode(root: &RootImage, path: &str) -> u16 {
     u16::from_le_bytes(mode)
 }
 
-/// Bytes that no compressor makes smaller, the same for a seed.
-fn noise(seed: u64, bytes: usize) -> Vec<u8> {
-    let mut state = seed * 2 + 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.wrapping_mul(0x2545_F491_4F6C_DD1D)
-    };
-    (0..bytes.div_ceil(8)).flat_map(|_| next().to_le_bytes()).take(bytes).collect()
-}
-
-fn files_below(folder: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).into_iter().flatten() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            found.extend(files_below(&path));
-        } else {
-            found.push(path);
-        }
-    }
-    found
-}
-
 /// Where the registry keeps a blob.
 fn stored_blob(registry: &Registry, digest: &str) -> PathBuf {
     let hex = digest.strip_prefix("sha256:").unwrap();
@@ -110,11 +74,6 @@ fn flip_a_byte(path: &Path) {
     let mut byte = [0];
     file.read_exact_at(&mut byte, middle).unwrap();
     file.write_all_at(&[!byte[0]], middle).unwrap();
-}
-
-async fn push_noise(host: &str, seed: u64, bytes: usize) -> PushedImage {
-    let files = [LayerFile::regular("data", 0o644, noise(seed, bytes))];
-    push_files(host, "noise", "v1", &files, &RunConfig::default()).await.unwrap()
 }
 
 #[tokio::test]

@@ -60,6 +60,7 @@ pub(crate) async fn run(arguments: NodeRun) -> Result<(), Failure> {
                 vmm: VmmChoice::default(),
                 jail: jail.clone(),
                 logs,
+                images_bytes_max: arguments.images_mib.saturating_mul(1 << 20),
                 metrics: arguments.metrics.clone(),
             },
             endpoints: agent.endpoints.clone(),

@@ -308,6 +308,9 @@ pub(crate) struct NodeRun {
     /// How many user ids there are.
     #[arg(long, value_name = "N", default_value_t = COUNT_DEFAULT)]
     pub(crate) vmm_uids: u32,
+    /// What images may take on the disk, in MiB. The least recently used go; those that an instance here needs stay.
+    #[arg(long, value_name = "MIB", default_value_t = 20_480)]
+    pub(crate) images_mib: u64,
     /// Serve metrics for Prometheus here: an address and port, or unix:/path/of/a/socket.
     #[arg(long, value_name = "PLACE")]
     pub(crate) metrics: Option<Listen>,

@@ -8,11 +8,13 @@
 //! A blob is digested while it streams to disk. A name in `blobs/` means: these bytes had this digest when they
 //! were synced. Readers check again (documents here, layers by their uncompressed digest).
 
+use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::OwnedMutexGuard;
 
@@ -32,13 +34,46 @@ pub(crate) struct BlobStore {
     blobs: PathBuf,
     partial: PathBuf,
     locks: KeyedLock<Digest>,
+    /// How many pulls under way count on a blob. Its size is bounded by their layers.
+    pins: Mutex<HashMap<Digest, usize>>,
 }
 
 /// A blob on disk, for the collector.
 pub(crate) struct StoredBlob {
-    pub(crate) path: PathBuf,
+    path: PathBuf,
+    /// None for a file that is no blob's.
+    pub(crate) digest: Option<Digest>,
     pub(crate) bytes: u64,
-    pub(crate) used_at: std::time::SystemTime,
+    pub(crate) used_at: SystemTime,
+}
+
+/// Blobs that a pull counts on: they are not collected while this lives.
+pub(crate) struct Pins<'a> {
+    store: &'a BlobStore,
+    digests: Vec<Digest>,
+}
+
+impl Pins<'_> {
+    /// Counts on this one too.
+    pub(crate) fn add(&mut self, digest: Digest) {
+        let mut pins = self.store.pins.lock().unwrap_or_else(PoisonError::into_inner);
+        *pins.entry(digest).or_default() += 1;
+        self.digests.push(digest);
+    }
+}
+
+impl Drop for Pins<'_> {
+    fn drop(&mut self) {
+        let mut pins = self.store.pins.lock().unwrap_or_else(PoisonError::into_inner);
+        for digest in &self.digests {
+            if let Some(count) = pins.get_mut(digest) {
+                *count -= 1;
+                if *count == 0 {
+                    pins.remove(digest);
+                }
+            }
+        }
+    }
 }
 
 impl BlobStore {
@@ -47,6 +82,7 @@ impl BlobStore {
             blobs: folder.join("blobs"),
             partial: folder.join("partial"),
             locks: KeyedLock::new(),
+            pins: Mutex::new(HashMap::new()),
         };
         for folder in [&store.blobs, &store.partial] {
             fs::create_dir_all(folder).map_err(|source| disk(folder, source))?;
@@ -97,12 +133,40 @@ impl BlobStore {
             for entry in fs::read_dir(folder).map_err(|source| disk(folder, source))? {
                 let entry = entry.map_err(|source| disk(folder, source))?;
                 let path = entry.path();
-                let metadata = entry.metadata().map_err(|source| disk(&path, source))?;
+                let metadata = match entry.metadata() {
+                    // A pull gave it its name, or removed it, a moment ago.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    metadata => metadata.map_err(|source| disk(&path, source))?,
+                };
                 let used_at = metadata.modified().map_err(|source| disk(&path, source))?;
-                blobs.push(StoredBlob { path, bytes: metadata.len(), used_at });
+                let digest = entry.file_name().to_str().and_then(Digest::from_hex);
+                blobs.push(StoredBlob { path, digest, bytes: metadata.len(), used_at });
             }
         }
         Ok(blobs)
+    }
+
+    /// Begins to count on blobs.
+    pub(crate) fn pin(&self) -> Pins<'_> {
+        Pins { store: self, digests: Vec::new() }
+    }
+
+    /// Whether a pull under way counts on it.
+    pub(crate) fn is_pinned(&self, digest: Digest) -> bool {
+        self.pins.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&digest)
+    }
+
+    /// Removes a blob, or the beginning of one, that no pull counts on; answers whether it did.
+    pub(crate) fn evict(&self, blob: &StoredBlob) -> Result<bool, ImageError> {
+        // While this is held no pull begins to count on it.
+        let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
+        if blob.digest.is_some_and(|digest| pins.contains_key(&digest)) {
+            return Ok(false);
+        }
+        match fs::remove_file(&blob.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            outcome => outcome.map(|()| true).map_err(|source| disk(&blob.path, source)),
+        }
     }
 
     /// Makes sure that a blob is here, fetching what is missing of it. `received` is told how much there is.
@@ -117,6 +181,8 @@ impl BlobStore {
         let lock = self.locks.lock(digest).await;
         let path = self.path(digest);
         if fs::metadata(&path).is_ok_and(|metadata| metadata.is_file() && metadata.len() == size) {
+            // At worst it is taken for one that was used longer ago.
+            File::open(&path).and_then(|file| file.set_modified(SystemTime::now())).ok();
             received(size);
             return Ok(());
         }

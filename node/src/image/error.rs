@@ -427,6 +427,18 @@ pub enum ImageError {
         #[source]
         source: io::Error,
     },
+    /// The disk is full, also after everything that nothing needs was removed from the cache.
+    #[error(
+        "the disk of the image cache {} is full, and no more images can be removed from it; free space there, give the node a larger disk, or run fewer images on it",
+        path.display()
+    )]
+    DiskFull {
+        /// The cache's folder.
+        path: PathBuf,
+        /// What could not be done.
+        #[source]
+        source: Box<ImageError>,
+    },
     /// A background thread died.
     #[error("a thread of the image cache ended unexpectedly while {doing}")]
     Thread {
@@ -436,6 +448,23 @@ pub enum ImageError {
 }
 
 impl ImageError {
+    /// Whether there was no room on the disk for it.
+    pub(crate) fn is_disk_full(&self) -> bool {
+        let full = |source: &io::Error| {
+            matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        };
+        match self {
+            ImageError::Registry(RegistryError::Disk { source, .. })
+            | ImageError::Layer { source: LayerError::Disk { source, .. }, .. }
+            | ImageError::Disk { source, .. } => full(source),
+            // The tool speaks the C locale.
+            ImageError::Root(RootError::ToolFailed { stderr, .. }) => {
+                stderr.contains("No space left on device")
+            }
+            _ => false,
+        }
+    }
+
     /// Whether the image was fetched but could not be made into a root (`rootfs_build_failed`), rather than
     /// not fetched at all (`image_pull_failed`).
     pub fn is_build_failure(&self) -> bool {

@@ -13,6 +13,7 @@
 mod auth;
 mod blob_store;
 mod cache;
+mod collect;
 mod compression;
 mod digest;
 mod entry_path;
@@ -25,16 +26,20 @@ mod reference;
 mod registry;
 mod retry;
 mod root_image;
+mod roots;
+mod stock;
 mod user;
 
 use std::time::Duration;
 
-pub use cache::{GcReport, ImageCache, Progress, RootImage};
+pub use cache::{CACHE_BYTES_MAX, ImageCache, InUse, Progress};
 pub use digest::{Digest, DigestError};
 pub use error::{ImageError, LayerError, ManifestError, RegistryError, RootError};
 pub use manifest::{ImageConfig, fuzz_documents};
 pub use reference::{ImageRef, REFERENCE_BYTES_MAX, REPOSITORY_BYTES_MAX, ReferenceError, TAG_BYTES_MAX};
 pub use registry::{RegistryClient, ResolvedImage};
+pub use roots::RootImage;
+pub use stock::{Evictions, GcReport};
 pub use user::{ACCOUNT_FILE_BYTES_MAX, Accounts, ImageUser};
 
 /// What an image may cost. The defaults are the product's; tests lower them.

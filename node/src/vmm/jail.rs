@@ -184,7 +184,8 @@ impl Jails {
             instance_id: spec.instance_id.clone(),
             said: process::said(folder.join(process::STDERR_FILE)),
         };
-        let recorded = Vm::record(folder, &spec.instance_id, kind, launch.pid(), plan.cgroup)?;
+        let root = spec.root_image.clone();
+        let recorded = Vm::record(folder, &spec.instance_id, kind, launch.pid(), plan.cgroup, root)?;
         let vm = recorded.ok_or_else(ended)?;
         (self.after_step)(Step::Recorded);
         launch.go().await?;

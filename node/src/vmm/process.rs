@@ -64,11 +64,14 @@ pub(crate) struct Record {
     /// The folder of its cgroup, if it has one.
     #[serde(default)]
     pub(crate) cgroup: Option<PathBuf>,
+    /// The root that it was started with, if it has one. Absent in records of earlier builds.
+    #[serde(default)]
+    pub(crate) root: Option<PathBuf>,
 }
 
 impl Record {
     pub(crate) fn new(instance_id: &str, kind: VmmKind, process: Identity) -> Self {
-        Self { version: 1, instance_id: instance_id.to_owned(), kind, process, cgroup: None }
+        Self { version: 1, instance_id: instance_id.to_owned(), kind, process, cgroup: None, root: None }
     }
 
     /// Writes the record so that a crash leaves either none or a whole one.

@@ -86,10 +86,11 @@ impl Vm {
         kind: VmmKind,
         pid: u32,
         cgroup: Option<PathBuf>,
+        root: Option<PathBuf>,
     ) -> Result<Option<Vm>, VmmError> {
         let Some(identity) = process::identify(pid) else { return Ok(None) };
         let Some(process) = process::open_process(&identity)? else { return Ok(None) };
-        let record = Record { cgroup, ..Record::new(instance_id, kind, identity) };
+        let record = Record { cgroup, root, ..Record::new(instance_id, kind, identity) };
         record.write(folder)?;
         Ok(Some(Vm { folder: folder.to_owned(), record, process }))
     }
@@ -110,6 +111,11 @@ impl Vm {
             Some(process) => Adoption::Running(Vm { folder: folder.to_owned(), record, process }),
             None => Adoption::Gone,
         })
+    }
+
+    /// The root image that the folder's machine has or had, as far as there is one.
+    pub fn root_in(folder: &Path) -> Result<Option<PathBuf>, VmmError> {
+        Ok(Record::read(folder)?.and_then(|record| record.root))
     }
 
     /// The instance that the machine is for.

@@ -24,7 +24,7 @@ use holdfast_model::resource::{Image, ImageDigest, InstanceReason, InstanceState
 use holdfast_model::{ClusterId, Incarnation, InstanceId, Revision};
 use holdfast_node::agent::{HostConfig, Node, wipe};
 use holdfast_node::host::{CapacityOverride, VmmChoice};
-use holdfast_node::image::{ImageConfig, ImageUser};
+use holdfast_node::image::{CACHE_BYTES_MAX, ImageConfig, ImageUser};
 use holdfast_node::logs::Ring;
 use holdfast_node::logs::retention::Retention;
 use holdfast_node::network::Network;
@@ -403,6 +403,7 @@ pub(crate) fn host_config(data_dir: &Path) -> HostConfig {
         vmm: VmmChoice::Qemu,
         jail: jail_config(),
         logs: Retention::default(),
+        images_bytes_max: CACHE_BYTES_MAX,
         metrics: Some(Listen::Unix(data_dir.join(METRICS_SOCKET))),
     }
 }
