@@ -5,6 +5,9 @@
 //! partial/<hex>   a beginning of a blob; kept over interruptions, digested anew before it is continued
 //! ```
 //!
+//! A download that breaks off, or whose process ends, goes on from what is on disk. A registry that ignores the request for
+//! the rest, or answers it with anything else, is asked for the whole instead. Attempts are bounded, and so is their time.
+//!
 //! A blob is digested while it streams to disk. A name in `blobs/` means: these bytes had this digest when they
 //! were synced. Readers check again (documents here, layers by their uncompressed digest).
 
@@ -217,8 +220,10 @@ struct Partial {
     digest: Digest,
     size: u64,
     written: u64,
-    /// Whether some of it was written by an earlier attempt that this process did not see.
-    is_inherited: bool,
+    /// Whether it is put together from more than one answer, perhaps of an earlier process that was interrupted.
+    is_pieced: bool,
+    /// Whether the registry is asked for the rest of what is here. No more once its answer to that was wrong.
+    asks_for_rest: bool,
     _lock: OwnedMutexGuard<()>,
 }
 
@@ -243,8 +248,8 @@ impl Partial {
                     Ok((file, digester, written))
                 });
             let (file, digester, written) = opened.map_err(|source| disk(&path, source))?;
-            let is_inherited = written > 0;
-            Ok(Partial { path, file, digester, digest, size, written, is_inherited, _lock: lock })
+            let (is_pieced, asks_for_rest) = (written > 0, true);
+            Ok(Partial { path, file, digester, digest, size, written, is_pieced, asks_for_rest, _lock: lock })
         })
         .await?
     }
@@ -261,7 +266,7 @@ impl Partial {
 
         self.file.set_len(0)?;
         self.file.rewind()?;
-        (self.digester, self.written, self.is_inherited) = (Digester::default(), 0, false);
+        (self.digester, self.written, self.is_pieced) = (Digester::default(), 0, false);
         Ok(())
     }
 }
@@ -275,8 +280,10 @@ async fn download(
     received: &(dyn Fn(u64) + Send + Sync),
 ) -> Result<Partial, ImageError> {
     let mut backoff = Backoff::default();
+    // The most that was ever here: only what goes beyond it is progress, or a registry that cannot resume would be
+    // asked for ever.
+    let mut reached = partial.written;
     loop {
-        let before = partial.written;
         let outcome;
         (partial, outcome) = attempt(client, image, partial, received).await?;
         match outcome {
@@ -286,19 +293,28 @@ async fn download(
                     partial = on_disk(partial, |partial| partial.file.sync_all()).await?;
                     return Ok(partial);
                 }
-                let was_inherited = partial.is_inherited;
+                let was_pieced = partial.is_pieced;
                 partial = on_disk(partial, Partial::restart).await?;
-                if !was_inherited {
+                if !was_pieced {
                     let (host, expected) = (image.host().to_owned(), partial.digest);
                     return Err(RegistryError::WrongDigest { host, expected, actual }.into());
                 }
-                tracing::warn!(digest = %partial.digest, "a partial blob was damaged; fetching all of it anew");
+                // The pieces may be at fault; what comes in one answer cannot be.
+                partial.asks_for_rest = false;
+                tracing::warn!(digest = %partial.digest, "a blob's pieces do not fit; fetching all of it anew");
             }
             Err(error) if error.is_transient() => {
-                if partial.written > before {
+                if partial.written > reached {
+                    reached = partial.written;
                     backoff.reset();
                 }
                 backoff.pause(error).await?;
+            }
+            // At most once: the rest is not asked for again.
+            Err(error @ RegistryError::Range { .. }) if partial.asks_for_rest => {
+                tracing::warn!(digest = %partial.digest, %error, "fetching all of a blob anew");
+                partial = on_disk(partial, Partial::restart).await?;
+                partial.asks_for_rest = false;
             }
             Err(error) => {
                 on_disk(partial, Partial::restart).await?;
@@ -316,8 +332,9 @@ async fn attempt(
     received: &(dyn Fn(u64) + Send + Sync),
 ) -> Result<(Partial, Result<(), RegistryError>), ImageError> {
     let (digest, size) = (partial.digest, partial.size);
-    let wrong_size =
-        |actual| RegistryError::WrongSize { host: image.host().to_owned(), digest, expected: size, actual };
+    if partial.written > 0 && partial.written < size && !partial.asks_for_rest {
+        partial = on_disk(partial, Partial::restart).await?;
+    }
     received(partial.written);
     if partial.written == size {
         return Ok((partial, Ok(())));
@@ -326,9 +343,18 @@ async fn attempt(
         Ok(stream) => stream,
         Err(error) => return Ok((partial, Err(error))),
     };
-    if stream.starts_at() == 0 && partial.written > 0 {
+    let is_rest = stream.starts_at() > 0;
+    if is_rest {
+        partial.is_pieced = true;
+    } else if partial.written > 0 {
         partial = on_disk(partial, Partial::restart).await?;
+        received(0);
     }
+    let wrong_size = |actual| match is_rest {
+        // It may be the rest of something else.
+        true => RegistryError::Range { host: image.host().to_owned(), what: format!("blob {digest}") },
+        false => RegistryError::WrongSize { host: image.host().to_owned(), digest, expected: size, actual },
+    };
     if let Some(length) = stream.length()
         && partial.written.saturating_add(length) != size
     {

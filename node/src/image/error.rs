@@ -88,6 +88,14 @@ pub enum RegistryError {
         /// The HTTP status.
         status: u16,
     },
+    /// Asked for the rest of a blob, it answered with something else.
+    #[error("the registry {host} answered a request for the rest of {what} with something else")]
+    Range {
+        /// The registry.
+        host: String,
+        /// What was asked for.
+        what: String,
+    },
     /// More redirects than allowed, or one to plain HTTP.
     #[error("the registry {host} redirected {what} too often, or to an address without HTTPS")]
     Redirect {
@@ -158,6 +166,7 @@ impl RegistryError {
             | NotFound { .. }
             | Denied { .. }
             | Status { .. }
+            | Range { .. }
             | Redirect { .. }
             | Token { .. } => false,
             TooLarge { .. } | WrongDigest { .. } | WrongSize { .. } | Disk { .. } => false,

@@ -41,6 +41,8 @@ const RESOLVE_TIME_MAX: Duration = Duration::from_secs(90);
 const REDIRECTS_MAX: usize = 5;
 /// Blobs fetched at once over all images, at most.
 const BLOBS_AT_ONCE_MAX: usize = 6;
+/// The status of an answer that says that there is no such rest.
+const RANGE_NOT_SATISFIABLE: u16 = 416;
 /// Tokens kept, at most: one for each repository.
 const TOKENS_MAX: usize = 256;
 /// Idle connections kept for each registry, at most, and for how long.
@@ -149,13 +151,18 @@ impl RegistryClient {
         offset: u64,
     ) -> Result<BlobStream, RegistryError> {
         let what = format!("blob {digest}");
-        let answer = self.get(reference, &format!("blobs/{digest}"), &what, "*/*", offset).await?;
+        let not_the_rest = |what| RegistryError::Range { host: reference.host().to_owned(), what };
+        let answer = match self.get(reference, &format!("blobs/{digest}"), &what, "*/*", offset).await {
+            Err(RegistryError::Status { status: RANGE_NOT_SATISFIABLE, .. }) if offset > 0 => {
+                return Err(not_the_rest(what));
+            }
+            answer => answer?,
+        };
         let partial = answer.status() == StatusCode::PARTIAL_CONTENT;
-        let starts_at = if partial { content_range_start(answer.headers()).unwrap_or(0) } else { 0 };
-        if partial && starts_at != offset {
-            let status = answer.status().as_u16();
-            return Err(RegistryError::Status { host: reference.host().to_owned(), what, status });
-        }
+        let starts_at = if partial { content_range_start(answer.headers()) } else { Some(0) };
+        let Some(starts_at) = starts_at.filter(|starts_at| !partial || *starts_at == offset) else {
+            return Err(not_the_rest(what));
+        };
         let length = answer.body().size_hint().exact();
         Ok(BlobStream {
             body: answer.into_body(),
