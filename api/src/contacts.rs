@@ -1,13 +1,15 @@
 //! What this member last heard of agents, and questions that wait for an agent's answer. In memory only: high-rate
-//! reports do not pass through the log. Other members' contacts arrive by [`Heard`] messages.
+//! reports do not pass through the log. Other members' contacts arrive by [`Heard`] messages, and how far their nodes'
+//! images are in [`Pulls`] behind them.
 
 use crate::log_readers::LogReaders;
-use holdfast_model::agent::{AgentCall, CallAnswer, Report};
+use holdfast_model::agent::{AgentCall, CallAnswer, ImageProgress, Pull, Report, ReportDetail};
 use holdfast_model::api::Contact;
 use holdfast_model::command::AgentRef;
-use holdfast_model::{MemberId, RequestId};
+use holdfast_model::{InstanceId, MemberId, NodeId, RequestId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
@@ -25,11 +27,20 @@ pub struct Heard {
     pub contacts: Vec<(AgentRef, Contact, u64)>,
 }
 
+/// How far images are, by node, of the nodes in the [`Heard`] that it follows. Only nodes with something to tell are in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pulls {
+    /// The instances that wait for their images.
+    pub pulls: Vec<(NodeId, Vec<Pull>)>,
+}
+
 /// A contact, and when it was by this process's own monotonic clock.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Known {
     contact: Contact,
     heard: Instant,
+    /// What a node waits for, as it said at this contact.
+    pulls: Vec<Pull>,
 }
 
 /// A question on its way to an agent.
@@ -93,31 +104,60 @@ impl Contacts {
     /// An agent reported to this member.
     pub fn reported(&self, agent: AgentRef, report: &Report, at: holdfast_model::Timestamp) {
         let contact = Contact { at, member: self.member, applied: report.applied, held: report.held };
-        self.lock().contacts.insert(agent, Known { contact, heard: Instant::now() });
+        let pulls = match &report.detail {
+            ReportDetail::Node { pulls, .. } => pulls.clone(),
+            ReportDetail::Edge { .. } => Vec::new(),
+        };
+        self.lock().contacts.insert(agent, Known { contact, heard: Instant::now(), pulls });
     }
 
     /// Another member heard of agents. Only what is newer counts.
-    pub fn merge(&self, heard: Heard) {
+    pub fn merge(&self, heard: Heard, pulls: Pulls) {
+        let mut pulls: BTreeMap<NodeId, Vec<Pull>> = pulls.pulls.into_iter().collect();
         let now = Instant::now();
         let mut inner = self.lock();
         for (agent, contact, age_ms) in heard.contacts {
             // Older than this host's uptime is as good as never.
             let Some(heard) = now.checked_sub(Duration::from_millis(age_ms)) else { continue };
-            let known = inner.contacts.entry(agent).or_insert(Known { contact, heard });
-            if heard > known.heard {
-                *known = Known { contact, heard };
+            let pulls = match agent {
+                AgentRef::Node(node) => pulls.remove(&node).unwrap_or_default(),
+                AgentRef::Edge(_) => Vec::new(),
+            };
+            match inner.contacts.entry(agent) {
+                Entry::Occupied(known) if known.get().heard >= heard => {}
+                Entry::Occupied(mut known) => {
+                    known.insert(Known { contact, heard, pulls });
+                }
+                Entry::Vacant(known) => {
+                    known.insert(Known { contact, heard, pulls });
+                }
             }
         }
     }
 
     /// What this member itself heard within the last `within`, to pass on.
-    pub fn own_within(&self, within: Duration) -> Heard {
+    pub fn own_within(&self, within: Duration) -> (Heard, Pulls) {
         let inner = self.lock();
-        let own = inner.contacts.iter().filter(|(_, k)| k.contact.member == self.member);
-        let aged = own.map(|(agent, k)| (*agent, k.contact, k.heard.elapsed()));
-        let recent = aged.filter(|(_, _, age)| *age <= within);
-        let contacts = recent.map(|(agent, c, age)| (agent, c, millis(age)));
-        Heard { contacts: contacts.collect() }
+        let (mut contacts, mut pulls) = (Vec::new(), Vec::new());
+        for (agent, known) in inner.contacts.iter().filter(|(_, k)| k.contact.member == self.member) {
+            let age = known.heard.elapsed();
+            if age > within {
+                continue;
+            }
+            contacts.push((*agent, known.contact, millis(age)));
+            if let (AgentRef::Node(node), false) = (agent, known.pulls.is_empty()) {
+                pulls.push((*node, known.pulls.clone()));
+            }
+        }
+        (Heard { contacts }, Pulls { pulls })
+    }
+
+    /// How far the image of an instance is, if its node waits for it and was heard within `within`.
+    pub fn pull(&self, node: NodeId, instance: InstanceId, within: Duration) -> Option<ImageProgress> {
+        let inner = self.lock();
+        let known = inner.contacts.get(&AgentRef::Node(node))?;
+        let pull = known.pulls.iter().find(|pull| pull.instance == instance)?;
+        (known.heard.elapsed() <= within).then_some(pull.image)
     }
 
     /// What was last heard of an agent.
@@ -205,9 +245,11 @@ fn millis(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use holdfast_model::agent::{FRAMES_ACCEPTED, FRAMES_MEDIA_TYPE, ReportDetail, accepted_level};
+    use holdfast_model::agent::{
+        FRAMES_ACCEPTED, FRAMES_MEDIA_TYPE, ImagePhase, ReportDetail, accepted_level,
+    };
     use holdfast_model::logs::LogStart;
-    use holdfast_model::{Incarnation, InstanceId, NodeId, Revision, Timestamp};
+    use holdfast_model::{Incarnation, Revision, Timestamp};
 
     #[test]
     fn i07_a_contact_is_as_old_as_it_was_passed_on_whatever_the_other_clock_says() {
@@ -217,17 +259,60 @@ mod tests {
         let (theirs, ours) = (Contacts::new(MemberId(2)), Contacts::new(MemberId(1)));
         // Their clock stands at the beginning of time.
         theirs.reported(node, &report, Timestamp(0));
-        let heard = theirs.own_within(Duration::from_secs(3600));
+        let (heard, pulls) = theirs.own_within(Duration::from_secs(3600));
         assert_eq!(heard.contacts.len(), 1);
-        ours.merge(heard);
+        ours.merge(heard, pulls);
         assert!(ours.age(node).unwrap() < Duration::from_secs(3600));
         assert_eq!(ours.contact(node).unwrap().member, MemberId(2));
         // What is older does not replace it, and nobody passes on what another heard.
-        let (agent, contact, _) = theirs.own_within(Duration::from_secs(3600)).contacts[0];
+        let (agent, contact, _) = theirs.own_within(Duration::from_secs(3600)).0.contacts[0];
         let older = Contact { applied: Revision(0), ..contact };
-        ours.merge(Heard { contacts: vec![(agent, older, 3_600_000)] });
+        ours.merge(Heard { contacts: vec![(agent, older, 3_600_000)] }, Pulls::default());
         assert_eq!(ours.contact(node).unwrap().applied, Revision(1));
-        assert!(ours.own_within(Duration::from_secs(3600)).contacts.is_empty());
+        assert!(ours.own_within(Duration::from_secs(3600)).0.contacts.is_empty());
+    }
+
+    #[test]
+    fn how_far_an_image_is_travels_with_the_contact_and_is_as_old() {
+        let (node, other) = (NodeId::from_bits(1), NodeId::from_bits(2));
+        let hour = Duration::from_secs(3600);
+        let image = ImageProgress {
+            phase: ImagePhase::Pulling,
+            received_bytes: 1,
+            total_bytes: 2,
+            layer: 0,
+            layers: 1,
+        };
+        let waiting = Pull { instance: InstanceId::from_bits(1), image };
+        let report = |pulls| Report {
+            applied: Revision(1),
+            incarnation: Incarnation(1),
+            held: None,
+            detail: ReportDetail::Node {
+                observations: Vec::new(),
+                capacity: Default::default(),
+                vmm: String::new(),
+                pulls,
+            },
+        };
+        let (theirs, ours) = (Contacts::new(MemberId(2)), Contacts::new(MemberId(1)));
+        theirs.reported(AgentRef::Node(node), &report(vec![waiting]), Timestamp(0));
+        // As members tell one another: builds that know nothing of pulls read the contacts and stop there.
+        let message = postcard::to_stdvec(&theirs.own_within(hour)).unwrap();
+        let (heard, rest) = postcard::take_from_bytes::<Heard>(&message).unwrap();
+        assert_eq!(postcard::from_bytes::<Heard>(&message).unwrap(), heard);
+        ours.merge(heard.clone(), postcard::from_bytes(rest).unwrap());
+        assert_eq!(ours.pull(node, waiting.instance, hour), Some(image));
+        assert_eq!(
+            ours.pull(node, waiting.instance, Duration::ZERO),
+            None,
+            "of a silent node nothing is told"
+        );
+        // I9: a node tells of its own instances alone.
+        assert_eq!(ours.pull(other, waiting.instance, hour), None);
+        // An older build says nothing of pulls, and a later report nothing of this one.
+        ours.merge(Heard { contacts: vec![(heard.contacts[0].0, heard.contacts[0].1, 0)] }, Pulls::default());
+        assert_eq!(ours.pull(node, waiting.instance, hour), None);
     }
 
     fn call() -> AgentCall {

@@ -8,13 +8,13 @@ use crate::lines::Lines;
 use holdfast_model::api::{
     Answer, ClusterStatus, ConfirmRemovals, CreateApp, CreateDeployment, CreateEnrolment, CreateEnv,
     CreateExecGrant, CreateOrg, CreateRelease, CreateRoute, CreateToken, CreatedEnrolment, CreatedExecGrant,
-    CreatedToken, Done, EdgeStatus, Leader, NodeStatus, Page, RebuildViews, RebuiltViews, Scale, TokenView,
-    TransferLeader, Verification, WhoAmI,
+    CreatedToken, Done, EdgeStatus, InstanceStatus, Leader, NodeStatus, Page, RebuildViews, RebuiltViews,
+    Scale, TokenView, TransferLeader, Verification, WhoAmI,
 };
 use holdfast_model::exec::ExecGrant;
 use holdfast_model::limits::PAGE_MAX;
 use holdfast_model::logs::{LogRecord, LogStart};
-use holdfast_model::resource::{App, Deployment, Env, Instance, Org, Release, Route};
+use holdfast_model::resource::{App, Deployment, Env, Org, Release, Route};
 use holdfast_model::{
     AppId, DeploymentId, EdgeId, EnvId, Event, ExecGrantId, InstanceId, MemberId, NodeId, OrgId, ReleaseId,
     Revision, RouteId, TokenId,
@@ -160,13 +160,13 @@ impl Client {
     }
 
     /// An env's instances, with those that have ended if asked.
-    pub async fn instances(&self, env: EnvId, ended: bool) -> Result<Page<Instance>, ClientError> {
+    pub async fn instances(&self, env: EnvId, ended: bool) -> Result<Page<InstanceStatus>, ClientError> {
         let query = if ended { "?all=true" } else { "" };
         self.get(&format!("/v1/envs/{env}/instances{query}")).await
     }
 
     /// An instance.
-    pub async fn instance(&self, instance: InstanceId) -> Result<Answer<Instance>, ClientError> {
+    pub async fn instance(&self, instance: InstanceId) -> Result<Answer<InstanceStatus>, ClientError> {
         self.get(&format!("/v1/instances/{instance}")).await
     }
 

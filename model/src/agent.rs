@@ -26,6 +26,8 @@ pub const FRAME_ITEMS_MAX: usize = 1_000;
 pub const REPORT_OBSERVATIONS_MAX: usize = 1_000;
 /// The longest detail of an observation, in bytes.
 pub const DETAIL_BYTES_MAX: usize = 512;
+/// Images of which one report tells how far they are, at most.
+pub const REPORT_PULLS_MAX: usize = 256;
 /// Lines of one page of logs at most.
 pub const LOG_LINES_MAX: usize = 1_000;
 
@@ -386,6 +388,44 @@ pub struct Observation {
     pub restarts: u32,
 }
 
+/// What a node is doing about an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ImagePhase {
+    /// Others are at work first.
+    Waiting,
+    /// Its layers are being fetched.
+    Pulling,
+    /// Its layers are being unpacked.
+    Unpacking,
+    /// Its root file system is being made.
+    Building,
+}
+
+/// How far a node is with the image that an instance needs before it can start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ImageProgress {
+    /// What is being done.
+    pub phase: ImagePhase,
+    /// Bytes of its layers that are here, as they are in the registry.
+    pub received_bytes: u64,
+    /// Bytes of all its layers; 0 while that is not known.
+    pub total_bytes: u64,
+    /// The layer that is being unpacked, from 1; 0 before.
+    pub layer: u32,
+    /// How many layers it has; 0 while that is not known.
+    pub layers: u32,
+}
+
+/// An instance that waits for its image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pull {
+    /// Which instance.
+    pub instance: InstanceId,
+    /// How far its image is.
+    pub image: ImageProgress,
+}
+
 /// An update that an agent holds back until it is confirmed (I7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Held {
@@ -422,6 +462,9 @@ pub enum ReportDetail {
         capacity: Capacity,
         /// Its VMM probe's verdict, for people.
         vmm: String,
+        /// Its instances that wait for their images, at most [`REPORT_PULLS_MAX`]. Of older agents there is none.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        pulls: Vec<Pull>,
     },
     /// From an edge.
     Edge {

@@ -2,10 +2,12 @@
 //!
 //! Resources travel as in [`resource`](crate::resource). Every answer carries the revision that it was read at.
 
-use crate::agent::{Held, ProxyProtocol};
+use crate::agent::{Held, ImageProgress, ProxyProtocol};
 use crate::command::Joiner;
 use crate::exec::{ExecClass, ExecGrant};
-use crate::resource::{Edge, Enrolled, EnrolmentKind, Image, Member, Node, RouteTarget, Token, TokenKind};
+use crate::resource::{
+    Edge, Enrolled, EnrolmentKind, Image, Instance, Member, Node, RouteTarget, Token, TokenKind,
+};
 use crate::{
     AgentName, AppName, ClusterId, ClusterVersion, DeploymentId, Digest, EnrolmentId, EnvName, Incarnation,
     MemberId, OrgId, OrgName, PortName, ProcessName, ReleaseId, Revision, Role, Scope, ScopeSet,
@@ -409,6 +411,17 @@ pub enum MemberRole {
     Removed,
     /// Removed, and not yet out of Raft's membership.
     Leaving,
+}
+
+/// An instance, and what its node last told of its image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct InstanceStatus {
+    /// The instance.
+    #[serde(flatten)]
+    pub instance: Instance,
+    /// While it waits for its image: how far that is. In the members' memory only, so it may be absent for some seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_progress: Option<ImageProgress>,
 }
 
 /// A node and what was last heard of it.

@@ -11,6 +11,7 @@
 //!
 //! The agent ends without touching a machine, on SIGTERM as on `kill -9` (I5, I7).
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::future::Future;
 use std::io;
@@ -40,6 +41,7 @@ use crate::logs::{LogError, Logs, chain};
 use crate::machine::now_ms;
 use crate::metrics;
 use crate::network::{Network, NetworkError};
+use crate::pulls::PullsFollower;
 use crate::state::{State, StateError};
 use crate::status::{self, StatusError, Surroundings};
 use crate::step::{AfterStep, unheard};
@@ -228,6 +230,7 @@ impl Node {
             vmm: vmm.verdict(),
             capacity: host::capacity(config.capacity)?,
             disk_free_mib: host::disk_free_mib(data_dir),
+            waiting: BTreeMap::new(),
         };
         let images = ImageCache::open(&data_dir.join("images"))?.with_bytes_max(config.images_bytes_max);
         let executor = Executor::new(data_dir, Network::open(data_dir)?, images, vmm, after_step)?;
@@ -288,6 +291,7 @@ impl Node {
             data_dir: self.data_dir,
             capacity: self.around.capacity,
             around: self.around,
+            pulls: self.executor.waiting().follow(),
             executor: self.executor,
             snapshots: supervisor.snapshots(),
             desired,
@@ -334,6 +338,8 @@ struct Teller {
     capacity: Capacity,
     around: Surroundings,
     executor: Arc<Executor>,
+    /// How far images are: told at once when something else is done about one, and else every [`STATUS_PERIOD`].
+    pulls: PullsFollower,
     snapshots: watch::Receiver<Option<Snapshot>>,
     desired: watch::Receiver<Published<NodeInstance>>,
     link: watch::Receiver<Link>,
@@ -357,6 +363,7 @@ impl Teller {
                 changed = self.snapshots.changed() => if changed.is_err() { return },
                 changed = self.desired.changed(), if followed => followed = changed.is_ok(),
                 changed = self.link.changed(), if linked => linked = changed.is_ok(),
+                () = self.pulls.changed() => {}
                 // Its sender lives as long as this does.
                 _ = self.probed.changed() => {}
                 () = tokio::time::sleep(STATUS_PERIOD) => {}
@@ -368,6 +375,7 @@ impl Teller {
         self.around.vmm = self.executor.host().verdict();
         self.around.capacity = if self.executor.host().boots() { self.capacity } else { Capacity::default() };
         self.around.disk_free_mib = self.executor.disk_free_mib();
+        self.around.waiting = self.pulls.look();
         self.around.link = self.link.borrow_and_update().clone();
         // Nothing is told before the first pass: a report without observations would say that nothing runs.
         let Some(snapshot) = self.snapshots.borrow_and_update().clone() else { return Ok(()) };

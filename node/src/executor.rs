@@ -24,11 +24,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use crate::boot::guest_config;
 use crate::exec::Execs;
 use crate::host::{self, VmmHost};
-use crate::image::{Digest, ImageCache, ImageError, ImageRef, Progress, ReferenceError, RootImage};
+use crate::image::{Digest, ImageCache, ImageError, ImageRef, ReferenceError, RootImage};
 use crate::logs::chain;
 use crate::machine::Machine;
 use crate::network::{Network, NetworkError};
 use crate::phase::{Cause, Event};
+use crate::pulls::Pulls;
 use crate::step::{AfterStep, Step, unheard};
 use crate::vmm::channel::GuestConfig;
 use crate::vmm::jail::{JailConfig, Jails};
@@ -93,6 +94,7 @@ pub struct Executor {
     host: VmmHost,
     execs: Arc<Execs>,
     wanted: Wanted,
+    waiting: Pulls,
     boots: Arc<Semaphore>,
     changes: Semaphore,
     pulls: Semaphore,
@@ -125,6 +127,7 @@ impl Executor {
             host,
             execs: Arc::default(),
             wanted,
+            waiting: Pulls::default(),
             boots: Arc::new(Semaphore::new(processors * BOOTS_PER_PROCESSOR_MAX)),
             changes: Semaphore::new(CHANGES_MAX),
             pulls: Semaphore::new(PULLS_MAX),
@@ -145,6 +148,11 @@ impl Executor {
     /// The images.
     pub fn images(&self) -> &ImageCache {
         &self.images
+    }
+
+    /// Which instances wait for their images.
+    pub(crate) fn waiting(&self) -> &Pulls {
+        &self.waiting
     }
 
     /// Looks here for the images that are desired when a pull finds the disk full. The first one counts.
@@ -332,9 +340,9 @@ impl Executor {
         if let Some(root) = self.images.get(digest).map_err(failed)? {
             return Ok(root);
         }
+        let wait = self.waiting.wait(spec.id, digest);
         let _one_of_few = self.pulls.acquire().await;
-        let progress = |progress: Progress| tracing::trace!(instance = %spec.id, ?progress, "image");
-        self.images.ensure(&reference, &progress).await.map_err(failed)
+        self.images.ensure(&reference, &|progress| wait.note(progress)).await.map_err(failed)
     }
 
     fn machine_folder(&self, id: InstanceId) -> PathBuf {

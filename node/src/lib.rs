@@ -19,6 +19,7 @@ pub mod machine;
 pub mod metrics;
 pub mod network;
 pub mod phase;
+mod pulls;
 pub mod reconcile;
 #[cfg(test)]
 mod sample;

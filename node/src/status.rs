@@ -1,17 +1,21 @@
 //! What the agent tells of itself: the report to the control plane, and `status.json` for `holdfast node status`,
 //! which an operator reads when there is no control plane.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use holdfast_client::{Link, View};
-use holdfast_model::agent::{Held, NodeInstance, Observation, REPORT_OBSERVATIONS_MAX, Report, ReportDetail};
+use holdfast_model::agent::{
+    Held, ImageProgress, NodeInstance, Observation, REPORT_OBSERVATIONS_MAX, Report, ReportDetail,
+};
 use holdfast_model::resource::Capacity;
 use holdfast_model::{Incarnation, InstanceId, Revision};
 use serde::{Deserialize, Serialize};
 
 use crate::phase::bounded;
+use crate::pulls;
 use crate::supervisor::Snapshot;
 
 /// The file's name in the data folder.
@@ -90,6 +94,9 @@ pub struct InstanceStatus {
     pub pid: Option<u32>,
     /// The VMM that runs it.
     pub vmm: Option<String>,
+    /// How far its image is, while it waits for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageProgress>,
 }
 
 /// What is said beside the instances.
@@ -103,6 +110,8 @@ pub struct Surroundings {
     pub capacity: Capacity,
     /// Free on its disk, in MiB.
     pub disk_free_mib: Option<u64>,
+    /// Instances that wait for their images.
+    pub waiting: BTreeMap<InstanceId, ImageProgress>,
 }
 
 /// The report to the control plane.
@@ -124,6 +133,7 @@ pub fn report(snapshot: &Snapshot, view: Option<&View<NodeInstance>>, around: &S
             observations,
             capacity: around.capacity,
             vmm: bounded(around.vmm.clone()),
+            pulls: pulls::reported(&around.waiting),
         },
     }
 }
@@ -143,6 +153,7 @@ pub fn status(
         phase: format!("{:?}", seen.observed.phase),
         pid: seen.machine.map(|(pid, _)| pid),
         vmm: seen.machine.map(|(_, kind)| kind.to_owned()),
+        image: around.waiting.get(id).copied(),
     };
     let (following, unreachable) = match &around.link {
         Link::Up { endpoint } => (Some(endpoint.clone()), None),
@@ -199,6 +210,7 @@ mod tests {
             vmm: "é".repeat(4_000),
             capacity: Capacity::default(),
             disk_free_mib: None,
+            waiting: BTreeMap::new(),
         };
         let report = report(&Snapshot::default(), None, &around);
         let ReportDetail::Node { observations, vmm, .. } = report.detail else { panic!("not a node's") };
@@ -214,6 +226,7 @@ mod tests {
             vmm: "qemu-tcg".to_owned(),
             capacity: Capacity { memory_mib: 5, cpu_milli: 6 },
             disk_free_mib: Some(7),
+            waiting: BTreeMap::new(),
         };
         let written = status(&Snapshot::default(), None, &around, 7);
         assert!(NodeStatus::read(folder.path()).is_err());

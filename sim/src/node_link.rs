@@ -169,6 +169,7 @@ impl NodeLink {
             vmm: "simulated".to_owned(),
             capacity: self.capacity,
             disk_free_mib: None,
+            waiting: std::collections::BTreeMap::new(),
         };
         let report = status::report(&snapshot, node.known.as_deref(), &around);
         let body = serde_json::to_vec(&report).map_err(|e| e.to_string())?;

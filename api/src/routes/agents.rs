@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use holdfast_identity::Subject;
 use holdfast_model::agent::{
     CallAnswer, DETAIL_BYTES_MAX, FOLLOW_PROTOCOL, FRAMES_MEDIA_TYPE, Observation, REPORT_OBSERVATIONS_MAX,
-    Report, ReportDetail, accepted_level,
+    REPORT_PULLS_MAX, Report, ReportDetail, accepted_level,
 };
 use holdfast_model::api::{Answer, Done, Renew, Renewed};
 use holdfast_model::command::AgentRef;
@@ -75,12 +75,17 @@ async fn follow_own(call: Call, headers: HeaderMap) -> Result<Response, Refusal>
 async fn report(call: Call, Body(report): Body<Report>) -> Result<Response, Refusal> {
     let agent = call.caller.agent()?;
     let service = &call.service;
+    if let ReportDetail::Node { pulls, .. } = &report.detail
+        && pulls.len() > REPORT_PULLS_MAX
+    {
+        return Err(Refusal::invalid("The report tells of more than 256 images."));
+    }
     // Whatever becomes of the news below: the agent lives, and must not count as silent because we cannot write (I7).
     service.contacts.reported(agent, &report, call.caller.request().now);
     // A report that is sent again changes nothing twice; its outcomes need not be kept.
     let request = RequestInfo { idempotency_key: None, ..call.caller.request().clone() };
     let mut revision = service.store().revision();
-    if let (AgentRef::Node(node), ReportDetail::Node { observations, capacity, vmm }) =
+    if let (AgentRef::Node(node), ReportDetail::Node { observations, capacity, vmm, .. }) =
         (agent, &report.detail)
     {
         if observations.len() > REPORT_OBSERVATIONS_MAX || vmm.len() > DETAIL_BYTES_MAX {

@@ -9,9 +9,10 @@ use crate::request::{Body, Call, found, page};
 use crate::service::{Service, fresh_request_id, now};
 use axum::response::{IntoResponse, Response};
 use holdfast_model::agent::{AgentCall, CallAnswer};
-use holdfast_model::api::{Answer, Page};
+use holdfast_model::api::{Answer, InstanceStatus, Page};
 use holdfast_model::command::AgentRef;
-use holdfast_model::resource::Instance;
+use holdfast_model::limits::HEARTBEAT_MS;
+use holdfast_model::resource::{Instance, InstanceState};
 use holdfast_model::{Code, NodeId, Scope};
 use holdfast_store::Views;
 use serde::{Deserialize, Serialize};
@@ -30,13 +31,13 @@ pub(super) fn add(table: &mut Table<Arc<Service>>) {
         Endpoint::get("/v1/envs/{env}/instances", Need::Scope(Scope::EnvsRead), "List an env's instances")
             .query(&[("all", "true: also those that ended.")])
             .reads()
-            .answers::<Page<Instance>>(200),
+            .answers::<Page<InstanceStatus>>(200),
         list,
     );
     table.add(
         Endpoint::get("/v1/instances/{instance}", Need::Scope(Scope::EnvsRead), "Show an instance")
             .reads()
-            .answers::<Answer<Instance>>(200),
+            .answers::<Answer<InstanceStatus>>(200),
         show,
     );
     table.add(
@@ -55,13 +56,25 @@ async fn list(call: Call) -> Result<Response, Refusal> {
     let all = call.query::<bool>("all")?.unwrap_or(false);
     let mut items = view.instances(env.id)?;
     items.retain(|i| all || !i.state.is_final());
+    let items = items.into_iter().map(|i| with_progress(&call.service, i)).collect();
     Ok(page(view.revision(), items, None))
 }
 
 async fn show(call: Call) -> Result<Response, Refusal> {
     let view = call.view().await?;
     let instance = view.instance(call.id("instance", "instance")?)?;
-    Ok(found(view.revision(), call.caller.visible("instance", instance, |i| i.org)?))
+    let instance = call.caller.visible("instance", instance, |i| i.org)?;
+    Ok(found(view.revision(), with_progress(&call.service, instance)))
+}
+
+/// With what the instance's own node last told of its image, while that is news: neither after the instance was up, nor when
+/// the node has been silent.
+fn with_progress(service: &Service, instance: Instance) -> InstanceStatus {
+    let waits = instance.state == InstanceState::Booting;
+    let within = Duration::from_millis(3 * HEARTBEAT_MS);
+    let told = || service.contacts.pull(instance.node, instance.id, within);
+    let image_progress = if waits { told() } else { None };
+    InstanceStatus { instance, image_progress }
 }
 
 /// A question that another member passes on.

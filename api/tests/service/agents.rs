@@ -123,6 +123,7 @@ pub(crate) fn node_report(vmm: &str) -> String {
             observations: Vec::new(),
             capacity: Capacity { memory_mib: 4096, cpu_milli: 4000 },
             vmm: vmm.to_owned(),
+            pulls: Vec::new(),
         },
     };
     serde_json::to_string(&report).unwrap()

@@ -5,6 +5,7 @@ use crate::agents::renewal;
 use crate::agents::shutdown::Asked;
 use crate::args::Global;
 use crate::args::operator::{AgentFolder, NodeJoin, NodeRun};
+use crate::commands::instances::image;
 use crate::failure::{Failure, with_sources};
 use crate::output::{Output, or_dash, table, word};
 use holdfast_jail::cgroup::Choice;
@@ -120,7 +121,7 @@ fn text(status: &NodeStatus) -> String {
             instance.observation.instance.to_string(),
             or_dash(instance.name.clone()),
             word(&instance.observation.state),
-            instance.phase.clone(),
+            instance.image.map_or_else(|| instance.phase.clone(), |progress| image(&progress)),
             instance.observation.restarts.to_string(),
             or_dash(instance.pid),
             or_dash(instance.address),

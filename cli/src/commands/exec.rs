@@ -95,7 +95,8 @@ async fn target(session: &Session, named: Option<&str>) -> Result<InstanceId, Fa
         return Ok(id);
     }
     let env = session.env().await?;
-    let instances = session.client.instances(env.id, false).await?.items;
+    let shown = session.client.instances(env.id, false).await?.items;
+    let instances: Vec<Instance> = shown.into_iter().map(|shown| shown.instance).collect();
     pick(&instances, named)
 }
 

@@ -4,7 +4,9 @@ use crate::args::tenant::Instances;
 use crate::failure::Failure;
 use crate::output::{age, or_dash, table, word};
 use crate::session::Session;
-use holdfast_model::resource::Instance;
+use holdfast_model::agent::{ImagePhase, ImageProgress};
+use holdfast_model::api::InstanceStatus;
+use indicatif::HumanBytes;
 
 pub(crate) async fn run(session: &Session, arguments: Instances) -> Result<(), Failure> {
     let env = session.env().await?;
@@ -15,7 +17,10 @@ pub(crate) async fn run(session: &Session, arguments: Instances) -> Result<(), F
     })
 }
 
-fn row(instance: &Instance) -> [String; 9] {
+fn row(shown: &InstanceStatus) -> [String; 9] {
+    let instance = &shown.instance;
+    // What holds it up now says more than what did before.
+    let detail = shown.image_progress.map(|progress| image(&progress)).or_else(|| instance.detail.clone());
     [
         instance.id.to_string(),
         instance.process.to_string(),
@@ -25,8 +30,26 @@ fn row(instance: &Instance) -> [String; 9] {
         instance.node.to_string(),
         instance.address.to_string(),
         age(instance.changed_at),
-        or_dash(instance.detail.clone()),
+        or_dash(detail),
     ]
+}
+
+/// How far an image is, for people.
+pub(crate) fn image(progress: &ImageProgress) -> String {
+    let ImageProgress { phase, received_bytes, total_bytes, layer, layers } = *progress;
+    match phase {
+        ImagePhase::Waiting => "image: waits for others".to_owned(),
+        ImagePhase::Pulling => {
+            let plural = if layers == 1 { "" } else { "s" };
+            format!(
+                "image: {} of {} in {layers} layer{plural}",
+                HumanBytes(received_bytes),
+                HumanBytes(total_bytes)
+            )
+        }
+        ImagePhase::Unpacking => format!("image: unpacking layer {layer} of {layers}"),
+        ImagePhase::Building => "image: building the root file system".to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -37,7 +60,7 @@ mod tests {
 
     #[test]
     fn golden_row() {
-        let instance = Instance {
+        let instance = holdfast_model::resource::Instance {
             id: InstanceId::from_bits(1),
             env: EnvId::from_bits(2),
             app: AppId::from_bits(3),
@@ -57,8 +80,9 @@ mod tests {
             created_at: Timestamp(0),
             changed_at: Timestamp(u64::MAX),
         };
+        let mut shown = InstanceStatus { instance, image_progress: None };
         assert_eq!(
-            row(&instance),
+            row(&shown),
             [
                 "inst_00000000000000000000000001",
                 "web",
@@ -71,5 +95,53 @@ mod tests {
                 "The registry does not answer."
             ]
         );
+        shown.image_progress = Some(ImageProgress {
+            phase: ImagePhase::Pulling,
+            received_bytes: 3 << 19,
+            total_bytes: 3 << 20,
+            layer: 0,
+            layers: 2,
+        });
+        assert_eq!(row(&shown)[8], "image: 1.50 MiB of 3.00 MiB in 2 layers");
+    }
+
+    #[test]
+    fn an_older_client_reads_what_a_newer_server_shows_and_the_other_way_round() {
+        let shown = InstanceStatus {
+            instance: holdfast_model::resource::Instance {
+                id: InstanceId::from_bits(1),
+                env: EnvId::from_bits(2),
+                app: AppId::from_bits(3),
+                org: OrgId::from_bits(4),
+                deployment: DeploymentId::from_bits(5),
+                release: ReleaseId::from_bits(6),
+                process: "web".parse().unwrap(),
+                node: NodeId::from_bits(7),
+                address: "fd00::1".parse().unwrap(),
+                memory_mib: 64,
+                cpu_milli: 500,
+                state: InstanceState::Booting,
+                reason: None,
+                detail: None,
+                restarts: 0,
+                was_ready: false,
+                created_at: Timestamp(0),
+                changed_at: Timestamp(1),
+            },
+            image_progress: Some(ImageProgress {
+                phase: ImagePhase::Unpacking,
+                received_bytes: 1,
+                total_bytes: 1,
+                layer: 1,
+                layers: 3,
+            }),
+        };
+        let text = serde_json::to_string(&shown).unwrap();
+        assert!(text.contains("\"image_progress\":{\"phase\":\"unpacking\""), "{text}");
+        assert_eq!(serde_json::from_str::<InstanceStatus>(&text).unwrap(), shown);
+        let older: holdfast_model::resource::Instance = serde_json::from_str(&text).unwrap();
+        assert_eq!(older, shown.instance);
+        let older = serde_json::to_string(&older).unwrap();
+        assert_eq!(serde_json::from_str::<InstanceStatus>(&older).unwrap().image_progress, None);
     }
 }

@@ -63,7 +63,7 @@ impl Choice {
             let id =
                 named.parse().map_err(|e: holdfast_model::id::IdError| Failure::Usage(format!("{e}.")))?;
             return match session.client.instance(id).await {
-                Ok(answer) => Ok(Self::One(answer.item.into())),
+                Ok(answer) => Ok(Self::One(answer.item.instance.into())),
                 // To read lines one need not be allowed to read the env.
                 Err(error) if error.code() == Code::Forbidden.as_str() => {
                     Ok(Self::One(Source { id, process: String::new(), ended: false }))
@@ -81,9 +81,9 @@ impl Choice {
             Self::One(source) => return Ok(vec![source.clone()]),
             Self::Of { env, process } => (*env, process),
         };
-        let instances = client.instances(env, true).await?.items;
+        let instances = client.instances(env, true).await?.items.into_iter().map(|shown| shown.instance);
         let meant = |i: &Instance| process.as_ref().is_none_or(|process| i.process.as_str() == process);
-        Ok(instances.into_iter().filter(meant).map(Source::from).collect())
+        Ok(instances.filter(meant).map(Source::from).collect())
     }
 }
 

@@ -1,10 +1,12 @@
 //! Watching a deployment until it is done. The deployment goes on whether or not it is watched.
 
 use crate::args::tenant::Wait;
+use crate::commands::instances::image;
 use crate::failure::Failure;
 use crate::output::{Output, word};
 use crate::session::Session;
 use holdfast_client::ClientError;
+use holdfast_model::api::InstanceStatus;
 use holdfast_model::resource::{Deployment, DeploymentState, Instance, InstanceState};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::BTreeMap;
@@ -34,8 +36,10 @@ async fn watch(session: &Session, started: &Deployment, patience: Duration) -> R
     let mut progress = Progress::new(session.output);
     loop {
         match look(session, started).await {
-            Ok((deployment, instances)) => {
-                progress.say(&stand(&deployment, &instances));
+            Ok((deployment, shown)) => {
+                let images = images(&deployment, &shown);
+                let instances: Vec<Instance> = shown.into_iter().map(|shown| shown.instance).collect();
+                progress.say(&stand(&deployment, &instances), &images);
                 if let Some(ended) = ended(deployment, &instances) {
                     progress.clear();
                     return ended;
@@ -43,7 +47,7 @@ async fn watch(session: &Session, started: &Deployment, patience: Duration) -> R
             }
             // The control plane may be away for a while; what it started goes on.
             Err(error) if error.is_retryable() => {
-                progress.say("no member answers; still trying");
+                progress.say("no member answers; still trying", "");
             }
             Err(error) => return Err(error.into()),
         }
@@ -56,7 +60,10 @@ async fn watch(session: &Session, started: &Deployment, patience: Duration) -> R
     }
 }
 
-async fn look(session: &Session, started: &Deployment) -> Result<(Deployment, Vec<Instance>), ClientError> {
+async fn look(
+    session: &Session,
+    started: &Deployment,
+) -> Result<(Deployment, Vec<InstanceStatus>), ClientError> {
     let deployment = session.client.deployment(started.id).await?.item;
     let all = session.client.instances(started.env, true).await?.items;
     Ok((deployment, all))
@@ -126,6 +133,15 @@ fn stand(deployment: &Deployment, instances: &[Instance]) -> String {
     parts.join(" · ")
 }
 
+/// How far the image is of the deployment's instance whose image is least far, if one waits for its own.
+fn images(deployment: &Deployment, shown: &[InstanceStatus]) -> String {
+    let of_release = shown.iter().filter(|shown| shown.instance.release == deployment.release);
+    let least = of_release
+        .filter_map(|shown| shown.image_progress)
+        .min_by_key(|progress| (progress.phase, progress.received_bytes, progress.layer));
+    least.map_or_else(String::new, |progress| format!(" · {}", image(&progress)))
+}
+
 /// A spinner where somebody watches; elsewhere a line for each change.
 struct Progress {
     output: Output,
@@ -146,9 +162,10 @@ impl Progress {
         Self { output, bar, last: String::new() }
     }
 
-    fn say(&mut self, line: &str) {
+    /// `more` changes often: who does not watch is not told.
+    fn say(&mut self, line: &str, more: &str) {
         match &self.bar {
-            Some(bar) => bar.set_message(line.to_owned()),
+            Some(bar) => bar.set_message(format!("{line}{more}")),
             None if line != self.last => self.output.remark(line),
             None => {}
         }

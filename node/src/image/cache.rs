@@ -54,6 +54,8 @@ pub enum Progress {
         received_bytes: u64,
         /// Bytes that there will be.
         total_bytes: u64,
+        /// How many layers there are.
+        layers: usize,
     },
     /// Layers are being unpacked.
     Unpacking {
@@ -301,7 +303,7 @@ impl ImageCache {
                 counter.store(bytes, Ordering::Relaxed);
             }
             let received_bytes = received.values().map(|counter| counter.load(Ordering::Relaxed)).sum();
-            progress(Progress::Fetching { received_bytes, total_bytes });
+            progress(Progress::Fetching { received_bytes, total_bytes, layers: layers.len() });
         };
         let report = &report;
         let fetches: Vec<_> = wanted
