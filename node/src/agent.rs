@@ -35,7 +35,7 @@ use tokio::sync::watch;
 use crate::exec::Execs;
 use crate::executor::{self, Executor, ExecutorError};
 use crate::host::{self, CapacityOverride, HostError, VmmChoice, VmmHost};
-use crate::image::{ImageCache, ImageError};
+use crate::image::{ImageCache, ImageError, Limits};
 use crate::logs::retention::Retention;
 use crate::logs::{LogError, Logs, chain};
 use crate::machine::now_ms;
@@ -232,7 +232,9 @@ impl Node {
             disk_free_mib: host::disk_free_mib(data_dir),
             waiting: BTreeMap::new(),
         };
-        let images = ImageCache::open(&data_dir.join("images"))?.with_bytes_max(config.images_bytes_max);
+        let images =
+            ImageCache::open_heard(&data_dir.join("images"), Limits::default(), Arc::clone(&after_step))?
+                .with_bytes_max(config.images_bytes_max);
         let executor = Executor::new(data_dir, Network::open(data_dir)?, images, vmm, after_step)?;
         Ok(Self {
             data_dir: data_dir.clone(),

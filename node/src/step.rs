@@ -36,6 +36,22 @@ macro_rules! steps {
 steps! {
     /// What is begun, or has happened, is durable in the node's state.
     Stored = "stored";
+    /// Something of a blob was received and written; it is not known yet whether it is the blob's.
+    BlobWritten = "blob written";
+    /// A blob was digested, synced, and given its name.
+    BlobStored = "blob stored";
+    /// An image's layers are unpacked, in a folder of work under way.
+    LayersUnpacked = "layers unpacked";
+    /// The root file system was made there.
+    RootBuilt = "root built";
+    /// The root was synced and given its name.
+    RootStored = "root stored";
+    /// A blob that nothing needs is removed.
+    BlobCollected = "blob collected";
+    /// A root that nothing needs lost its name; its files are still there.
+    RootHidden = "root hidden";
+    /// They are removed.
+    RootCollected = "root collected";
     /// The instance's root image is in the cache.
     RootReady = "root ready";
     /// The TAP exists.
@@ -76,6 +92,20 @@ steps! {
     EntryRemoved = "entry removed";
     /// The machine's folder is removed.
     FolderRemoved = "folder removed";
+}
+
+impl Step {
+    /// Those of images that are fetched, built and collected.
+    pub const OF_IMAGES: &'static [Self] = &[
+        Self::BlobWritten,
+        Self::BlobStored,
+        Self::LayersUnpacked,
+        Self::RootBuilt,
+        Self::RootStored,
+        Self::BlobCollected,
+        Self::RootHidden,
+        Self::RootCollected,
+    ];
 }
 
 impl fmt::Display for Step {

@@ -27,6 +27,7 @@ use super::keyed_lock::KeyedLock;
 use super::reference::ImageRef;
 use super::registry::RegistryClient;
 use super::retry::Backoff;
+use crate::step::{AfterStep, Step};
 
 /// Bytes gathered before they are digested and written.
 const WRITE_BYTES: usize = 1 << 20;
@@ -37,6 +38,7 @@ pub(crate) struct BlobStore {
     blobs: PathBuf,
     partial: PathBuf,
     locks: KeyedLock<Digest>,
+    after_step: AfterStep,
     /// How many pulls under way count on a blob. Its size is bounded by their layers.
     pins: Mutex<HashMap<Digest, usize>>,
 }
@@ -80,11 +82,12 @@ impl Drop for Pins<'_> {
 }
 
 impl BlobStore {
-    pub(crate) fn open(folder: &Path) -> Result<BlobStore, ImageError> {
+    pub(crate) fn open(folder: &Path, after_step: AfterStep) -> Result<BlobStore, ImageError> {
         let store = BlobStore {
             blobs: folder.join("blobs"),
             partial: folder.join("partial"),
             locks: KeyedLock::new(),
+            after_step,
             pins: Mutex::new(HashMap::new()),
         };
         for folder in [&store.blobs, &store.partial] {
@@ -168,7 +171,11 @@ impl BlobStore {
         }
         match fs::remove_file(&blob.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            outcome => outcome.map(|()| true).map_err(|source| disk(&blob.path, source)),
+            Err(source) => Err(disk(&blob.path, source)),
+            Ok(()) => {
+                (self.after_step)(Step::BlobCollected);
+                Ok(true)
+            }
         }
     }
 
@@ -192,7 +199,7 @@ impl BlobStore {
         let _slot = client.blob_slot().await;
         let work = async {
             let partial = Partial::open(self.partial.join(digest.hex()), digest, size, lock).await?;
-            let partial = download(client, image, partial, received).await?;
+            let partial = download(client, image, partial, received, &self.after_step).await?;
             self.publish(&partial.path, digest)
         };
         tokio::time::timeout(time_max, work).await.map_err(|_| ImageError::TooSlow {
@@ -207,7 +214,9 @@ impl BlobStore {
         fs::set_permissions(partial, fs::Permissions::from_mode(0o400))
             .and_then(|()| fs::rename(partial, &path))
             .and_then(|()| File::open(&self.blobs)?.sync_all())
-            .map_err(|source| disk(&path, source))
+            .map_err(|source| disk(&path, source))?;
+        (self.after_step)(Step::BlobStored);
+        Ok(())
     }
 }
 
@@ -278,6 +287,7 @@ async fn download(
     image: &ImageRef,
     mut partial: Partial,
     received: &(dyn Fn(u64) + Send + Sync),
+    after_step: &AfterStep,
 ) -> Result<Partial, ImageError> {
     let mut backoff = Backoff::default();
     // The most that was ever here: only what goes beyond it is progress, or a registry that cannot resume would be
@@ -285,7 +295,7 @@ async fn download(
     let mut reached = partial.written;
     loop {
         let outcome;
-        (partial, outcome) = attempt(client, image, partial, received).await?;
+        (partial, outcome) = attempt(client, image, partial, received, after_step).await?;
         match outcome {
             Ok(()) => {
                 let actual = partial.digester.clone().finish();
@@ -330,6 +340,7 @@ async fn attempt(
     image: &ImageRef,
     mut partial: Partial,
     received: &(dyn Fn(u64) + Send + Sync),
+    after_step: &AfterStep,
 ) -> Result<(Partial, Result<(), RegistryError>), ImageError> {
     let (digest, size) = (partial.digest, partial.size);
     if partial.written > 0 && partial.written < size && !partial.asks_for_rest {
@@ -375,6 +386,7 @@ async fn attempt(
         if gathered.len() >= WRITE_BYTES || (ended && !gathered.is_empty()) {
             let full = std::mem::replace(&mut gathered, Vec::with_capacity(WRITE_BYTES));
             partial = on_disk(partial, move |partial| partial.append(&full)).await?;
+            after_step(Step::BlobWritten);
             received(partial.written);
         }
         match piece {

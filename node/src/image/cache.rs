@@ -36,6 +36,7 @@ use super::root_image::make_erofs;
 use super::roots::{ROOT_FILE, RootImage, Roots, publish};
 use super::stock::{Evictions, GcReport, Stock};
 use super::user::Accounts;
+use crate::step::{AfterStep, Step, unheard};
 
 /// What images may take on a node's disk by default, in bytes, as far as nothing needs them.
 pub const CACHE_BYTES_MAX: u64 = 20 << 30;
@@ -82,6 +83,7 @@ pub struct ImageCache {
     builds: KeyedLock<Digest>,
     in_use: InUse,
     bytes_max: u64,
+    after_step: AfterStep,
     _lock: File,
 }
 
@@ -92,8 +94,18 @@ impl ImageCache {
         ImageCache::open_with(folder, Limits::default())
     }
 
-    /// Opens or makes a cache with other limits. The folder is closed to other users: it holds set-id programs.
+    /// Opens or makes a cache with other limits.
     pub fn open_with(folder: &Path, limits: Limits) -> Result<ImageCache, ImageError> {
+        ImageCache::open_heard(folder, limits, unheard())
+    }
+
+    /// The same, with something to call between any two steps that change the disk. The folder is closed to other users:
+    /// it holds set-id programs.
+    pub fn open_heard(
+        folder: &Path,
+        limits: Limits,
+        after_step: AfterStep,
+    ) -> Result<ImageCache, ImageError> {
         fs::create_dir_all(folder).map_err(|source| disk(folder, source))?;
         fs::set_permissions(folder, fs::Permissions::from_mode(0o700))
             .map_err(|source| disk(folder, source))?;
@@ -102,10 +114,14 @@ impl ImageCache {
             folder: folder.to_owned(),
             limits,
             client: RegistryClient::new(limits)?,
-            stock: Arc::new(Stock::new(BlobStore::open(folder)?, Roots::open(folder)?)),
+            stock: Arc::new(Stock::new(
+                BlobStore::open(folder, Arc::clone(&after_step))?,
+                Roots::open(folder, Arc::clone(&after_step))?,
+            )),
             builds: KeyedLock::new(),
             in_use: Arc::new(|| None),
             bytes_max: CACHE_BYTES_MAX,
+            after_step,
             _lock: lock,
         })
     }
@@ -234,6 +250,7 @@ impl ImageCache {
             .await??
         };
         let (work, accounts) = self.unpack(work, tree, &manifest.layers, &config, progress).await?;
+        (self.after_step)(Step::LayersUnpacked);
         let config = ImageConfig {
             user: accounts.resolve(&config.user)?,
             env: config.env,
@@ -245,12 +262,14 @@ impl ImageCache {
         let finished = work.path().join("finished");
         fs::create_dir(&finished).map_err(|source| disk(&finished, source))?;
         make_erofs(&work.path().join("root"), &finished.join(ROOT_FILE), digest).await?;
+        (self.after_step)(Step::RootBuilt);
         let target = self.stock.roots.folder(digest);
         // The folder goes with the thread: if this future is dropped, it is removed after the rename, not during.
         let work = blocking("publishing a root", move || {
             publish(&finished, &target, digest, config, &accounts).map(|()| work)
         })
         .await??;
+        (self.after_step)(Step::RootStored);
         // The unpacked tree is large; its removal need not be waited for.
         tokio::task::spawn_blocking(move || drop(work));
         self.stock.roots.ready(digest)?.ok_or_else(|| {

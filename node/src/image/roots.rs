@@ -19,6 +19,7 @@ use super::digest::Digest;
 use super::error::{ImageError, RootError};
 use super::manifest::ImageConfig;
 use super::user::{Accounts, ImageUser};
+use crate::step::{AfterStep, Step};
 
 /// `image.json`'s format.
 const RECORD_VERSION: u32 = 1;
@@ -76,6 +77,7 @@ pub(crate) struct Roots {
     folder: PathBuf,
     /// Where what is being made or removed is; emptied when the cache is opened.
     work: PathBuf,
+    after_step: AfterStep,
     /// How many were taken out of sight: each gets a name of its own.
     hidden: AtomicU64,
     leases: Mutex<HashMap<Digest, Weak<()>>>,
@@ -83,7 +85,7 @@ pub(crate) struct Roots {
 
 impl Roots {
     /// Makes the folders; whatever an earlier process left half done is removed.
-    pub(crate) fn open(cache: &Path) -> Result<Roots, ImageError> {
+    pub(crate) fn open(cache: &Path, after_step: AfterStep) -> Result<Roots, ImageError> {
         let (folder, work) = (cache.join("roots"), cache.join("tmp"));
         match fs::remove_dir_all(&work) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(disk(&work, error)),
@@ -92,7 +94,7 @@ impl Roots {
         for folder in [&folder, &work] {
             fs::create_dir_all(folder).map_err(|source| disk(folder, source))?;
         }
-        Ok(Roots { folder, work, hidden: AtomicU64::new(0), leases: Mutex::new(HashMap::new()) })
+        Ok(Roots { folder, work, after_step, hidden: AtomicU64::new(0), leases: Mutex::new(HashMap::new()) })
     }
 
     /// The folder of a root that is there, or would be.
@@ -162,6 +164,7 @@ impl Roots {
         };
         // A large file takes long, and nobody need wait for it to get another root.
         fs::remove_dir_all(&hidden).map_err(|source| disk(&hidden, source))?;
+        (self.after_step)(Step::RootCollected);
         Ok(true)
     }
 
@@ -171,6 +174,7 @@ impl Roots {
         let number = self.hidden.fetch_add(1, Ordering::Relaxed);
         let (folder, hidden) = (self.folder(digest), self.work.join(format!("removed-{number}")));
         fs::rename(&folder, &hidden).map_err(|source| disk(&folder, source))?;
+        (self.after_step)(Step::RootHidden);
         Ok(hidden)
     }
 

@@ -55,6 +55,8 @@ pub(crate) const SECRET: &str = "correct-horse-battery-staple-9f3c";
 const CRASH_AT: &str = "HOLDFAST_TEST_CRASH_AT";
 /// Makes an agent hear that it is cut off.
 const CUT_OFF: &str = "HOLDFAST_TEST_CUT_OFF";
+/// What images may take, in bytes, instead of the default.
+const IMAGES_BYTES: &str = "HOLDFAST_TEST_IMAGES_BYTES";
 /// The file to which an agent appends the name of each step.
 const STEPS_FILE: &str = "steps";
 
@@ -150,6 +152,16 @@ impl Scene {
     /// Starts one that is told at once that an operator has cut it off.
     pub(crate) fn agent_that_is_cut_off(&self, crash: Option<Point>) -> Agent {
         self.spawn_with(crash, &[(CUT_OFF, "1")])
+    }
+
+    /// Starts one that keeps no image beyond those that are in use.
+    pub(crate) fn agent_that_collects(&self, crash: Option<Point>) -> Agent {
+        self.spawn_with(crash, &[(IMAGES_BYTES, "0")])
+    }
+
+    /// The root that the scene's own image is made from.
+    pub(crate) fn image_files(&self) -> PathBuf {
+        self.folder.path().join("root")
     }
 
     /// Starts one that is told, before anything else, of a secret that an instance knows.
@@ -432,7 +444,11 @@ pub(crate) fn was_agent() -> bool {
         }
     });
     runtime().block_on(async {
-        let node = Node::open_with(&host_config(&data_dir), after_step).unwrap();
+        let mut config = host_config(&data_dir);
+        if let Ok(bytes) = std::env::var(IMAGES_BYTES) {
+            config.images_bytes_max = bytes.parse().unwrap();
+        }
+        let node = Node::open_with(&config, after_step).unwrap();
         let cut_off = watch::Sender::new(std::env::var_os(CUT_OFF).is_some());
         let node = node.with_cut_off(cut_off.subscribe());
         if let Ok(id) = std::env::var(KNOWS_SECRET) {
