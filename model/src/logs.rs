@@ -116,6 +116,10 @@ pub enum LogRecord {
     Away {
         /// Why, and what to do.
         detail: String,
+        /// Whether the stream ends with this, also one that follows: the instance has ended, and its node is away, so
+        /// that nobody knows when what it wrote last can be had.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        ended: bool,
     },
     /// All that was asked for has been sent. A stream without it was cut: go on from the last cursor.
     End {

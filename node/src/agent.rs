@@ -301,7 +301,7 @@ impl Node {
             probed,
             reports,
         };
-        let sweeper = sweep_logs(self.logs, supervisor.snapshots());
+        let sweeper = sweep_logs(self.logs, supervisor.snapshots(), LOGS_PERIOD);
         tokio::select! {
             kept = supervisor.run(shutdown) => Ok(kept?),
             () = async { tokio::join!(teller.run(), probe, sweeper, metrics); } => Ok(()),
@@ -320,10 +320,10 @@ async fn serve_metrics(listen: Option<Listen>, sources: metrics::Sources) {
 }
 
 /// Keeps logs within their age for as long as the agent runs, but of a node that was cut off: there they are evidence.
-async fn sweep_logs(logs: Arc<Logs>, snapshots: watch::Receiver<Option<Snapshot>>) {
+async fn sweep_logs(logs: Arc<Logs>, snapshots: watch::Receiver<Option<Snapshot>>, period: Duration) {
     loop {
-        tokio::time::sleep(LOGS_PERIOD).await;
-        if snapshots.borrow().as_ref().is_none_or(|snapshot| snapshot.cut_off) {
+        tokio::time::sleep(period).await;
+        if !may_sweep(snapshots.borrow().as_ref()) {
             continue;
         }
         let logs = Arc::clone(&logs);
@@ -331,6 +331,11 @@ async fn sweep_logs(logs: Arc<Logs>, snapshots: watch::Receiver<Option<Snapshot>
             tracing::warn!(error = %chain(&error), "old logs could not be removed");
         }
     }
+}
+
+/// Whether old lines may go. Not before it is known that the node was not cut off.
+fn may_sweep(snapshot: Option<&Snapshot>) -> bool {
+    snapshot.is_some_and(|snapshot| !snapshot.cut_off)
 }
 
 /// Tells what is known, to the control plane and to `status.json`, when it changes and now and then.
@@ -499,4 +504,50 @@ fn lock(data_dir: &Path) -> Result<File, AgentError> {
         }
     }
     Err(AgentError::InUse { path: data_dir.to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_model::InstanceId;
+    use holdfast_model::agent::LogStream;
+
+    use super::*;
+    use crate::logs::Line;
+
+    #[tokio::test]
+    async fn a_node_that_was_quarantined_removes_no_log_for_its_age() {
+        let folder = tempfile::tempdir().unwrap();
+        let retention = Retention { age_ms: 1_000, ended_ms: 1_000, ..Retention::default() };
+        let logs = Arc::new(Logs::open_with(folder.path().join("logs"), retention).unwrap());
+        let ended = InstanceId::from_bits(1);
+        let old = Line {
+            time_ms: now_ms() - 3_600_000,
+            stream: LogStream::Stdout,
+            guest_seq: 1,
+            bytes: b"evidence".to_vec(),
+            continues: false,
+            dropped: 0,
+        };
+        logs.ring(ended).unwrap().append(&[old]).unwrap();
+        logs.keep(&std::collections::BTreeSet::new());
+        let kept = || folder.path().join("logs").join(ended.to_string()).exists();
+        let period = Duration::from_millis(10);
+        let snapshots = watch::Sender::new(None);
+        let sweeper = tokio::spawn(sweep_logs(Arc::clone(&logs), snapshots.subscribe(), period));
+        // Nor while it is not known whether it was.
+        tokio::time::sleep(period * 20).await;
+        assert!(kept());
+        snapshots.send_replace(Some(Snapshot { cut_off: true, ..Snapshot::default() }));
+        tokio::time::sleep(period * 20).await;
+        assert!(kept());
+        // The same log goes on a node that was not.
+        snapshots.send_replace(Some(Snapshot::default()));
+        let gone = async {
+            while kept() {
+                tokio::time::sleep(period).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), gone).await.expect("old logs are never removed");
+        sweeper.abort();
+    }
 }

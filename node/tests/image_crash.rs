@@ -190,7 +190,9 @@ fn i05_a_crash_at_any_step_of_a_pull_or_a_collection_leaves_whole_images_alone()
     for point in points {
         stage.reset();
         let mut agent = stage.scene.agent_that_collects(Some(point));
-        assert!(agent.ended_or(|| stage.is_done()), "it did not come to {point:?}");
+        let crashed = agent.ended_or(|| stage.is_done());
+        // How many pieces a blob comes in is chance; every other step comes every time.
+        assert!(crashed || point.step == Step::BlobWritten, "it did not come to {point:?}");
         drop(agent);
         // Whatever has the name of a root is whole.
         for (path, bytes) in files(&stage.images()) {

@@ -36,6 +36,8 @@ const TAKE_MS_MAX: u64 = 60_000;
 const WAIT_MS: u64 = 8_000;
 /// Between two looks while a node has nothing, or is away, in milliseconds; half as much again at random.
 const PAUSE_MS: u64 = 500;
+/// Looks at a node that is away for the lines of an instance that has ended, at most: its agent may just be restarting.
+const ENDED_LOOKS_MAX: u32 = 6;
 /// Between two looks at the reader's token at least, and at most, in milliseconds.
 const TOKEN_LOOK_MS: (u64, u64) = (100, 1_000);
 
@@ -78,6 +80,9 @@ async fn read(call: Call) -> Result<Response, Refusal> {
     Ok(([(header::CONTENT_TYPE, NDJSON_MEDIA_TYPE)], Body::from_stream(lines)).into_response())
 }
 
+/// What is said of an instance that has ended and whose node is away.
+const ENDED_AND_AWAY: &str = "The instance has ended, and its node holds no stream to the control plane: what it wrote last cannot be read until the node is back.";
+
 struct Reader {
     service: Arc<Service>,
     caller: Caller,
@@ -110,7 +115,7 @@ fn stream(
 impl Reader {
     /// Sends lines until all that was asked for is sent, or the reader is gone.
     async fn talk(&self, mut start: LogStart, out: &mpsc::Sender<Bytes>) -> Result<(), Refusal> {
-        let mut away = false;
+        let (mut away, mut ended_looks) = (false, 0);
         loop {
             // What had ended before the question was asked writes nothing after it.
             let (node, ended) = self.place()?;
@@ -143,10 +148,16 @@ impl Reader {
                     return Err(Refusal::new(Code::Internal, "A node answered another question."));
                 }
                 Err(refusal) => {
+                    ended_looks += u32::from(ended);
+                    if self.follow && ended_looks >= ENDED_LOOKS_MAX {
+                        let detail = ENDED_AND_AWAY.to_owned();
+                        return send(out, &json(&LogRecord::Away { detail, ended: true })?).await;
+                    }
                     let detail = refusal.detail.clone();
-                    let said = if away { b"\n".to_vec() } else { json(&LogRecord::Away { detail })? };
+                    let said =
+                        if away { b"\n".to_vec() } else { json(&LogRecord::Away { detail, ended: false })? };
                     send(out, &said).await?;
-                    if last {
+                    if !self.follow {
                         return Err(refusal);
                     }
                     away = true;

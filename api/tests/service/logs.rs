@@ -8,8 +8,13 @@ use axum::body::Body;
 use axum::http::{Method, StatusCode};
 use holdfast_api::log_readers::LOG_STREAMS_ORG_MAX;
 use holdfast_identity::PeerIdentity;
-use holdfast_model::agent::{AgentCall, CallAnswer, Frame, LogStream, NodeInstance};
+use holdfast_model::agent::{
+    AgentCall, CallAnswer, Frame, ImagePhase, ImageProgress, LogStream, NodeInstance, Observation, Pull,
+    REPORT_PULLS_MAX, Report, ReportDetail,
+};
 use holdfast_model::logs::{LogChunk, LogCursor, LogEntry, LogRecord, LogStart};
+use holdfast_model::resource::{Capacity, InstanceReason, InstanceState};
+use holdfast_model::{Incarnation, Revision};
 use http_body_util::BodyExt;
 use serde_json::json;
 use std::sync::{Arc, Mutex};
@@ -27,7 +32,8 @@ struct Scene {
     ours: Tenant,
     instance: String,
     held: Held,
-    _agent: JoinHandle<()>,
+    peer: PeerIdentity,
+    agent: JoinHandle<()>,
 }
 
 /// A tenant whose instance is on a node that reports to the first member and follows the second.
@@ -35,8 +41,9 @@ async fn scene() -> Scene {
     let rig = Arc::new(Rig::start().await);
     let Elsewhere { second, ours, peer, instance, follow } = elsewhere(&rig).await;
     let held = Held::default();
-    let agent = tokio::spawn(answer(Arc::clone(&rig), second.clone(), peer, follow, Arc::clone(&held)));
-    Scene { rig, second, ours, instance, held, _agent: agent }
+    let agent =
+        tokio::spawn(answer(Arc::clone(&rig), second.clone(), peer.clone(), follow, Arc::clone(&held)));
+    Scene { rig, second, ours, instance, held, peer, agent }
 }
 
 /// Answers as a node does, two lines at a time.
@@ -198,4 +205,91 @@ async fn i14_an_org_reads_so_many_logs_at_a_time_and_no_more() {
     drop(open);
     let again = async { while scene.first("").await.0 != StatusCode::OK {} };
     tokio::time::timeout(HANG, again).await.expect("a place of a reader that left stays taken");
+}
+
+#[tokio::test]
+async fn who_follows_an_instance_that_has_ended_on_a_node_that_is_away_is_told_and_not_kept() {
+    let scene = scene().await;
+    scene.write(&["one"]);
+    let (status, mut body) = scene.first("follow=true").await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(texts(&records(&mut body, 1).await), ["one"]);
+    // The node goes, and its word that the instance has failed is the last that is heard of it.
+    scene.agent.abort();
+    let report = Report {
+        applied: Revision(1),
+        incarnation: Incarnation(1),
+        held: None,
+        detail: ReportDetail::Node {
+            observations: vec![Observation {
+                instance: scene.instance.parse().unwrap(),
+                state: InstanceState::Failed,
+                reason: Some(InstanceReason::CrashLoopBackoff),
+                detail: None,
+                restarts: 0,
+            }],
+            capacity: Capacity { memory_mib: 4096, cpu_milli: 4000 },
+            vmm: "kvm".to_owned(),
+            pulls: Vec::new(),
+        },
+    };
+    let report = serde_json::to_string(&report).unwrap();
+    let request = scene.rig.request(Method::POST, "/v1/agent/report", None, Some(&report));
+    assert_eq!(scene.rig.send(scene.rig.by(request, scene.peer.clone())).await.status, StatusCode::OK);
+    // To the end of the stream.
+    let last = records(&mut body, usize::MAX).await.pop().unwrap();
+    let LogRecord::Away { detail, ended: true } = last else { panic!("{last:?}") };
+    assert!(detail.contains("has ended") && detail.contains("until the node is back"), "{detail}");
+}
+
+#[tokio::test]
+async fn how_far_an_image_is_is_told_while_the_instance_waits_and_not_logged() {
+    let scene = scene().await;
+    let pull = Pull {
+        instance: scene.instance.parse().unwrap(),
+        image: ImageProgress {
+            phase: ImagePhase::Pulling,
+            received_bytes: 10,
+            total_bytes: 40,
+            layer: 0,
+            layers: 3,
+        },
+    };
+    let report = |state, pulls| {
+        let observation =
+            Observation { instance: pull.instance, state, reason: None, detail: None, restarts: 0 };
+        let report = Report {
+            applied: Revision(1),
+            incarnation: Incarnation(1),
+            held: None,
+            detail: ReportDetail::Node {
+                observations: vec![observation],
+                capacity: Capacity { memory_mib: 4096, cpu_milli: 4000 },
+                vmm: "kvm".to_owned(),
+                pulls,
+            },
+        };
+        let body = serde_json::to_string(&report).unwrap();
+        let request = scene.rig.request(Method::POST, "/v1/agent/report", None, Some(&body));
+        scene.rig.send(scene.rig.by(request, scene.peer.clone()))
+    };
+    let revision = || scene.rig.service.store().revision();
+    let before = revision();
+    assert_eq!(report(InstanceState::Booting, vec![pull]).await.status, StatusCode::OK);
+    assert_eq!(revision(), before, "nothing of it reaches the log");
+    let path = format!("/v1/instances/{}", scene.instance);
+    let shown = || scene.rig.get(&path, &scene.ours.owner);
+    let told = shown().await.body["item"]["image_progress"].clone();
+    assert_eq!(
+        told,
+        json!({"phase": "pulling", "received_bytes": 10, "total_bytes": 40, "layer": 0, "layers": 3})
+    );
+    let list = format!("/v1/envs/{}/instances", scene.ours.env);
+    let listed = scene.rig.get(&list, &scene.ours.owner).await;
+    assert_eq!(listed.body["items"][0]["image_progress"], told);
+    // Once it is up that is no news, even if the node still says so.
+    assert_eq!(report(InstanceState::Ready, vec![pull]).await.status, StatusCode::OK);
+    assert_eq!(shown().await.body["item"].get("image_progress"), None);
+    let many = vec![pull; REPORT_PULLS_MAX + 1];
+    assert_eq!(report(InstanceState::Ready, many).await.status, StatusCode::BAD_REQUEST);
 }

@@ -144,7 +144,7 @@ async fn read(printer: &Printer<'_>, choice: &Choice, start: LogStart, all: bool
         let Some((stream, head)) = first else { break };
         if let Some(record) = head.take() {
             printer.print(&stream.source, &record)?;
-            if let LogRecord::Away { detail } = record {
+            if let LogRecord::Away { detail, .. } = record {
                 // There is no more of it now.
                 away = Some(detail);
                 continue;
@@ -174,12 +174,12 @@ async fn follow(printer: &Printer<'_>, choice: &Choice, start: LogStart, all: bo
             biased;
             Some((source, record)) = queue.recv() => printer.print(&source, &record)?,
             Some(ended) = readers.join_next() => {
-                ended.map_err(|e| Failure::Host(e.to_string()))??;
+                let lost = ended.map_err(|e| Failure::Host(e.to_string()))??;
                 if readers.is_empty() && matches!(choice, Choice::One(_)) {
                     while let Ok((source, record)) = queue.try_recv() {
                         printer.print(&source, &record)?;
                     }
-                    return Ok(());
+                    return lost.map_or(Ok(()), |detail| Err(Failure::Incomplete(detail)));
                 }
             }
             _ = look.tick(), if matches!(choice, Choice::Of { .. }) => {
@@ -200,13 +200,21 @@ async fn follow(printer: &Printer<'_>, choice: &Choice, start: LogStart, all: bo
     }
 }
 
-async fn pump(mut stream: Reading, records: mpsc::Sender<(Source, LogRecord)>) -> Result<(), Failure> {
+/// Passes records on to the end; answers with why some of them cannot be had, if so.
+async fn pump(
+    mut stream: Reading,
+    records: mpsc::Sender<(Source, LogRecord)>,
+) -> Result<Option<String>, Failure> {
+    let mut lost = None;
     while let Some(record) = stream.next().await? {
+        if let LogRecord::Away { detail, ended: true } = &record {
+            lost = Some(detail.clone());
+        }
         if records.send((stream.source.clone(), record)).await.is_err() {
             break;
         }
     }
-    Ok(())
+    Ok(lost)
 }
 
 /// One instance's records, over as many streams as it takes.
@@ -242,9 +250,10 @@ impl Reading {
             };
             match stream.next().await {
                 Ok(Some(LogRecord::End { .. })) => self.ended = true,
-                Ok(Some(LogRecord::Away { .. })) if self.away => {}
+                Ok(Some(LogRecord::Away { ended: false, .. })) if self.away => {}
                 Ok(Some(record)) => {
                     self.away = matches!(record, LogRecord::Away { .. });
+                    self.ended = matches!(record, LogRecord::Away { ended: true, .. });
                     if let LogRecord::Line(line) = &record {
                         self.start = LogStart { after: Some(line.cursor), ..LogStart::default() };
                     }
@@ -288,7 +297,7 @@ impl Printer<'_> {
             if self.prefix { format!("{} {} | ", source.process, short(source.id)) } else { String::new() };
         if !output.json {
             match record {
-                LogRecord::Away { detail } => {
+                LogRecord::Away { detail, .. } => {
                     output.remark(format!("{from}{}", harmless(detail)));
                     return Ok(());
                 }
