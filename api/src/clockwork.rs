@@ -43,7 +43,7 @@ pub async fn run(service: Arc<Service>) {
 /// What another member passed on. Unknown bytes are ignored: a newer build may say more.
 pub fn take_in(service: &Service, message: &[u8]) {
     match postcard::take_from_bytes::<Heard>(message) {
-        // Builds that know nothing of pulls say nothing of them, and do not look behind the contacts.
+        // Builds that know nothing of news tell none, and do not look behind the contacts.
         Ok((heard, more)) => service.contacts.merge(heard, postcard::from_bytes(more).unwrap_or_default()),
         Err(error) => tracing::debug!(%error, "a message of another member was not understood"),
     }
@@ -84,11 +84,11 @@ async fn pass_on(service: &Service) {
     passes.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         passes.tick().await;
-        let (heard, pulls) = service.contacts.own_within(Duration::from_millis(2 * HEARTBEAT_MS));
+        let (heard, news) = service.contacts.own_within(Duration::from_millis(2 * HEARTBEAT_MS));
         if heard.contacts.is_empty() {
             continue;
         }
-        let Ok(message) = postcard::to_stdvec(&(heard, pulls)) else { continue };
+        let Ok(message) = postcard::to_stdvec(&(heard, news)) else { continue };
         let others: Vec<MemberId> = match service.view().map(|v| v.members()) {
             Ok(Ok(members)) => {
                 members.iter().filter(|m| !m.removed && m.id != service.member).map(|m| m.id).collect()

@@ -1,9 +1,9 @@
 //! What this member last heard of agents, and questions that wait for an agent's answer. In memory only: high-rate
-//! reports do not pass through the log. Other members' contacts arrive by [`Heard`] messages, and how far their nodes'
-//! images are in [`Pulls`] behind them.
+//! reports do not pass through the log. Other members' contacts arrive by [`Heard`] messages, and what else their nodes
+//! tell in [`News`] behind them.
 
 use crate::log_readers::LogReaders;
-use holdfast_model::agent::{AgentCall, CallAnswer, ImageProgress, Pull, Report, ReportDetail};
+use holdfast_model::agent::{AgentCall, CallAnswer, Disk, ImageProgress, NodeNews, Report, ReportDetail};
 use holdfast_model::api::Contact;
 use holdfast_model::command::AgentRef;
 use holdfast_model::{InstanceId, MemberId, NodeId, RequestId};
@@ -27,11 +27,11 @@ pub struct Heard {
     pub contacts: Vec<(AgentRef, Contact, u64)>,
 }
 
-/// How far images are, by node, of the nodes in the [`Heard`] that it follows. Only nodes with something to tell are in it.
+/// What else was heard, by node, of the nodes in the [`Heard`] that it follows. Only nodes with something to tell are in it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pulls {
-    /// The instances that wait for their images.
-    pub pulls: Vec<(NodeId, Vec<Pull>)>,
+pub struct News {
+    /// What each of them tells.
+    pub nodes: Vec<(NodeId, NodeNews)>,
 }
 
 /// A contact, and when it was by this process's own monotonic clock.
@@ -39,8 +39,8 @@ pub struct Pulls {
 struct Known {
     contact: Contact,
     heard: Instant,
-    /// What a node waits for, as it said at this contact.
-    pulls: Vec<Pull>,
+    /// What else a node said at this contact.
+    news: NodeNews,
 }
 
 /// A question on its way to an agent.
@@ -104,65 +104,72 @@ impl Contacts {
     /// An agent reported to this member.
     pub fn reported(&self, agent: AgentRef, report: &Report, at: holdfast_model::Timestamp) {
         let contact = Contact { at, member: self.member, applied: report.applied, held: report.held };
-        let pulls = match &report.detail {
-            ReportDetail::Node { pulls, .. } => pulls.clone(),
-            ReportDetail::Edge { .. } => Vec::new(),
+        let news = match &report.detail {
+            ReportDetail::Node { pulls, disk, .. } => NodeNews { pulls: pulls.clone(), disk: *disk },
+            ReportDetail::Edge { .. } => NodeNews::default(),
         };
-        self.lock().contacts.insert(agent, Known { contact, heard: Instant::now(), pulls });
+        self.lock().contacts.insert(agent, Known { contact, heard: Instant::now(), news });
     }
 
     /// Another member heard of agents. Only what is newer counts.
-    pub fn merge(&self, heard: Heard, pulls: Pulls) {
-        let mut pulls: BTreeMap<NodeId, Vec<Pull>> = pulls.pulls.into_iter().collect();
+    pub fn merge(&self, heard: Heard, news: News) {
+        let mut news: BTreeMap<NodeId, NodeNews> = news.nodes.into_iter().collect();
         let now = Instant::now();
         let mut inner = self.lock();
         for (agent, contact, age_ms) in heard.contacts {
             // Older than this host's uptime is as good as never.
             let Some(heard) = now.checked_sub(Duration::from_millis(age_ms)) else { continue };
-            let pulls = match agent {
-                AgentRef::Node(node) => pulls.remove(&node).unwrap_or_default(),
-                AgentRef::Edge(_) => Vec::new(),
+            let news = match agent {
+                AgentRef::Node(node) => news.remove(&node).unwrap_or_default(),
+                AgentRef::Edge(_) => NodeNews::default(),
             };
             match inner.contacts.entry(agent) {
                 Entry::Occupied(known) if known.get().heard >= heard => {}
                 Entry::Occupied(mut known) => {
-                    known.insert(Known { contact, heard, pulls });
+                    known.insert(Known { contact, heard, news });
                 }
                 Entry::Vacant(known) => {
-                    known.insert(Known { contact, heard, pulls });
+                    known.insert(Known { contact, heard, news });
                 }
             }
         }
     }
 
     /// What this member itself heard within the last `within`, to pass on.
-    pub fn own_within(&self, within: Duration) -> (Heard, Pulls) {
+    pub fn own_within(&self, within: Duration) -> (Heard, News) {
         let inner = self.lock();
-        let (mut contacts, mut pulls) = (Vec::new(), Vec::new());
+        let (mut contacts, mut nodes) = (Vec::new(), Vec::new());
         for (agent, known) in inner.contacts.iter().filter(|(_, k)| k.contact.member == self.member) {
             let age = known.heard.elapsed();
             if age > within {
                 continue;
             }
             contacts.push((*agent, known.contact, millis(age)));
-            if let (AgentRef::Node(node), false) = (agent, known.pulls.is_empty()) {
-                pulls.push((*node, known.pulls.clone()));
+            if let AgentRef::Node(node) = agent
+                && known.news != NodeNews::default()
+            {
+                nodes.push((*node, known.news.clone()));
             }
         }
-        (Heard { contacts }, Pulls { pulls })
+        (Heard { contacts }, News { nodes })
     }
 
     /// How far the image of an instance is, if its node waits for it and was heard within `within`.
     pub fn pull(&self, node: NodeId, instance: InstanceId, within: Duration) -> Option<ImageProgress> {
         let inner = self.lock();
         let known = inner.contacts.get(&AgentRef::Node(node))?;
-        let pull = known.pulls.iter().find(|pull| pull.instance == instance)?;
+        let pull = known.news.pulls.iter().find(|pull| pull.instance == instance)?;
         (known.heard.elapsed() <= within).then_some(pull.image)
     }
 
     /// What was last heard of an agent.
     pub fn contact(&self, agent: AgentRef) -> Option<Contact> {
         self.lock().contacts.get(&agent).map(|known| known.contact)
+    }
+
+    /// A node's disk, as it last told.
+    pub fn disk(&self, node: NodeId) -> Option<Disk> {
+        self.lock().contacts.get(&AgentRef::Node(node))?.news.disk
     }
 
     /// How long ago any member last heard of an agent, by this process's own clock.
@@ -246,7 +253,7 @@ fn millis(duration: Duration) -> u64 {
 mod tests {
     use super::*;
     use holdfast_model::agent::{
-        FRAMES_ACCEPTED, FRAMES_MEDIA_TYPE, ImagePhase, ReportDetail, accepted_level,
+        FRAMES_ACCEPTED, FRAMES_MEDIA_TYPE, ImagePhase, Pull, ReportDetail, accepted_level,
     };
     use holdfast_model::logs::LogStart;
     use holdfast_model::{Incarnation, Revision, Timestamp};
@@ -259,15 +266,15 @@ mod tests {
         let (theirs, ours) = (Contacts::new(MemberId(2)), Contacts::new(MemberId(1)));
         // Their clock stands at the beginning of time.
         theirs.reported(node, &report, Timestamp(0));
-        let (heard, pulls) = theirs.own_within(Duration::from_secs(3600));
+        let (heard, news) = theirs.own_within(Duration::from_secs(3600));
         assert_eq!(heard.contacts.len(), 1);
-        ours.merge(heard, pulls);
+        ours.merge(heard, news);
         assert!(ours.age(node).unwrap() < Duration::from_secs(3600));
         assert_eq!(ours.contact(node).unwrap().member, MemberId(2));
         // What is older does not replace it, and nobody passes on what another heard.
         let (agent, contact, _) = theirs.own_within(Duration::from_secs(3600)).0.contacts[0];
         let older = Contact { applied: Revision(0), ..contact };
-        ours.merge(Heard { contacts: vec![(agent, older, 3_600_000)] }, Pulls::default());
+        ours.merge(Heard { contacts: vec![(agent, older, 3_600_000)] }, News::default());
         assert_eq!(ours.contact(node).unwrap().applied, Revision(1));
         assert!(ours.own_within(Duration::from_secs(3600)).0.contacts.is_empty());
     }
@@ -293,6 +300,7 @@ mod tests {
                 capacity: Default::default(),
                 vmm: String::new(),
                 pulls,
+                disk: Some(Disk { total_mib: 2, free_mib: 1 }),
             },
         };
         let (theirs, ours) = (Contacts::new(MemberId(2)), Contacts::new(MemberId(1)));
@@ -303,6 +311,7 @@ mod tests {
         assert_eq!(postcard::from_bytes::<Heard>(&message).unwrap(), heard);
         ours.merge(heard.clone(), postcard::from_bytes(rest).unwrap());
         assert_eq!(ours.pull(node, waiting.instance, hour), Some(image));
+        assert_eq!(ours.disk(node), Some(Disk { total_mib: 2, free_mib: 1 }));
         assert_eq!(
             ours.pull(node, waiting.instance, Duration::ZERO),
             None,
@@ -311,7 +320,7 @@ mod tests {
         // I9: a node tells of its own instances alone.
         assert_eq!(ours.pull(other, waiting.instance, hour), None);
         // An older build says nothing of pulls, and a later report nothing of this one.
-        ours.merge(Heard { contacts: vec![(heard.contacts[0].0, heard.contacts[0].1, 0)] }, Pulls::default());
+        ours.merge(Heard { contacts: vec![(heard.contacts[0].0, heard.contacts[0].1, 0)] }, News::default());
         assert_eq!(ours.pull(node, waiting.instance, hour), None);
     }
 

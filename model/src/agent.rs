@@ -426,6 +426,24 @@ pub struct Pull {
     pub image: ImageProgress,
 }
 
+/// The disk on which a node keeps images, logs and machines' folders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Disk {
+    /// What it holds, in MiB.
+    pub total_mib: u64,
+    /// What is free for the agent, in MiB. Images that nothing needs make more.
+    pub free_mib: u64,
+}
+
+/// What a node tells that is neither for the log nor for anybody's judgement of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeNews {
+    /// Its instances that wait for their images.
+    pub pulls: Vec<Pull>,
+    /// Its disk.
+    pub disk: Option<Disk>,
+}
+
 /// An update that an agent holds back until it is confirmed (I7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Held {
@@ -465,6 +483,9 @@ pub enum ReportDetail {
         /// Its instances that wait for their images, at most [`REPORT_PULLS_MAX`]. Of older agents there is none.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         pulls: Vec<Pull>,
+        /// Its disk; `None` where it is not known, and of older agents.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        disk: Option<Disk>,
     },
     /// From an edge.
     Edge {

@@ -2,7 +2,7 @@
 //!
 //! Resources travel as in [`resource`](crate::resource). Every answer carries the revision that it was read at.
 
-use crate::agent::{Held, ImageProgress, ProxyProtocol};
+use crate::agent::{Disk, Held, ImageProgress, ProxyProtocol};
 use crate::command::Joiner;
 use crate::exec::{ExecClass, ExecGrant};
 use crate::resource::{
@@ -437,6 +437,9 @@ pub struct NodeStatus {
     pub cpu_milli_used: u64,
     /// What was last heard of it.
     pub contact: Option<Contact>,
+    /// Its disk, as it last told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<Disk>,
 }
 
 /// An edge and what was last heard of it.

@@ -229,7 +229,7 @@ impl Node {
             link: Link::Down { reason: "not connected yet".to_owned() },
             vmm: vmm.verdict(),
             capacity: host::capacity(config.capacity)?,
-            disk_free_mib: host::disk_free_mib(data_dir),
+            disk: host::disk(data_dir),
             waiting: BTreeMap::new(),
         };
         let images =
@@ -381,7 +381,7 @@ impl Teller {
     fn tell(&mut self) -> Result<(), StatusError> {
         self.around.vmm = self.executor.host().verdict();
         self.around.capacity = if self.executor.host().boots() { self.capacity } else { Capacity::default() };
-        self.around.disk_free_mib = self.executor.disk_free_mib();
+        self.around.disk = self.executor.disk();
         self.around.waiting = self.pulls.look();
         self.around.link = self.link.borrow_and_update().clone();
         // Nothing is told before the first pass: a report without observations would say that nothing runs.

@@ -17,10 +17,11 @@ use std::time::Duration;
 
 use holdfast_client::Published;
 use holdfast_model::InstanceId;
-use holdfast_model::agent::NodeInstance;
+use holdfast_model::agent::{Disk, NodeInstance};
 use holdfast_model::limits::TERM_GRACE_MS;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use crate::admission::DISK_RESERVE_MIB;
 use crate::boot::guest_config;
 use crate::exec::Execs;
 use crate::host::{self, VmmHost};
@@ -44,6 +45,10 @@ const CHANGES_MAX: usize = 16;
 
 /// Images that are being fetched at the same time, at most. One that is here waits for nobody.
 const PULLS_MAX: usize = 4;
+
+/// What images that nothing needs make room for on the disk, in MiB. More than [`DISK_RESERVE_MIB`], so that no instance is
+/// refused for want of a disk that is full of them.
+pub const DISK_KEEP_MIB: u64 = 4 * DISK_RESERVE_MIB;
 
 /// Why something of an instance could not be found or removed.
 #[derive(Debug, thiserror::Error)]
@@ -165,9 +170,9 @@ impl Executor {
         self.network.tap_name(id)
     }
 
-    /// Free space on the disk that holds images, logs and machines' folders, in MiB.
-    pub fn disk_free_mib(&self) -> Option<u64> {
-        host::disk_free_mib(&self.folder)
+    /// The disk that holds images, logs and machines' folders.
+    pub fn disk(&self) -> Option<Disk> {
+        host::disk(&self.folder)
     }
 
     /// Tells that a change of the node's state is durable.
@@ -327,7 +332,9 @@ impl Executor {
     /// disk. The images of these instances stay, and so do those of every machine that is here.
     pub fn collect_images<'a>(&self, wanted: impl Iterator<Item = &'a NodeInstance>) {
         let Some(in_use) = roots_in_use(wanted, &self.folder) else { return };
-        match self.images.gc(&in_use, self.images.bytes_max()) {
+        let used_bytes = self.images.used_bytes().unwrap_or(0);
+        let bytes_max = bytes_max(self.images.bytes_max(), used_bytes, self.disk());
+        match self.images.gc(&in_use, bytes_max) {
             Ok(report) => tracing::debug!(?report, "collected images"),
             Err(error) => tracing::warn!(error = %chain(&error), "images could not be collected"),
         }
@@ -358,6 +365,13 @@ impl Executor {
         }
         Ok(ids)
     }
+}
+
+/// What images may take now: their bound, or less where the disk would have less than [`DISK_KEEP_MIB`] left.
+fn bytes_max(bound: u64, used_bytes: u64, disk: Option<Disk>) -> u64 {
+    let Some(disk) = disk else { return bound };
+    let short_mib = DISK_KEEP_MIB.saturating_sub(disk.free_mib);
+    if short_mib == 0 { bound } else { bound.min(used_bytes.saturating_sub(short_mib << 20)) }
 }
 
 /// Where it stands which images are in use.
@@ -486,6 +500,20 @@ pub(crate) async fn remove_all(data_dir: &Path) -> Result<usize, ExecutorError> 
 mod tests {
     use super::*;
     use crate::sample::instance;
+
+    #[test]
+    fn images_give_way_before_a_full_disk_refuses_instances() {
+        let (gib, disk) = (1_u64 << 30, |free_mib| Some(Disk { total_mib: 100_000, free_mib }));
+        assert_eq!(bytes_max(20 * gib, 15 * gib, disk(DISK_KEEP_MIB)), 20 * gib, "there is room");
+        assert_eq!(bytes_max(20 * gib, 15 * gib, None), 20 * gib);
+        assert_eq!(bytes_max(20 * gib, 15 * gib, disk(DISK_KEEP_MIB - 1_024)), 14 * gib);
+        assert_eq!(
+            bytes_max(10 * gib, 15 * gib, disk(DISK_KEEP_MIB - 1_024)),
+            10 * gib,
+            "the bound counts too"
+        );
+        assert_eq!(bytes_max(20 * gib, gib, disk(0)), 0);
+    }
 
     #[test]
     fn i05_an_image_is_in_use_while_it_is_desired_or_a_machine_here_was_started_with_it() {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use holdfast_model::agent::Disk;
 use holdfast_model::resource::Capacity;
 use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
@@ -171,10 +172,12 @@ pub fn capacity(set: CapacityOverride) -> Result<Capacity, HostError> {
     Ok(Capacity { memory_mib, cpu_milli })
 }
 
-/// Free space on the disk of a folder, in MiB: what an agent may use, without what is kept for the system.
-pub(crate) fn disk_free_mib(folder: &Path) -> Option<u64> {
+/// The disk of a folder. Free is what an agent may use, without what is kept for the system.
+pub(crate) fn disk(folder: &Path) -> Option<Disk> {
     let disk = rustix::fs::statvfs(folder).ok()?;
-    Some(((u128::from(disk.f_bavail) * u128::from(disk.f_frsize)) >> 20).try_into().unwrap_or(u64::MAX))
+    let mib =
+        |blocks: u64| ((u128::from(blocks) * u128::from(disk.f_frsize)) >> 20).try_into().unwrap_or(u64::MAX);
+    Some(Disk { total_mib: mib(disk.f_blocks), free_mib: mib(disk.f_bavail) })
 }
 
 fn memory_total_mib(meminfo: &str) -> Option<u64> {
@@ -200,8 +203,9 @@ mod tests {
         let text = std::fs::read_to_string("/proc/meminfo").unwrap();
         assert!(measured.memory_mib < memory_total_mib(&text).unwrap());
         assert!(measured.cpu_milli >= 900);
-        assert!(disk_free_mib(Path::new("/")).is_some_and(|free| free > 0));
-        assert_eq!(disk_free_mib(Path::new("/no-such-folder")), None);
+        let disk_of_root = disk(Path::new("/")).unwrap();
+        assert!(disk_of_root.free_mib > 0 && disk_of_root.free_mib <= disk_of_root.total_mib);
+        assert_eq!(disk(Path::new("/no-such-folder")), None);
         let set = capacity(CapacityOverride { memory_mib: Some(7), cpu_milli: Some(9) }).unwrap();
         assert_eq!(set, Capacity { memory_mib: 7, cpu_milli: 9 });
     }

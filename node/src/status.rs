@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use holdfast_client::{Link, View};
 use holdfast_model::agent::{
-    Held, ImageProgress, NodeInstance, Observation, REPORT_OBSERVATIONS_MAX, Report, ReportDetail,
+    Disk, Held, ImageProgress, NodeInstance, Observation, REPORT_OBSERVATIONS_MAX, Report, ReportDetail,
 };
 use holdfast_model::resource::Capacity;
 use holdfast_model::{Incarnation, InstanceId, Revision};
@@ -108,8 +108,8 @@ pub struct Surroundings {
     pub vmm: String,
     /// What the node has for instances.
     pub capacity: Capacity,
-    /// Free on its disk, in MiB.
-    pub disk_free_mib: Option<u64>,
+    /// Its disk.
+    pub disk: Option<Disk>,
     /// Instances that wait for their images.
     pub waiting: BTreeMap<InstanceId, ImageProgress>,
 }
@@ -134,6 +134,7 @@ pub fn report(snapshot: &Snapshot, view: Option<&View<NodeInstance>>, around: &S
             capacity: around.capacity,
             vmm: bounded(around.vmm.clone()),
             pulls: pulls::reported(&around.waiting),
+            disk: around.disk,
         },
     }
 }
@@ -169,7 +170,7 @@ pub fn status(
         quarantined: snapshot.cut_off,
         vmm: around.vmm.clone(),
         capacity: around.capacity,
-        disk_free_mib: around.disk_free_mib,
+        disk_free_mib: around.disk.map(|disk| disk.free_mib),
         instances: snapshot.instances.iter().map(instance).collect(),
     }
 }
@@ -209,7 +210,7 @@ mod tests {
             link: Link::Down { reason: String::new() },
             vmm: "é".repeat(4_000),
             capacity: Capacity::default(),
-            disk_free_mib: None,
+            disk: None,
             waiting: BTreeMap::new(),
         };
         let report = report(&Snapshot::default(), None, &around);
@@ -225,7 +226,7 @@ mod tests {
             link: Link::Up { endpoint: "[::1]:7443".to_owned() },
             vmm: "qemu-tcg".to_owned(),
             capacity: Capacity { memory_mib: 5, cpu_milli: 6 },
-            disk_free_mib: Some(7),
+            disk: Some(Disk { total_mib: 8, free_mib: 7 }),
             waiting: BTreeMap::new(),
         };
         let written = status(&Snapshot::default(), None, &around, 7);

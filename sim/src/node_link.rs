@@ -168,7 +168,7 @@ impl NodeLink {
             link: Link::Up { endpoint: String::new() },
             vmm: "simulated".to_owned(),
             capacity: self.capacity,
-            disk_free_mib: None,
+            disk: None,
             waiting: std::collections::BTreeMap::new(),
         };
         let report = status::report(&snapshot, node.known.as_deref(), &around);

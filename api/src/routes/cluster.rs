@@ -122,6 +122,7 @@ async fn nodes(call: Call) -> Result<Response, Refusal> {
             memory_mib_used: live.iter().map(|i| i.memory_mib + VMM_OVERHEAD_MIB).sum(),
             cpu_milli_used: live.iter().map(|i| i.cpu_milli).sum(),
             contact: call.service.contacts.contact(AgentRef::Node(node.id)),
+            disk: call.service.contacts.disk(node.id),
             node,
         });
     }

@@ -124,6 +124,7 @@ pub(crate) fn node_report(vmm: &str) -> String {
             capacity: Capacity { memory_mib: 4096, cpu_milli: 4000 },
             vmm: vmm.to_owned(),
             pulls: Vec::new(),
+            disk: None,
         },
     };
     serde_json::to_string(&report).unwrap()

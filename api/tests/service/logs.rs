@@ -231,6 +231,7 @@ async fn who_follows_an_instance_that_has_ended_on_a_node_that_is_away_is_told_a
             capacity: Capacity { memory_mib: 4096, cpu_milli: 4000 },
             vmm: "kvm".to_owned(),
             pulls: Vec::new(),
+            disk: None,
         },
     };
     let report = serde_json::to_string(&report).unwrap();
@@ -267,6 +268,7 @@ async fn how_far_an_image_is_is_told_while_the_instance_waits_and_not_logged() {
                 capacity: Capacity { memory_mib: 4096, cpu_milli: 4000 },
                 vmm: "kvm".to_owned(),
                 pulls,
+                disk: None,
             },
         };
         let body = serde_json::to_string(&report).unwrap();

@@ -61,12 +61,14 @@ pub(crate) fn nodes(nodes: &[NodeStatus]) -> String {
             status.instances.to_string(),
             format!("{}/{} MiB", status.memory_mib_used, status.node.capacity.memory_mib),
             format!("{}/{} m", status.cpu_milli_used, status.node.capacity.cpu_milli),
+            or_dash(status.disk.map(|disk| format!("{}/{} MiB", disk.free_mib, disk.total_mib))),
             heard(status.contact.as_ref()),
             revision(status.contact.as_ref()),
             or_dash(status.node.vmm.as_deref().map(vmm_chosen)),
         ]
     });
-    let table = table(["NODE", "STATE", "INSTANCES", "MEMORY", "CPU", "HEARD", "REVISION", "VMM"], rows);
+    let table =
+        table(["NODE", "STATE", "INSTANCES", "MEMORY", "CPU", "DISK FREE", "HEARD", "REVISION", "VMM"], rows);
     // What the probe found is a sentence or more: below the table, not in it.
     let verdicts = nodes.iter().filter_map(|s| Some(format!("\n{}: {}", s.node.name, s.node.vmm.as_ref()?)));
     format!("{table}{}", verdicts.collect::<String>())
@@ -115,7 +117,7 @@ fn held(status: &Status) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use holdfast_model::agent::Held;
+    use holdfast_model::agent::{Disk, Held};
     use holdfast_model::api::MemberRole;
     use holdfast_model::resource::{Capacity, Edge, Member, Node, NodeState};
     use holdfast_model::{
@@ -183,6 +185,7 @@ mod tests {
                 memory_mib_used: 256,
                 cpu_milli_used: 2000,
                 contact: Some(contact),
+                disk: Some(Disk { total_mib: 40_000, free_mib: 700 }),
             }],
             edges: vec![EdgeStatus { edge, contact: None }],
         }
@@ -196,8 +199,8 @@ Cluster cluster_00000000000000000000000001 · incarnation 1 · version 2 · term
 MEMBER  ID  ROLE   LEADER  API            RAFT           SUPPORTS
 alpha   1   voter  leader  10.0.0.1:7443  10.0.0.1:7444  1-2
 
-NODE  STATE   INSTANCES  MEMORY        CPU          HEARD   REVISION  VMM
-n1    active  2          256/4096 MiB  2000/2000 m  0s ago  40        qemu-tcg
+NODE  STATE   INSTANCES  MEMORY        CPU          DISK FREE      HEARD   REVISION  VMM
+n1    active  2          256/4096 MiB  2000/2000 m  700/40000 MiB  0s ago  40        qemu-tcg
 n1: qemu-tcg: qemu-kvm fails; qemu-tcg boots in 631 ms
 
 EDGE  STATE   HEARD  REVISION

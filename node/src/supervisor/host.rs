@@ -189,7 +189,7 @@ impl Host for Executor {
     }
 
     fn disk_free_mib(&self) -> Option<u64> {
-        Self::disk_free_mib(self)
+        Self::disk(self).map(|disk| disk.free_mib)
     }
 
     fn stored(&self) {
