@@ -296,6 +296,7 @@ mod tests {
             incarnation: Incarnation(1),
             held: None,
             detail: ReportDetail::Node {
+                erased: std::collections::BTreeSet::new(),
                 observations: Vec::new(),
                 capacity: Default::default(),
                 vmm: String::new(),

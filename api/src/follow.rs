@@ -13,7 +13,7 @@ use crate::service::{Service, moved_past, now, told_to_stop};
 use axum::body::Bytes;
 use futures::Stream;
 use holdfast_model::agent::{
-    EdgeRoute, FRAME_BYTES_MAX, FRAME_ITEMS_MAX, Followed, Frame, NodeInstance, Stamp,
+    EdgeRoute, FRAME_BYTES_MAX, FRAME_ITEMS_MAX, Followed, Frame, LEVEL_OF_VOLUMES, NodeInstance, Stamp,
 };
 use holdfast_model::command::AgentRef;
 use holdfast_model::framing::{self, FramingError};
@@ -50,7 +50,7 @@ pub(crate) fn frames(
         let (generation, questions) = service.contacts.stream_begins(agent, level);
         let feed = Feed { service: &service, caller: &caller, agent, out };
         let ended = match agent {
-            AgentRef::Node(id) => feed.run(has, questions, |view| node_items(view, id)).await,
+            AgentRef::Node(id) => feed.run(has, questions, |view| node_items(view, id, level)).await,
             AgentRef::Edge(_) => feed.run(has, questions, edge_items).await,
         };
         service.contacts.stream_ended(agent, generation);
@@ -61,8 +61,12 @@ pub(crate) fn frames(
     futures::stream::unfold(receiver, |mut r| async move { r.recv().await.map(|bytes| (Ok(bytes), r)) })
 }
 
-fn node_items(view: &View, node: NodeId) -> Result<Vec<NodeInstance>, Refusal> {
-    Ok(agents::node_instances(view, node)?)
+/// What a node is to run, as far as its agent knows of such things.
+fn node_items(view: &View, node: NodeId, level: u16) -> Result<Vec<NodeInstance>, Refusal> {
+    let mut items = agents::node_instances(view, node)?;
+    // An agent of an earlier release would lose its stream over a disk that it cannot attach anyway.
+    items.retain(|item| level >= LEVEL_OF_VOLUMES || item.volumes.is_empty());
+    Ok(items)
 }
 
 fn edge_items(view: &View) -> Result<Vec<EdgeRoute>, Refusal> {

@@ -10,7 +10,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, RequestPartsExt};
-use holdfast_model::api::{Answer, Consistency, Done, Page, REVISION_HEADER};
+use holdfast_model::api::{Answer, Consistency, Done, Page, REVISION_HEADER, Reported};
 use holdfast_model::limits::{BODY_BYTES_MAX, PAGE_DEFAULT, PAGE_MAX};
 use holdfast_model::{Code, Revision};
 use holdfast_store::View;
@@ -202,6 +202,12 @@ pub(crate) fn page<T: Serialize>(revision: Revision, items: Vec<T>, next: Option
 /// 200 for a change without a resource.
 pub(crate) fn done(revision: Revision) -> Response {
     with_revision(Json(Done { revision }).into_response(), revision)
+}
+
+/// 200 for an agent's report.
+pub(crate) fn reported(reported: Reported) -> Response {
+    let revision = reported.revision;
+    with_revision(Json(reported).into_response(), revision)
 }
 
 /// Cuts `items`, of which one more than `limit` was read, to a page and its cursor.

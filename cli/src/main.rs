@@ -96,6 +96,7 @@ async fn run(cli: Cli, output: Output) -> Result<(), Failure> {
         Command::Deploy(arguments) => commands::deploy::run(&session()?, arguments).await,
         Command::Scale(arguments) => commands::scale::run(&session()?, arguments).await,
         Command::Route(command) => commands::route::run(&session()?, command).await,
+        Command::Volume(command) => commands::volume::run(&session()?, command).await,
         Command::Instances(arguments) => commands::instances::run(&session()?, arguments).await,
         Command::Releases(arguments) => commands::releases::run(&session()?, arguments).await,
         Command::Deployments(arguments) => commands::deployments::run(&session()?, arguments).await,

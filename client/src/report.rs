@@ -1,9 +1,12 @@
 //! Reporting: the newest report goes to any member, at once when it changes and at every heartbeat. A report that could
 //! not be delivered is replaced by the next; there is no queue to fill up in an outage (I5).
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use holdfast_model::VolumeId;
 use holdfast_model::agent::{REPORT_PATH, Report};
+use holdfast_model::api::Reported;
 use holdfast_model::limits::HEARTBEAT_MS;
 use tokio::sync::watch;
 
@@ -37,16 +40,24 @@ impl ReportSlot {
 pub struct Reporter {
     client: Client,
     newest: watch::Receiver<Option<Report>>,
+    erase: watch::Sender<BTreeSet<VolumeId>>,
 }
 
 /// A slot and what delivers from it; run the second ([`Reporter::run`]).
 pub fn reporter(client: &Client) -> (ReportSlot, Reporter) {
     let newest = watch::Sender::new(None);
     let receiver = newest.subscribe();
-    (ReportSlot { newest }, Reporter { client: client.with_deadline(DELIVERY_MAX), newest: receiver })
+    let erase = watch::Sender::new(BTreeSet::new());
+    let client = client.with_deadline(DELIVERY_MAX);
+    (ReportSlot { newest }, Reporter { client, newest: receiver, erase })
 }
 
 impl Reporter {
+    /// Deleted volumes whose disks the node is to erase, as it was last told.
+    pub fn erase(&self) -> watch::Receiver<BTreeSet<VolumeId>> {
+        self.erase.subscribe()
+    }
+
     /// Delivers until `stop` becomes true, its sender is gone, or every slot is dropped.
     pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
         let deliveries = async {
@@ -57,7 +68,10 @@ impl Reporter {
                     return;
                 }
                 let Some(report) = self.newest.borrow_and_update().clone() else { continue };
-                let outcome = self.client.post::<_, serde::de::IgnoredAny>(REPORT_PATH, &report).await;
+                let outcome = self.client.post::<_, Reported>(REPORT_PATH, &report).await;
+                if let Ok(reported) = &outcome {
+                    self.told(&reported.erase);
+                }
                 match &outcome {
                     Ok(_) if !delivered => tracing::info!("reports are delivered again"),
                     Err(error) if delivered => {
@@ -73,6 +87,18 @@ impl Reporter {
             _ = stop.wait_for(|stop| *stop) => {}
             () = deliveries => {}
         }
+    }
+}
+
+impl Reporter {
+    fn told(&self, erase: &BTreeSet<VolumeId>) {
+        self.erase.send_if_modified(|known| {
+            let changed = known != erase;
+            if changed {
+                known.clone_from(erase);
+            }
+            changed
+        });
     }
 }
 

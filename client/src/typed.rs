@@ -15,9 +15,10 @@ use holdfast_model::exec::ExecGrant;
 use holdfast_model::limits::PAGE_MAX;
 use holdfast_model::logs::{LogRecord, LogStart};
 use holdfast_model::resource::{App, Deployment, Env, Org, Release, Route};
+use holdfast_model::volume::Volume;
 use holdfast_model::{
     AppId, DeploymentId, EdgeId, EnvId, Event, ExecGrantId, InstanceId, MemberId, NodeId, OrgId, ReleaseId,
-    Revision, RouteId, TokenId,
+    Revision, RouteId, TokenId, VolumeId,
 };
 use serde::de::DeserializeOwned;
 
@@ -220,6 +221,21 @@ impl Client {
     /// Deletes a route.
     pub async fn delete_route(&self, route: RouteId) -> Result<Done, ClientError> {
         self.delete(&format!("/v1/routes/{route}")).await
+    }
+
+    /// An env's volumes.
+    pub async fn volumes(&self, env: EnvId) -> Result<All<Volume>, ClientError> {
+        self.all(&format!("/v1/envs/{env}/volumes")).await
+    }
+
+    /// A volume.
+    pub async fn volume(&self, volume: VolumeId) -> Result<Answer<Volume>, ClientError> {
+        self.get(&format!("/v1/volumes/{volume}")).await
+    }
+
+    /// Deletes a volume that no instance has, as long as it is at `version`.
+    pub async fn delete_volume(&self, volume: VolumeId, version: u64) -> Result<Done, ClientError> {
+        self.delete(&format!("/v1/volumes/{volume}?expected_version={version}")).await
     }
 
     /// Makes a token.

@@ -23,6 +23,17 @@ pub struct GuestConfig {
     pub workload: Workload,
     /// Written to `/run/secrets` before the workload starts; `None` makes no such folder.
     pub secrets: Option<Secrets>,
+    /// Volumes, in the order of the disks behind the root's.
+    pub volumes: Vec<VolumeMount>,
+}
+
+/// Where a volume appears.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeMount {
+    /// An absolute path in the workload's root.
+    pub path: String,
+    /// Not writable there.
+    pub read_only: bool,
 }
 
 /// The static address of `eth0`. There is no DHCP, no router advertisement, no duplicate address detection.

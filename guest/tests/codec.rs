@@ -5,7 +5,7 @@
 use std::net::Ipv6Addr;
 
 use holdfast_guest::{
-    config::{GuestConfig, NetworkConfig, Secrets, Workload},
+    config::{GuestConfig, NetworkConfig, Secrets, VolumeMount, Workload},
     config_parts::{self, Assembly, CONFIG_BYTES_MAX, ConfigError},
     exec::{
         CHUNK_BYTES_MAX, ExecAsk, ExecNews, ExecSignal, ExecStream, Granting, Overrun, Spending, Terminal,
@@ -329,6 +329,7 @@ fn config(secret_bytes: usize, words: Vec<String>) -> GuestConfig {
             user: String::new(),
         },
         secrets: Some(Secrets { platform_env: vec![b's'; secret_bytes], keys: vec![] }),
+        volumes: vec![VolumeMount { path: "/data".to_owned(), read_only: true }],
     }
 }
 

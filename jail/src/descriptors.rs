@@ -6,7 +6,7 @@ use std::ffi::CString;
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
@@ -41,11 +41,22 @@ pub(crate) fn open(wanted: &[Descriptor]) -> Result<Vec<OwnedFd>, Failure> {
             Descriptor::Listen(path) => {
                 listen(path).in_step(Step::Descriptors, format_args!("listening at '{}'", path.display()))
             }
+            Descriptor::Block(path) => block(path)
+                .in_step(Step::Descriptors, format_args!("opening the block device '{}'", path.display())),
             Descriptor::Tap(name) => {
                 tap(name).in_step(Step::Descriptors, format_args!("opening the TAP device '{name}'"))
             }
         })
         .collect()
+}
+
+fn block(path: &Path) -> io::Result<OwnedFd> {
+    let device = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(path)?;
+    // A file would be cut off at the size that a VMM's files may have, in the middle of its guest's data.
+    if !device.metadata()?.file_type().is_block_device() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    Ok(device.into())
 }
 
 fn listen(path: &Path) -> io::Result<OwnedFd> {

@@ -42,7 +42,11 @@ pub(crate) fn compile(filter: &Filter, program: BorrowedFd<'_>) -> Result<Vec<Bp
         Attack::Kill => SeccompAction::KillProcess,
         Attack::Refuse => denied.clone(),
     };
-    let attacks = unconditional(lists::ATTACKS);
+    let mut attacks = unconditional(lists::ATTACKS);
+    // Whoever holds a volume could give its device up and be found holding the next machine's.
+    let commands = lists::LOOP_COMMANDS.iter();
+    let commands = commands.map(|command| rule(vec![condition(1, SeccompCmpOp::Eq, *command)?]));
+    attacks.insert(libc::SYS_ioctl, commands.collect::<Result<_, _>>()?);
     let mut filters = vec![
         build(attacks, SeccompAction::Allow, attack)?,
         build(unconditional(&[libc::SYS_clone3]), SeccompAction::Allow, absent)?,

@@ -3,6 +3,7 @@
 //! Bounded and parsed strictly, although the agent is trusted: a field that one side does not know would be a wall that
 //! is not there. Every wall is a value here, so that a test can put up one alone and try it.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -69,6 +70,8 @@ pub enum Descriptor {
     Listen(PathBuf),
     /// A TAP device that exists.
     Tap(String),
+    /// A block device, to read and write.
+    Block(PathBuf),
 }
 
 /// A kind of namespace.
@@ -135,15 +138,18 @@ pub enum Device {
     Tun,
     /// `/dev/urandom`.
     Urandom,
+    /// `/dev/loopN`: a volume of the machine's.
+    Loop(u32),
 }
 
 impl Device {
     /// Its path below `/dev`.
-    pub fn name(self) -> &'static str {
+    pub fn name(self) -> Cow<'static, str> {
         match self {
-            Device::Kvm => "kvm",
-            Device::Tun => "net/tun",
-            Device::Urandom => "urandom",
+            Device::Kvm => "kvm".into(),
+            Device::Tun => "net/tun".into(),
+            Device::Urandom => "urandom".into(),
+            Device::Loop(number) => format!("loop{number}").into(),
         }
     }
 }
@@ -288,7 +294,10 @@ impl Plan {
             root.files.iter().map(|file| &file.path).chain(&root.writable).chain([&root.mount_point])
         });
         let opened = self.descriptors.iter().filter_map(|descriptor| match descriptor {
-            Descriptor::Read(path) | Descriptor::Append(path) | Descriptor::Listen(path) => Some(path),
+            Descriptor::Read(path)
+            | Descriptor::Append(path)
+            | Descriptor::Listen(path)
+            | Descriptor::Block(path) => Some(path),
             Descriptor::Tap(_) => None,
         });
         root.chain(opened).chain(&self.cgroup)

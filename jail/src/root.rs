@@ -75,16 +75,16 @@ fn devices(base: &Path, devices: &[Device], owner: Option<Identity>) -> Result<(
     rustix::mount::mount("jail", &folder, "tmpfs", flags, DEVICES_OPTIONS)
         .in_step(Step::Root, "mounting a file system on '/dev'")?;
     for device in devices {
-        let path = folder.join(device.name());
-        let host = Path::new("/dev").join(device.name());
+        let (name, kind) = (device.name(), kind_of(*device));
+        let path = folder.join(&*name);
+        let host = Path::new("/dev").join(&*name);
         let what = format_args!("making '{}'", host.display());
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).in_step(Step::Root, what)?;
         }
         let number: Dev = rustix::fs::stat(&host).in_step(Step::Root, what)?.st_rdev;
         let mode = Mode::from_raw_mode(0o600);
-        rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::CharacterDevice, mode, number)
-            .in_step(Step::Root, what)?;
+        rustix::fs::mknodat(rustix::fs::CWD, &path, kind, mode, number).in_step(Step::Root, what)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).in_step(Step::Root, what)?;
         if let Some(Identity { uid, gid }) = owner {
             rustix::fs::chown(&path, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
@@ -93,6 +93,13 @@ fn devices(base: &Path, devices: &[Device], owner: Option<Identity>) -> Result<(
     }
     rustix::mount::mount_remount(&folder, MountFlags::BIND | MountFlags::RDONLY | flags, c"")
         .in_step(Step::Root, "making '/dev' read-only")
+}
+
+const fn kind_of(device: Device) -> FileType {
+    match device {
+        Device::Kvm | Device::Tun | Device::Urandom => FileType::CharacterDevice,
+        Device::Loop(_) => FileType::BlockDevice,
+    }
 }
 
 /// Makes a mounted folder the root, and lets go of the old one: no path and no descriptor leads there any more.

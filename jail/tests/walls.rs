@@ -47,6 +47,8 @@ const CALLS: &[&str] = &[
     "call_settimeofday",
     "call_sethostname",
     "call_execve",
+    "call_loop_clr_fd",
+    "call_loop_configure",
 ];
 
 /// Refused, but nothing to kill a process for: libraries ask for them.

@@ -7,14 +7,17 @@ use crate::exec::ExecCall;
 use crate::logs::{LogChunk, LogStart};
 use crate::manifest::{Health, Port, Resources, Restart};
 use crate::resource::{Capacity, Image, InstanceReason, InstanceState};
+use crate::volume::NodeVolume;
 use crate::{
     AppName, ClusterId, EnvName, Hostname, Incarnation, InstanceId, OrgName, ProcessName, RequestId,
-    Revision, RouteId,
+    Revision, RouteId, VolumeId,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
+
+mod wire;
 
 /// The version of these frames.
 pub const FOLLOW_PROTOCOL: u16 = 1;
@@ -42,7 +45,9 @@ pub const ANSWER_PATH: &str = "/v1/agent/answers";
 pub const FRAMES_MEDIA_TYPE: &str = "application/vnd.holdfast.frames";
 /// What an agent accepts as a follow stream: frames, with the greatest [`AgentCall::level`] that it understands. Members
 /// that know nothing of levels do not look at it.
-pub const FRAMES_ACCEPTED: &str = "application/vnd.holdfast.frames; calls=3";
+pub const FRAMES_ACCEPTED: &str = "application/vnd.holdfast.frames; calls=4";
+/// The level from which an agent knows of volumes: one below it is not given instances that have any.
+pub const LEVEL_OF_VOLUMES: u16 = 4;
 
 /// The greatest [`AgentCall::level`] that an agent understands which accepts this as a follow stream.
 pub fn accepted_level(accept: &str) -> u16 {
@@ -313,6 +318,7 @@ impl Followed for EdgeRoute {
 
 /// What a node follows: an instance that it should run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "wire::Instance", into = "wire::Instance")]
 pub struct NodeInstance {
     /// Which instance.
     pub id: InstanceId,
@@ -346,6 +352,8 @@ pub struct NodeInstance {
     pub address: Ipv6Addr,
     /// What the node should do with it.
     pub desired: Desired,
+    /// The volumes that it has, by id: the order of its disks.
+    pub volumes: Vec<NodeVolume>,
 }
 
 /// What a node should do with an instance.
@@ -480,6 +488,9 @@ pub enum ReportDetail {
         capacity: Capacity,
         /// Its VMM probe's verdict, for people.
         vmm: String,
+        /// Deleted volumes whose disks it has erased, until it is not asked to any more.
+        #[serde(default)]
+        erased: BTreeSet<VolumeId>,
         /// Its instances that wait for their images, at most [`REPORT_PULLS_MAX`]. Of older agents there is none.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         pulls: Vec<Pull>,

@@ -11,10 +11,10 @@ use crate::resource::{
 use crate::{
     AgentName, AppName, ClusterId, ClusterVersion, DeploymentId, Digest, EnrolmentId, EnvName, Incarnation,
     MemberId, OrgId, OrgName, PortName, ProcessName, ReleaseId, Revision, Role, Scope, ScopeSet,
-    SupportedVersions, Timestamp,
+    SupportedVersions, Timestamp, VolumeId,
 };
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use utoipa::ToSchema;
 
 /// The media type of a problem (RFC 9457).
@@ -54,6 +54,16 @@ pub struct Page<T> {
 pub struct Done {
     /// Made by, or current when nothing had to change.
     pub revision: Revision,
+}
+
+/// What an agent is answered to its report.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Reported {
+    /// Made by, or current when nothing had to change.
+    pub revision: Revision,
+    /// Deleted volumes whose disks the node is to erase: these, and never one that is merely not known.
+    #[serde(default)]
+    pub erase: BTreeSet<VolumeId>,
 }
 
 /// A problem (RFC 9457) with our members.

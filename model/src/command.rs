@@ -6,7 +6,7 @@ use crate::resource::{Capacity, EnrolmentKind, Image, RouteTarget, TokenKind};
 use crate::{
     AgentName, AppId, AppName, ClusterId, ClusterVersion, Code, Digest, EdgeId, EnvId, EnvName, ExecGrantId,
     Incarnation, InstanceId, LogIndex, Manifest, MemberId, NodeId, OrgId, OrgName, PortName, ProcessName,
-    Rejection, ReleaseId, Revision, RouteId, ScopeSet, Timestamp, TokenId,
+    Rejection, ReleaseId, Revision, RouteId, ScopeSet, Timestamp, TokenId, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -265,6 +265,20 @@ pub enum Command {
         /// How long the session lasted, in milliseconds.
         lasted_ms: u64,
     },
+    /// Deletes a volume that no instance has, with what is on it.
+    DeleteVolume {
+        /// Which.
+        volume: VolumeId,
+        /// The version that the caller saw.
+        expected_version: Option<u64>,
+    },
+    /// A node has erased the disks of volumes that were deleted.
+    ReportVolumesErased {
+        /// Which node.
+        node: NodeId,
+        /// Which volumes.
+        volumes: BTreeSet<VolumeId>,
+    },
 }
 
 impl Command {
@@ -276,7 +290,9 @@ impl Command {
             | Self::QuarantineNode { .. }
             | Self::CreateExecGrant { .. }
             | Self::UseExecGrant { .. }
-            | Self::EndExecGrant { .. } => ClusterVersion::THREE,
+            | Self::EndExecGrant { .. }
+            | Self::DeleteVolume { .. }
+            | Self::ReportVolumesErased { .. } => ClusterVersion::THREE,
             Self::InitCluster { .. }
             | Self::CreateOrg { .. }
             | Self::CreateApp { .. }

@@ -8,10 +8,11 @@ use crate::resource::{
     Instance, InstanceReason, InstanceState, Member, Node, NodeState, Org, Release, Route, Token,
     Unschedulable,
 };
+use crate::volume::Volume;
 use crate::{
     Actor, AppId, ClusterId, ClusterVersion, DeploymentId, Digest, EdgeId, EnrolmentId, EnvId, ExecGrantId,
     Incarnation, InstanceId, MemberId, NodeId, OrgId, ReleaseId, RequestId, Revision, RouteId, Timestamp,
-    TokenId,
+    TokenId, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
@@ -50,6 +51,8 @@ pub enum Aggregate {
     Enrolment(EnrolmentId),
     /// An exec grant.
     ExecGrant(ExecGrantId),
+    /// A volume.
+    Volume(VolumeId),
 }
 
 /// One event.
@@ -243,6 +246,42 @@ pub enum EventPayload {
         /// How long the session lasted, in milliseconds; 0 if there was none.
         lasted_ms: u64,
     },
+    /// A volume was made. Its disk is made when an instance first mounts it.
+    VolumeCreated(Volume),
+    /// An instance was given a volume, and nobody else has it.
+    VolumeAttached {
+        /// Which.
+        volume: VolumeId,
+        /// To whom.
+        instance: InstanceId,
+        /// The volume's home from here on.
+        node: NodeId,
+        /// Which attachment of the volume this is: an older one is fenced off.
+        generation: u64,
+        /// Whether its disk may have to be made first.
+        fresh: bool,
+    },
+    /// The node said that the instance which had a volume is gone: the next one may have it.
+    VolumeDetached {
+        /// Which.
+        volume: VolumeId,
+        /// Who had it.
+        instance: InstanceId,
+        /// Whether there must be something on its disk by now.
+        used: bool,
+    },
+    /// A volume is gone; its home erases the disk.
+    VolumeDeleted {
+        /// Which.
+        volume: VolumeId,
+    },
+    /// The disk of a deleted volume is gone, too.
+    VolumeErased {
+        /// Which.
+        volume: VolumeId,
+        /// From which node.
+        node: NodeId,
+    },
 }
 
 impl EventPayload {
@@ -279,6 +318,11 @@ impl EventPayload {
             Self::ExecGranted(_) => "exec_granted",
             Self::ExecStarted { .. } => "exec_started",
             Self::ExecEnded { .. } => "exec_ended",
+            Self::VolumeCreated(_) => "volume_created",
+            Self::VolumeAttached { .. } => "volume_attached",
+            Self::VolumeDetached { .. } => "volume_detached",
+            Self::VolumeDeleted { .. } => "volume_deleted",
+            Self::VolumeErased { .. } => "volume_erased",
         }
     }
 }

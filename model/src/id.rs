@@ -129,6 +129,8 @@ ids! {
     EnrolmentId = "enr", "an enrolment";
     /// A permission to run one program in one instance, once.
     ExecGrantId = "exec", "an exec grant";
+    /// A disk that outlives the instances which mount it.
+    VolumeId = "vol", "a volume";
     /// One request to the API.
     RequestId = "req", "a request";
 }

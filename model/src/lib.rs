@@ -28,6 +28,7 @@ pub mod rejection;
 pub mod resource;
 mod schema;
 pub mod scope;
+pub mod volume;
 
 pub use cluster_version::{ClusterVersion, SupportedVersions};
 pub use command::Command;
@@ -36,7 +37,7 @@ pub use event::{Aggregate, Event, EventPayload};
 pub use hostname::Hostname;
 pub use id::{
     AppId, ClusterId, DeploymentId, EdgeId, EnrolmentId, EnvId, ExecGrantId, InstanceId, NodeId, OrgId,
-    ReleaseId, RequestId, RouteId, ServiceId, TokenId, UserId,
+    ReleaseId, RequestId, RouteId, ServiceId, TokenId, UserId, VolumeId,
 };
 pub use manifest::Manifest;
 pub use name::{AgentName, AppName, EnvName, OrgName, PortName, ProcessName, VolumeName};

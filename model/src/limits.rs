@@ -21,6 +21,18 @@ pub const PROCESSES_MAX: usize = 16;
 pub const PORTS_MAX: usize = 16;
 /// Volumes of one manifest at most.
 pub const VOLUMES_MAX: usize = 16;
+/// The smallest volume, in MiB: a file system with a journal has to fit.
+pub const VOLUME_MIB_MIN: u64 = 16;
+/// The largest volume, in MiB (16 TiB).
+pub const VOLUME_MIB_MAX: u64 = 16 << 20;
+/// Volumes of one org at most.
+pub const VOLUMES_ORG_MAX: usize = 100;
+/// What the volumes of one org may have together, in MiB (10 TiB).
+pub const VOLUMES_ORG_MIB_MAX: u64 = 10 << 20;
+/// Erased volumes that a node reports at a time.
+pub const VOLUMES_ERASED_MAX: usize = 100;
+/// Volumes that one process mounts at most: a machine has room for eight devices and has four of its own.
+pub const MOUNTS_MAX: usize = 4;
 /// Plain variables of one process or manifest at most.
 pub const VARS_MAX: usize = 256;
 /// The longest value of a plain variable, in bytes.

@@ -50,6 +50,7 @@ texts! {
     ServiceId = "^sp_[0-9a-hjkmnp-tv-z]{26}$";
     EnrolmentId = "^enr_[0-9a-hjkmnp-tv-z]{26}$";
     ExecGrantId = "^exec_[0-9a-hjkmnp-tv-z]{26}$";
+    VolumeId = "^vol_[0-9a-hjkmnp-tv-z]{26}$";
     RequestId = "^req_[0-9a-hjkmnp-tv-z]{26}$";
     OrgName = NAME;
     AppName = NAME;

@@ -6,12 +6,13 @@
 //! replica.redb    what is desired (client crate)           images/        roots (image)
 //! node.redb       phases and restarts (state)              logs/          rings (logs)
 //! vms/<instance>/ one machine each (vmm)                   status.json    for people (status)
+//! volumes/        disks (volumes), if they have no other place
 //! vmm-verdict.json, probe/  the VMM probe's (vmm)
 //! ```
 //!
 //! The agent ends without touching a machine, on SIGTERM as on `kill -9` (I5, I7).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::future::Future;
 use std::io;
@@ -26,9 +27,9 @@ use holdfast_client::{
 };
 use holdfast_identity::{AuthorityError, CaCertificate, Credential, CredentialError};
 use holdfast_metrics::Listen;
-use holdfast_model::ClusterId;
 use holdfast_model::agent::{AgentCall, CallAnswer, NodeInstance};
 use holdfast_model::resource::Capacity;
+use holdfast_model::{ClusterId, VolumeId};
 use rustix::fs::FlockOperation;
 use tokio::sync::watch;
 
@@ -47,6 +48,7 @@ use crate::status::{self, StatusError, Surroundings};
 use crate::step::{AfterStep, unheard};
 use crate::supervisor::{Snapshot, Supervisor, SupervisorError};
 use crate::vmm::jail::{JailConfig, Jails};
+use crate::volumes::{VolumeError, Volumes};
 
 /// The longest path of a data folder, in bytes: a machine's folder adds 36, and the kernel bounds sockets' names.
 pub const DATA_DIR_BYTES_MAX: usize = 54;
@@ -69,6 +71,9 @@ const STATUS_PERIOD: Duration = Duration::from_secs(5);
 
 /// How often logs are looked through for what is too old.
 const LOGS_PERIOD: Duration = Duration::from_secs(60);
+
+/// How often a deleted volume that a machine still has is looked at again.
+const ERASE_PERIOD: Duration = Duration::from_secs(10);
 
 /// The shortest time between two reports or writes of `status.json`.
 const STATUS_GAP: Duration = Duration::from_millis(100);
@@ -105,6 +110,8 @@ pub struct HostConfig {
     pub images_bytes_max: u64,
     /// Where metrics are served, if anywhere.
     pub metrics: Option<Listen>,
+    /// Where volumes' disks are: on a file system of their own, at best. In the data folder, if nothing is said.
+    pub volumes_dir: Option<PathBuf>,
 }
 
 /// Why an agent cannot start or go on.
@@ -178,6 +185,9 @@ pub enum AgentError {
     /// The images.
     #[error(transparent)]
     Images(#[from] ImageError),
+    /// The volumes.
+    #[error(transparent)]
+    Volumes(#[from] VolumeError),
     /// The logs.
     #[error(transparent)]
     Logs(#[from] LogError),
@@ -200,6 +210,7 @@ pub struct Node {
     state: Arc<State>,
     logs: Arc<Logs>,
     cut_off: watch::Receiver<bool>,
+    erase: watch::Receiver<BTreeSet<VolumeId>>,
     metrics: Option<Listen>,
     _lock: File,
 }
@@ -231,11 +242,14 @@ impl Node {
             capacity: host::capacity(config.capacity)?,
             disk: host::disk(data_dir),
             waiting: BTreeMap::new(),
+            erased: BTreeSet::new(),
         };
+        let volumes_dir = config.volumes_dir.clone().unwrap_or_else(|| data_dir.join("volumes"));
+        let volumes = Volumes::open(&volumes_dir)?;
         let images =
             ImageCache::open_heard(&data_dir.join("images"), Limits::default(), Arc::clone(&after_step))?
                 .with_bytes_max(config.images_bytes_max);
-        let executor = Executor::new(data_dir, Network::open(data_dir)?, images, vmm, after_step)?;
+        let executor = Executor::new(data_dir, Network::open(data_dir)?, images, volumes, vmm, after_step)?;
         Ok(Self {
             data_dir: data_dir.clone(),
             around,
@@ -243,6 +257,7 @@ impl Node {
             state: Arc::new(State::open(&data_dir.join(STATE_FILE))?),
             logs: Arc::new(Logs::open_with(data_dir.join("logs"), config.logs)?),
             cut_off: watch::Sender::new(false).subscribe(),
+            erase: watch::Sender::new(BTreeSet::new()).subscribe(),
             metrics: config.metrics.clone(),
             _lock: lock,
         })
@@ -257,6 +272,12 @@ impl Node {
     #[must_use]
     pub fn with_cut_off(self, cut_off: watch::Receiver<bool>) -> Self {
         Self { cut_off, ..self }
+    }
+
+    /// Erases the disks of deleted volumes that this tells of.
+    #[must_use]
+    pub fn with_erase(self, erase: watch::Receiver<BTreeSet<VolumeId>>) -> Self {
+        Self { erase, ..self }
     }
 
     /// Keeps what is desired until `shutdown`, and leaves every machine running then. Reports go to the slot, if
@@ -289,7 +310,10 @@ impl Node {
             link: link.clone(),
         };
         let metrics = serve_metrics(self.metrics, sources);
+        let erased = watch::Sender::new(BTreeSet::new());
+        let eraser = erase_volumes(Arc::clone(&self.executor), self.erase, erased.clone());
         let teller = Teller {
+            erased: erased.subscribe(),
             data_dir: self.data_dir,
             capacity: self.around.capacity,
             around: self.around,
@@ -304,7 +328,7 @@ impl Node {
         let sweeper = sweep_logs(self.logs, supervisor.snapshots(), LOGS_PERIOD);
         tokio::select! {
             kept = supervisor.run(shutdown) => Ok(kept?),
-            () = async { tokio::join!(teller.run(), probe, sweeper, metrics); } => Ok(()),
+            () = async { tokio::join!(teller.run(), probe, sweeper, metrics, eraser); } => Ok(()),
         }
     }
 }
@@ -338,8 +362,29 @@ fn may_sweep(snapshot: Option<&Snapshot>) -> bool {
     snapshot.is_some_and(|snapshot| !snapshot.cut_off)
 }
 
+/// Erases the disks of volumes that were deleted, as far as no machine has them, and tells which are gone.
+async fn erase_volumes(
+    executor: Arc<Executor>,
+    mut erase: watch::Receiver<BTreeSet<VolumeId>>,
+    erased: watch::Sender<BTreeSet<VolumeId>>,
+) {
+    loop {
+        let asked = erase.borrow_and_update().clone();
+        let gone =
+            if asked.is_empty() { asked.clone() } else { executor.volumes().erase(asked.clone()).await };
+        let left = gone.len() < asked.len();
+        erased.send_replace(gone);
+        tokio::select! {
+            changed = erase.changed() => if changed.is_err() { return std::future::pending().await },
+            () = tokio::time::sleep(ERASE_PERIOD), if left => {}
+        }
+    }
+}
+
 /// Tells what is known, to the control plane and to `status.json`, when it changes and now and then.
 struct Teller {
+    /// Volumes whose disks are erased.
+    erased: watch::Receiver<BTreeSet<VolumeId>>,
     data_dir: PathBuf,
     /// What is offered once a VMM is known to boot.
     capacity: Capacity,
@@ -373,6 +418,7 @@ impl Teller {
                 () = self.pulls.changed() => {}
                 // Its sender lives as long as this does.
                 _ = self.probed.changed() => {}
+                _ = self.erased.changed() => {}
                 () = tokio::time::sleep(STATUS_PERIOD) => {}
             }
         }
@@ -384,6 +430,7 @@ impl Teller {
         self.around.disk = self.executor.disk();
         self.around.waiting = self.pulls.look();
         self.around.link = self.link.borrow_and_update().clone();
+        self.around.erased.clone_from(&self.erased.borrow_and_update());
         // Nothing is told before the first pass: a report without observations would say that nothing runs.
         let Some(snapshot) = self.snapshots.borrow_and_update().clone() else { return Ok(()) };
         let view = self.desired.borrow_and_update().clone();
@@ -437,10 +484,11 @@ pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()>) -> Resu
     let follower = Follower::new(client.clone(), replica, Calls { logs, execs, client: client.clone() });
     let (views, link, cut_off) = (follower.views(), follower.link(), follower.cut_off());
     let (slot, reporter) = reporter(&client);
+    let erase = reporter.erase();
     let (stop, stopped) = watch::channel(false);
     let following = tokio::spawn(follower.run(stopped.clone()));
     let reporting = tokio::spawn(reporter.run(stopped));
-    let node = node.with_cut_off(cut_off);
+    let node = node.with_cut_off(cut_off).with_erase(erase);
     let kept = node.keep(views, link, Some(slot), shutdown).await;
     stop.send_replace(true);
     // Both end at once when they are told to; a death of theirs changes nothing any more.

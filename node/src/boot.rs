@@ -8,7 +8,7 @@ use holdfast_model::agent::NodeInstance;
 
 use crate::image::{RootError, RootImage};
 use crate::network::{GATEWAY, MTU};
-use crate::vmm::channel::{GuestConfig, NetworkConfig, Workload};
+use crate::vmm::channel::{GuestConfig, NetworkConfig, VolumeMount, Workload};
 
 /// `PATH` for an image that sets none.
 const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -75,5 +75,10 @@ pub fn guest_config(
             user: format!("{}:{}", user.uid, user.gid),
         },
         secrets: None,
+        volumes: spec
+            .volumes
+            .iter()
+            .map(|volume| VolumeMount { path: volume.path.clone(), read_only: volume.read_only })
+            .collect(),
     })
 }

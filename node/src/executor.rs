@@ -36,6 +36,7 @@ use crate::vmm::channel::GuestConfig;
 use crate::vmm::jail::{JailConfig, Jails};
 use crate::vmm::probe::PROBE_FOLDER;
 use crate::vmm::{Adoption, Nic, VCPUS_MAX, Vm, VmSpec, VmmError};
+use crate::volumes::{Attached, Owner, Volumes};
 
 /// Guests that boot at the same time, at most, for each processor: after a host's restart all of them want to.
 const BOOTS_PER_PROCESSOR_MAX: usize = 2;
@@ -96,6 +97,7 @@ pub struct Executor {
     folder: PathBuf,
     network: Network,
     images: ImageCache,
+    volumes: Volumes,
     host: VmmHost,
     execs: Arc<Execs>,
     wanted: Wanted,
@@ -112,6 +114,7 @@ impl Executor {
         data_dir: &Path,
         network: Network,
         images: ImageCache,
+        volumes: Volumes,
         host: VmmHost,
         after_step: AfterStep,
     ) -> Result<Self, ExecutorError> {
@@ -129,6 +132,7 @@ impl Executor {
             folder,
             network,
             images,
+            volumes,
             host,
             execs: Arc::default(),
             wanted,
@@ -153,6 +157,11 @@ impl Executor {
     /// The images.
     pub fn images(&self) -> &ImageCache {
         &self.images
+    }
+
+    /// The volumes' disks.
+    pub fn volumes(&self) -> &Volumes {
+        &self.volumes
     }
 
     /// Which instances wait for their images.
@@ -207,6 +216,8 @@ impl Executor {
         let vmm = self.host.vmm().await.map_err(failed)?;
         let booting = Arc::clone(&self.boots).acquire_owned().await.ok();
         let tap = self.network.tap_name(spec.id);
+        // Held until the machine holds the devices itself.
+        let attached = self.attach(spec, &config).await?;
         let vm_spec = VmSpec {
             instance_id: spec.id.to_string(),
             folder: self.machine_folder(spec.id),
@@ -217,10 +228,27 @@ impl Executor {
             vcpus: vcpus(spec.resources.cpu_milli),
             cpu_milli: spec.resources.cpu_milli,
             nic: Some(Nic::for_address(tap, spec.address)),
+            volumes: attached.iter().map(Attached::device).collect(),
         };
         let vm = vmm.start(&vm_spec).await.map_err(failed)?;
         (self.after_step)(Step::VmmAnswers);
         Ok(Running { vm, guest: Some((config, root)), booting })
+    }
+
+    async fn attach(
+        &self,
+        spec: &NodeInstance,
+        config: &GuestConfig,
+    ) -> Result<Vec<Attached>, (Cause, String)> {
+        let mut attached = Vec::with_capacity(spec.volumes.len());
+        for volume in &spec.volumes {
+            let disk = self.volumes.attach(volume, owner(config)).await;
+            attached.push(disk.map_err(|error| (Cause::VolumeAttach, chain(&error)))?);
+        }
+        if !attached.is_empty() {
+            (self.after_step)(Step::VolumesAttached);
+        }
+        Ok(attached)
     }
 
     /// What is needed to watch an instance that runs already; `None` where its image is not here.
@@ -365,6 +393,12 @@ impl Executor {
         }
         Ok(ids)
     }
+}
+
+/// Whose a new file system is: the workload's user, by number as in its configuration.
+fn owner(config: &GuestConfig) -> Owner {
+    let (uid, gid) = config.workload.user.split_once(':').unwrap_or_default();
+    Owner { uid: uid.parse().unwrap_or_default(), gid: gid.parse().unwrap_or_default() }
 }
 
 /// What images may take now: their bound, or less where the disk would have less than [`DISK_KEEP_MIB`] left.

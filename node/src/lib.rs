@@ -28,3 +28,4 @@ pub mod status;
 pub mod step;
 pub mod supervisor;
 pub mod vmm;
+pub mod volumes;

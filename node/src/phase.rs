@@ -103,6 +103,8 @@ pub enum Cause {
     VmmStart,
     /// The host was restarted: nobody's fault.
     HostRestarted,
+    /// A volume could not be attached.
+    VolumeAttach,
 }
 
 impl Cause {
@@ -116,12 +118,16 @@ impl Cause {
             Self::RootBuild => InstanceReason::RootfsBuildFailed,
             Self::Network => InstanceReason::NetworkSetupFailed,
             Self::VmmStart => InstanceReason::VmmStartFailed,
+            Self::VolumeAttach => InstanceReason::VolumeAttachFailed,
         }
     }
 
     /// Whether the workload had no chance to run: the restart policy is about workloads that ended.
     pub const fn before_workload(self) -> bool {
-        matches!(self, Self::ImagePull | Self::RootBuild | Self::Network | Self::VmmStart)
+        matches!(
+            self,
+            Self::ImagePull | Self::RootBuild | Self::Network | Self::VmmStart | Self::VolumeAttach
+        )
     }
 }
 

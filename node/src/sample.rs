@@ -30,5 +30,6 @@ pub(crate) fn instance(n: u128) -> NodeInstance {
         restart: Restart { policy: RestartPolicy::Always, max_retries: 3, backoff_ms: 2_000 },
         address: Ipv6Addr::new(0xfd00, 0, 0, 1, 0, 0, 0, u16::try_from(n).unwrap_or(u16::MAX)),
         desired: Desired::Run,
+        volumes: Vec::new(),
     }
 }

@@ -1,7 +1,7 @@
 //! What the agent tells of itself: the report to the control plane, and `status.json` for `holdfast node status`,
 //! which an operator reads when there is no control plane.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use holdfast_model::agent::{
     Disk, Held, ImageProgress, NodeInstance, Observation, REPORT_OBSERVATIONS_MAX, Report, ReportDetail,
 };
 use holdfast_model::resource::Capacity;
-use holdfast_model::{Incarnation, InstanceId, Revision};
+use holdfast_model::{Incarnation, InstanceId, Revision, VolumeId};
 use serde::{Deserialize, Serialize};
 
 use crate::phase::bounded;
@@ -112,6 +112,8 @@ pub struct Surroundings {
     pub disk: Option<Disk>,
     /// Instances that wait for their images.
     pub waiting: BTreeMap<InstanceId, ImageProgress>,
+    /// Deleted volumes whose disks it has erased.
+    pub erased: BTreeSet<VolumeId>,
 }
 
 /// The report to the control plane.
@@ -133,6 +135,7 @@ pub fn report(snapshot: &Snapshot, view: Option<&View<NodeInstance>>, around: &S
             observations,
             capacity: around.capacity,
             vmm: bounded(around.vmm.clone()),
+            erased: around.erased.clone(),
             pulls: pulls::reported(&around.waiting),
             disk: around.disk,
         },
@@ -212,6 +215,7 @@ mod tests {
             capacity: Capacity::default(),
             disk: None,
             waiting: BTreeMap::new(),
+            erased: BTreeSet::new(),
         };
         let report = report(&Snapshot::default(), None, &around);
         let ReportDetail::Node { observations, vmm, .. } = report.detail else { panic!("not a node's") };
@@ -228,6 +232,7 @@ mod tests {
             capacity: Capacity { memory_mib: 5, cpu_milli: 6 },
             disk: Some(Disk { total_mib: 8, free_mib: 7 }),
             waiting: BTreeMap::new(),
+            erased: BTreeSet::new(),
         };
         let written = status(&Snapshot::default(), None, &around, 7);
         assert!(NodeStatus::read(folder.path()).is_err());

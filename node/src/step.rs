@@ -60,6 +60,8 @@ steps! {
     TapSet = "tap set";
     /// It is up, with its address and the route to the guest.
     TapUp = "tap up";
+    /// Every volume is locked and has a device.
+    VolumesAttached = "volumes attached";
     /// The machine's folder is there, with nothing of a former machine in it.
     FolderMade = "folder made";
     /// A user id is claimed.

@@ -17,9 +17,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use holdfast_jail::cgroup::Hierarchy;
-use holdfast_model::InstanceId;
 use holdfast_model::agent::NodeInstance;
 use holdfast_model::resource::InstanceState;
+use holdfast_model::volume::NodeVolume;
+use holdfast_model::{InstanceId, VolumeId};
 use holdfast_node::state::State;
 use holdfast_node::step::Step;
 use rand::rngs::StdRng;
@@ -64,6 +65,14 @@ impl Stage {
         instance.resources.memory_mib = 64;
         instance.restart.backoff_ms = 1;
         instance.restart.max_retries = 1_000;
+        instance.volumes = vec![NodeVolume {
+            id: VolumeId::from_bits(u128::from(n)),
+            generation: 1,
+            size_mib: 16,
+            fresh: true,
+            path: "/data".to_owned(),
+            read_only: false,
+        }];
         instance
     }
 

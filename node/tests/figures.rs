@@ -102,8 +102,9 @@ async fn measure_starts(scene: &Scene) {
     let images = ImageCache::open(&folder.join("images")).unwrap();
     // The probe is over before anything is measured.
     host.vmm().await.unwrap();
-    let executor =
-        Arc::new(Executor::new(&folder, Network::open(&folder).unwrap(), images, host, unheard()).unwrap());
+    let volumes = holdfast_node::volumes::Volumes::open(&folder.join("volumes")).unwrap();
+    let network = Network::open(&folder).unwrap();
+    let executor = Arc::new(Executor::new(&folder, network, images, volumes, host, unheard()).unwrap());
     let state = Arc::new(State::open(&folder.join("node.redb")).unwrap());
     let logs = Arc::new(Logs::open(folder.join("logs")).unwrap());
     let desired = watch::Sender::new(view(0, &[]));

@@ -35,6 +35,7 @@ fn spec(folder: &tempfile::TempDir) -> VmSpec {
         vcpus: 2,
         cpu_milli: 1_000,
         nic: Some(Nic { tap: "hf0".to_owned(), mac: [2, 0x48, 0, 0, 0, 1] }),
+        volumes: Vec::new(),
     }
 }
 

@@ -46,7 +46,9 @@ async fn run(
     let state = Arc::new(state);
     let seen = Arc::clone(&state);
     let after_step = Arc::new(move |step| after_step(&seen, step));
-    let executor = Executor::new(folder, Network::open(folder).unwrap(), images, host, after_step).unwrap();
+    let volumes = holdfast_node::volumes::Volumes::open(&folder.join("volumes")).unwrap();
+    let network = Network::open(folder).unwrap();
+    let executor = Executor::new(folder, network, images, volumes, host, after_step).unwrap();
     let logs = Arc::new(Logs::open(folder.join("logs")).unwrap());
     let desired = watch::Sender::new(desired);
     let supervisor = Supervisor::new(Arc::new(executor), state, Arc::clone(&logs), desired.subscribe());

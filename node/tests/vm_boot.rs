@@ -72,6 +72,7 @@ fn spec(folder: &Folder, root_image: Option<PathBuf>) -> VmSpec {
         vcpus: 1,
         cpu_milli: 1_000,
         nic: None,
+        volumes: Vec::new(),
     }
 }
 
@@ -104,6 +105,7 @@ fn config(script: &str) -> GuestConfig {
             user: String::new(),
         },
         secrets: None,
+        volumes: Vec::new(),
     }
 }
 

@@ -57,6 +57,7 @@ fn config(user: &str) -> GuestConfig {
             user: user.to_owned(),
         },
         secrets: None,
+        volumes: Vec::new(),
     }
 }
 
@@ -82,6 +83,7 @@ async fn guest(user: &str) -> Guest {
         vcpus: 1,
         cpu_milli: 1_000,
         nic: None,
+        volumes: Vec::new(),
     };
     let vm = qemu.start(&spec).await.unwrap();
     let mut channel = GuestChannel::connect(&vm.channel(), 0, PATIENCE).await.unwrap();

@@ -42,6 +42,7 @@ fn spec(folder: &Path, name: &str) -> VmSpec {
         vcpus: 1,
         cpu_milli: 1_000,
         nic: None,
+        volumes: Vec::new(),
     }
 }
 

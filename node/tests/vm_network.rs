@@ -56,6 +56,7 @@ async fn traffic_reaches_a_guest_through_its_tap_device() {
         vcpus: 2,
         cpu_milli: 1_000,
         nic: Some(Nic::for_address("hf0", GUEST)),
+        volumes: Vec::new(),
     };
     let program = probe::find_qemu().expect("qemu-system-x86_64 must be installed: run `cargo xtask assets`");
     let vm = Qemu { program, kvm: false, jails: jails(folder.path()) }.start(&spec).await.unwrap();
@@ -87,6 +88,7 @@ async fn talk(address: &holdfast_node::vmm::channel::ChannelAddress, folder: &Pa
             user: String::new(),
         },
         secrets: None,
+        volumes: Vec::new(),
     };
     sender.configure(&config).await.unwrap();
     let mut lines = Vec::new();

@@ -4,7 +4,7 @@
 //! A member that is behind the agent is waited for, never believed (I6). An agent that has lost what it knew is told what the
 //! newest member knows: what one that lags would tell it is not simulated.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -170,6 +170,7 @@ impl NodeLink {
             capacity: self.capacity,
             disk: None,
             waiting: std::collections::BTreeMap::new(),
+            erased: BTreeSet::new(),
         };
         let report = status::report(&snapshot, node.known.as_deref(), &around);
         let body = serde_json::to_vec(&report).map_err(|e| e.to_string())?;

@@ -3,6 +3,7 @@
 
 use crate::error::StoreError;
 use crate::views::{Views, required};
+use crate::volumes;
 use holdfast_model::agent::{Backend, Desired, EdgeRoute, NodeInstance};
 use holdfast_model::limits::DRAIN_GRACE_MS;
 use holdfast_model::resource::{Instance, InstanceState, Release, Route, RouteTarget};
@@ -128,6 +129,7 @@ impl Known {
     ) -> Result<NodeInstance, StoreError> {
         let release = self.release(view, instance.release)?;
         let process = required(release.manifest.processes.get(&instance.process), "a process of a release")?;
+        let volumes = volumes::of_node_instance(view, &instance, process)?;
         let desired = match instance.state {
             InstanceState::Draining => Desired::Drain { grace_ms: DRAIN_GRACE_MS },
             _ => Desired::Run,
@@ -149,6 +151,7 @@ impl Known {
             restart: process.restart.clone(),
             address: instance.address,
             desired,
+            volumes,
         })
     }
 }

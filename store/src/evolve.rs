@@ -4,6 +4,7 @@
 
 use crate::decide::exec::hour_of;
 use crate::error::StoreError;
+use crate::evolve_volumes;
 use crate::rows::{RowsMut, remove, write, write_at, write_id, write_mark};
 use crate::settled;
 use crate::tables::{Table, aggregate_key, key, port_claim_key, token_owner, unsettled_key};
@@ -15,12 +16,13 @@ use holdfast_model::resource::{
     App, Cluster, Deployment, DeploymentState, Edge, Enrolment, Env, Instance, InstanceReason, InstanceState,
     Member, Node, NodeState, Release, Route, RouteTarget, Token, TokenKind,
 };
+use holdfast_model::volume::Attachment;
 use holdfast_model::{AppId, EnvId, Event, EventPayload, Hostname};
 
 /// Rows that deleting an app reads at a time.
 const DELETE_PAGE: usize = 1_000;
 
-fn missing(what: &str) -> StoreError {
+pub(crate) fn missing(what: &str) -> StoreError {
     StoreError::corrupt(format!("an event is about {what} that is not there"))
 }
 
@@ -160,6 +162,16 @@ pub(crate) fn evolve(rows: &mut impl RowsMut, event: &Event) -> Result<(), Store
         EventPayload::ExecEnded { grant, .. } => {
             let grant = rows.exec_grant(*grant)?.ok_or_else(|| missing("an exec grant"))?;
             exec_ended(rows, &grant)
+        }
+        EventPayload::VolumeCreated(volume) => evolve_volumes::created(rows, volume),
+        EventPayload::VolumeAttached { volume, instance, node, generation, fresh } => {
+            let attached = Attachment { instance: *instance, fresh: *fresh };
+            evolve_volumes::attached(rows, *volume, attached, *node, *generation)
+        }
+        EventPayload::VolumeDetached { volume, used, .. } => evolve_volumes::detached(rows, *volume, *used),
+        EventPayload::VolumeDeleted { volume } => evolve_volumes::deleted(rows, *volume),
+        EventPayload::VolumeErased { volume, node } => {
+            remove(rows, Table::VolumeToErase, &[&node.to_key(), &volume.to_key()])
         }
     }
 }
@@ -307,7 +319,10 @@ fn forget_oldest_ended(rows: &mut impl RowsMut, env: EnvId) -> Result<(), StoreE
 
 /// An instance that fails while its release rolls out counts against the roll-out, if it was not its node's fault.
 fn count_replacement(rows: &mut impl RowsMut, old: &Instance, new: &Instance) -> Result<(), StoreError> {
-    if new.state != InstanceState::Failed || old.state == InstanceState::Draining {
+    // One with a volume is not given up but stopped, when its time to start is over.
+    let timed_out = new.reason == Some(InstanceReason::StartTimedOut);
+    let failed = new.state == InstanceState::Failed && old.state != InstanceState::Draining;
+    if !failed && !timed_out {
         return Ok(());
     }
     if new.reason.is_some_and(InstanceReason::is_of_its_node) {

@@ -19,6 +19,7 @@ mod decide;
 mod error;
 mod event_bytes;
 mod evolve;
+mod evolve_volumes;
 mod generation;
 mod greatest;
 mod head;
@@ -41,6 +42,7 @@ mod store;
 mod tables;
 mod view;
 mod views;
+mod volumes;
 mod writer;
 
 pub use database::{DIGEST_EVERY, DIGESTS_KEPT};

@@ -9,6 +9,7 @@ use crate::overlay::{Draft, Filing};
 use crate::placement::{Candidate, Need, choose};
 use crate::settled::{is_leaving, is_settled};
 use crate::views::{Views, required};
+use crate::volumes;
 use holdfast_model::limits::{INSTANCE_START_MS_MAX, REPLACEMENTS_MAX, ROLLOUT_MS_MAX, ROLLOUT_SURGE};
 use holdfast_model::resource::{
     Deployment, DeploymentCause, DeploymentFailure, DeploymentState, Env, Instance, InstanceReason,
@@ -51,6 +52,7 @@ pub(crate) fn start(
             change_state(draft, &current, DeploymentState::Superseded, None)?;
         }
     }
+    volumes::create_missing(draft, &env, release)?;
     let id = DeploymentId::from_bits(draft.fresh_id());
     let deployment = Deployment {
         id,
@@ -144,7 +146,13 @@ fn expire_starts(draft: &mut Draft<'_>, env: &Env) -> Result<(), StoreError> {
             continue;
         }
         let node = required(draft.node(instance.node)?, "a node")?;
-        if node.silent_since.is_none() {
+        if node.silent_since.is_some() {
+            continue;
+        }
+        if volumes::has_any(draft, &instance)? {
+            // Nothing else may have its volume before its node has said that it is gone.
+            change_instance(draft, &instance, InstanceState::Draining, InstanceReason::StartTimedOut)?;
+        } else {
             fail_instance(draft, &instance, InstanceReason::StartTimedOut)?;
         }
     }
@@ -239,8 +247,13 @@ impl<'a> Roll<'a> {
         for (process, mut fleet) in std::mem::take(&mut self.fleets) {
             let desired = self.deployment.counts.get(&process).copied().unwrap_or(0) as usize;
             self.drain_useless(draft, &mut fleet, desired)?;
-            self.drain_replaced(draft, &mut fleet, desired)?;
+            if self.mounts(&process) {
+                self.drain_old(draft, &mut fleet)?;
+            } else {
+                self.drain_replaced(draft, &mut fleet, desired)?;
+            }
             blocked = self.place_missing(draft, &process, &mut fleet, desired)?.or(blocked);
+            blocked = self.cut_off_from(draft, &process, &fleet)?.or(blocked);
         }
         Ok(blocked)
     }
@@ -278,6 +291,43 @@ impl<'a> Roll<'a> {
             self.drain(draft, &instance)?;
         }
         Ok(())
+    }
+
+    /// Whether a process of the wanted release has volumes.
+    fn mounts(&self, process: &ProcessName) -> bool {
+        self.release.manifest.processes.get(process).is_some_and(|process| !process.mounts.is_empty())
+    }
+
+    /// Old instances of a process with volumes: only one can have them, so the old one stops before the new one starts. One
+    /// whose node is silent goes on: no other could start there before that node is back.
+    fn drain_old(&self, draft: &mut Draft<'_>, fleet: &mut Fleet) -> Result<(), StoreError> {
+        for instance in std::mem::take(&mut fleet.old) {
+            let silent = required(draft.node(instance.node)?, "a node")?.silent_since.is_some();
+            if silent && !self.leaving.contains(&instance.node) {
+                fleet.old.push(instance);
+            } else {
+                self.drain(draft, &instance)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What to say of a process whose volumes are on a node that nobody hears from: it waits for that node.
+    fn cut_off_from(
+        &self,
+        draft: &Draft<'_>,
+        process: &ProcessName,
+        fleet: &Fleet,
+    ) -> Result<Option<Unschedulable>, StoreError> {
+        if !self.mounts(process) {
+            return Ok(None);
+        }
+        for instance in &fleet.new {
+            if required(draft.node(instance.node)?, "a node")?.silent_since.is_some() {
+                return Ok(Some(Unschedulable::VolumeLocality));
+            }
+        }
+        Ok(None)
     }
 
     fn drain(&self, draft: &mut Draft<'_>, instance: &Instance) -> Result<(), StoreError> {
@@ -328,10 +378,16 @@ impl<'a> Roll<'a> {
         if !process.secrets_required.is_empty() {
             return Ok(Err(Unschedulable::SecretsMissing));
         }
+        let held = match volumes::wanted(draft, self.deployment.env, process)? {
+            Ok(held) => held,
+            Err(unschedulable) => return Ok(Err(unschedulable)),
+        };
         let need = Need { memory_mib: process.resources.memory_mib, cpu_milli: process.resources.cpu_milli };
-        let candidates = self.candidates(draft, name)?;
+        let mut candidates = self.candidates(draft, name)?;
+        candidates.retain(|candidate| held.home.is_none_or(|home| home == candidate.node.id));
         let node = match choose(&candidates, need) {
             Ok(index) => &candidates[index].node,
+            Err(_) if held.home.is_some() => return Ok(Err(Unschedulable::VolumeLocality)),
             // Members of an earlier version know one kind of room only.
             Err(Unschedulable::NoCapacityCpu) if !draft.cluster_version()?.has_cordon() => {
                 return Ok(Err(Unschedulable::NoCapacityMemory));
@@ -364,6 +420,7 @@ impl<'a> Roll<'a> {
         };
         let filing = Filing::org(Aggregate::Instance(instance.id), instance.org).of(instance.deployment);
         draft.emit(filing, EventPayload::InstancePlaced(instance.clone()))?;
+        volumes::attach(draft, &instance, &held.volumes)?;
         Ok(Ok(instance))
     }
 

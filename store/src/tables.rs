@@ -9,6 +9,7 @@ use holdfast_model::exec::ExecGrant;
 use holdfast_model::resource::{
     App, Cluster, Deployment, Edge, Enrolment, Env, Instance, Member, Node, Org, Release, Route, Token,
 };
+use holdfast_model::volume::Volume;
 use holdfast_model::{Aggregate, Digest, EnvId, Hostname, OrgId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -125,6 +126,14 @@ tables! {
     ExecGrantByEnv = 49, "exec_grant_by_env";
     /// org → the hour of the clock, and grants in it.
     ExecHour = 50, "exec_hour";
+    /// volume → volume.
+    Volume = 56, "volume";
+    /// env, name → volume id.
+    VolumeByEnv = 57, "volume_by_env";
+    /// org, volume → nothing.
+    VolumeByOrg = 58, "volume_by_org";
+    /// node, volume → nothing: it is deleted, and its disk is still there.
+    VolumeToErase = 59, "volume_to_erase";
     /// Log state: (kind, scope) → the first outcome (I4).
     Outcome = 0xC0, "outcome";
     /// Log state: (end, key of an outcome) → nothing.
@@ -224,7 +233,7 @@ macro_rules! rows {
     )*};
 }
 
-rows! { Org; App; Env; Release; Deployment; Instance; Route; Node; Edge; Token; Enrolment; ExecGrant; }
+rows! { Org; App; Env; Release; Deployment; Instance; Route; Node; Edge; Token; Enrolment; ExecGrant; Volume; }
 
 impl Row for Cluster {
     const TABLE: Table = Table::Cluster;
@@ -259,6 +268,7 @@ pub(crate) fn aggregate_key(aggregate: &Aggregate) -> Vec<u8> {
         Aggregate::Token(id) => (12, id.to_key()),
         Aggregate::Enrolment(id) => (13, id.to_key()),
         Aggregate::ExecGrant(id) => (20, id.to_key()),
+        Aggregate::Volume(id) => (24, id.to_key()),
     };
     key(Table::AggregateSeq, &[&[kind], &id])
 }

@@ -11,10 +11,11 @@ use holdfast_model::exec::ExecGrant;
 use holdfast_model::resource::{
     App, Cluster, Deployment, Edge, Enrolment, Env, Instance, Member, Node, Org, Release, Route, Token,
 };
+use holdfast_model::volume::Volume;
 use holdfast_model::{
     AgentName, Aggregate, AppId, AppName, ClusterVersion, DeploymentId, Digest, EdgeId, EnrolmentId, EnvId,
     EnvName, ExecGrantId, Hostname, Incarnation, InstanceId, MemberId, NodeId, OrgId, OrgName, ReleaseId,
-    Revision, RouteId, TokenId,
+    Revision, RouteId, TokenId, VolumeId, VolumeName,
 };
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +29,8 @@ pub(crate) const HOSTS_MAX: usize = 65_536;
 /// Instances of one node that are listed at most.
 pub(crate) const NODE_INSTANCES_MAX: usize = 65_536;
 
+/// Volumes that are listed at most: more than an org may have, because a roll-back may make one beyond.
+pub(crate) const VOLUMES_LISTED_MAX: usize = 1_000;
 /// Exec grants that are looked at together at most: more than any one env has, and what one tick ends.
 pub(crate) const EXEC_GRANTS_MAX: usize = 1_000;
 
@@ -170,6 +173,8 @@ pub trait Views: Rows {
         fn enrolment(EnrolmentId) -> Enrolment;
         /// An exec grant that is not over.
         fn exec_grant(ExecGrantId) -> ExecGrant;
+        /// A volume.
+        fn volume(VolumeId) -> Volume;
     }
 
     lookups! {
@@ -196,6 +201,9 @@ pub trait Views: Rows {
         fn node_by_name(name: &AgentName) -> Node = key(Table::NodeByName, &[name.as_str().as_bytes()]);
         /// The edge with this name.
         fn edge_by_name(name: &AgentName) -> Edge = key(Table::EdgeByName, &[name.as_str().as_bytes()]);
+        /// The env's volume with this name.
+        fn volume_by_name(env: EnvId, name: &VolumeName) -> Volume =
+            key(Table::VolumeByEnv, &[&env.to_key(), name.as_str().as_bytes()]);
         /// The token with this digest, also a revoked one.
         fn token_by_digest(digest: &Digest) -> Token = key(Table::TokenByDigest, &[&digest.0]);
         /// The enrolment with this digest, also a used one.
@@ -445,6 +453,50 @@ pub trait Views: Rows {
     fn exec_hour(&self, org: OrgId) -> Result<ExecHour, StoreError> {
         let at = key(Table::ExecHour, &[&org.to_key()]);
         Ok(read_at(self, Table::ExecHour, &at)?.unwrap_or_default())
+    }
+
+    /// Whether there is any volume at all.
+    ///
+    /// # Errors
+    /// When the database fails.
+    fn has_volumes(&self) -> Result<bool, StoreError> {
+        Ok(!self.scan(&key(Table::Volume, &[]), None, 1)?.is_empty())
+    }
+
+    /// An env's volumes, by name. An org has only so many.
+    ///
+    /// # Errors
+    /// When the database fails.
+    fn volumes(&self, env: EnvId) -> Result<Vec<Volume>, StoreError> {
+        by_index(self, &key(Table::VolumeByEnv, &[&env.to_key()]), None, VOLUMES_LISTED_MAX)
+    }
+
+    /// An org's volumes, by id.
+    ///
+    /// # Errors
+    /// When the database fails.
+    fn org_volumes(&self, org: OrgId) -> Result<Vec<Volume>, StoreError> {
+        by_mark(self, &key(Table::VolumeByOrg, &[&org.to_key()]), None, VOLUMES_LISTED_MAX)
+    }
+
+    /// The volumes that an instance has, by id.
+    ///
+    /// # Errors
+    /// When the database fails.
+    fn volumes_of(&self, instance: &Instance) -> Result<Vec<Volume>, StoreError> {
+        let mut held = self.volumes(instance.env)?;
+        held.retain(|volume| volume.is_of(instance.id));
+        held.sort_by_key(|volume| volume.id);
+        Ok(held)
+    }
+
+    /// Deleted volumes whose disks a node is to erase, by id.
+    ///
+    /// # Errors
+    /// When the database fails.
+    fn volumes_to_erase(&self, node: NodeId, limit: usize) -> Result<Vec<VolumeId>, StoreError> {
+        let marks = self.scan(&key(Table::VolumeToErase, &[&node.to_key()]), None, limit)?;
+        marks.iter().map(|(key, _)| id_suffix(key).map(VolumeId::from_bits)).collect()
     }
 
     /// Whether an env's instances are not yet what its deployment wants.

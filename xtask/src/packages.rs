@@ -18,7 +18,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("gcc", "the kernel, and crates with C in them"),
     ("g++", "libFuzzer"),
     ("libc6-dev", "static programs for the guest"),
-    ("e2fsprogs", "root disks of the node's tests"),
+    ("e2fsprogs", "volumes' file systems, and root disks of the node's tests"),
     ("busybox-static", "the programs of guests in tests"),
     ("prometheus", "its promtool checks the metrics in tests"),
     ("curl", "the demo's client"),

@@ -5,7 +5,7 @@ use super::enrolment::issue;
 use crate::endpoint::{Endpoint, Need, Table};
 use crate::follow;
 use crate::problem::Refusal;
-use crate::request::{Body, Call, done, found};
+use crate::request::{Body, Call, done, found, reported};
 use crate::service::{RequestInfo, Service};
 use axum::body::Body as HttpBody;
 use axum::http::{HeaderMap, header};
@@ -15,11 +15,13 @@ use holdfast_model::agent::{
     CallAnswer, DETAIL_BYTES_MAX, FOLLOW_PROTOCOL, FRAMES_MEDIA_TYPE, Observation, REPORT_OBSERVATIONS_MAX,
     REPORT_PULLS_MAX, Report, ReportDetail, accepted_level,
 };
-use holdfast_model::api::{Answer, Done, Renew, Renewed};
+use holdfast_model::api::{Answer, Done, Renew, Renewed, Reported};
 use holdfast_model::command::AgentRef;
+use holdfast_model::limits::VOLUMES_ERASED_MAX;
 use holdfast_model::resource::{Instance, InstanceReason, InstanceState};
 use holdfast_model::{Command, Incarnation, NodeId, Revision};
 use holdfast_store::{View, Views};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 pub(super) fn add(table: &mut Table<Arc<Service>>) {
@@ -38,7 +40,8 @@ pub(super) fn add(table: &mut Table<Arc<Service>>) {
         follow_own,
     );
     table.add(
-        Endpoint::post("/v1/agent/report", Need::Agent, "Report what the agent sees").answers::<Done>(200),
+        Endpoint::post("/v1/agent/report", Need::Agent, "Report what the agent sees")
+            .answers::<Reported>(200),
         report,
     );
     table.add(
@@ -85,7 +88,8 @@ async fn report(call: Call, Body(report): Body<Report>) -> Result<Response, Refu
     // A report that is sent again changes nothing twice; its outcomes need not be kept.
     let request = RequestInfo { idempotency_key: None, ..call.caller.request().clone() };
     let mut revision = service.store().revision();
-    if let (AgentRef::Node(node), ReportDetail::Node { observations, capacity, vmm, .. }) =
+    let mut erase = BTreeSet::new();
+    if let (AgentRef::Node(node), ReportDetail::Node { observations, capacity, vmm, erased, .. }) =
         (agent, &report.detail)
     {
         if observations.len() > REPORT_OBSERVATIONS_MAX || vmm.len() > DETAIL_BYTES_MAX {
@@ -101,6 +105,8 @@ async fn report(call: Call, Body(report): Body<Report>) -> Result<Response, Refu
         let news = changed(&view, node, observations)?;
         let described =
             view.node(node)?.is_some_and(|n| n.capacity != *capacity || n.vmm.as_ref() != Some(vmm));
+        erase = view.volumes_to_erase(node, VOLUMES_ERASED_MAX)?.into_iter().collect();
+        let gone: BTreeSet<_> = erase.intersection(erased).copied().collect();
         drop(view);
         if described {
             let command = Command::ReportNode { node, capacity: *capacity, vmm: vmm.clone() };
@@ -110,8 +116,13 @@ async fn report(call: Call, Body(report): Body<Report>) -> Result<Response, Refu
             let command = Command::ReportInstances { node, observations: news };
             revision = service.propose(&request, command).await?.revision;
         }
+        if !gone.is_empty() {
+            let command = Command::ReportVolumesErased { node, volumes: gone.clone() };
+            revision = service.propose(&request, command).await?.revision;
+            erase.retain(|volume| !gone.contains(volume));
+        }
     }
-    Ok(done(revision))
+    Ok(reported(Reported { revision, erase }))
 }
 
 /// Observations of the node's own instances that say something new.

@@ -13,6 +13,7 @@ mod members;
 mod meta;
 mod routing;
 mod tokens;
+mod volumes;
 
 pub use enrolment::member_subject;
 
@@ -30,6 +31,7 @@ pub(crate) fn table() -> Table<Arc<Service>> {
     logs::add(&mut table);
     exec::add(&mut table);
     routing::add(&mut table);
+    volumes::add(&mut table);
     tokens::add(&mut table);
     events::add(&mut table);
     cluster::add(&mut table);

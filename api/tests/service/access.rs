@@ -31,6 +31,7 @@ fn paths_of(tenant: &Tenant) -> Vec<(Method, String, Option<Value>)> {
         (Method::POST, format!("/v1/envs/{env}/scale"), Some(counts)),
         (Method::GET, format!("/v1/envs/{env}/instances"), None),
         (Method::GET, format!("/v1/envs/{env}/routes"), None),
+        (Method::GET, format!("/v1/envs/{env}/volumes"), None),
     ]
 }
 

@@ -16,7 +16,7 @@ use holdfast_store::Views;
 use http_body_util::BodyExt;
 use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use tower::ServiceExt as _;
 
 pub(crate) async fn next_frame<T: Followed>(body: &mut Body, pending: &mut Vec<u8>) -> Frame<T> {
@@ -123,6 +123,7 @@ pub(crate) fn node_report(vmm: &str) -> String {
             observations: Vec::new(),
             capacity: Capacity { memory_mib: 4096, cpu_milli: 4000 },
             vmm: vmm.to_owned(),
+            erased: BTreeSet::new(),
             pulls: Vec::new(),
             disk: None,
         },

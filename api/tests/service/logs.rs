@@ -221,6 +221,7 @@ async fn who_follows_an_instance_that_has_ended_on_a_node_that_is_away_is_told_a
         incarnation: Incarnation(1),
         held: None,
         detail: ReportDetail::Node {
+            erased: std::collections::BTreeSet::new(),
             observations: vec![Observation {
                 instance: scene.instance.parse().unwrap(),
                 state: InstanceState::Failed,
@@ -264,6 +265,7 @@ async fn how_far_an_image_is_is_told_while_the_instance_waits_and_not_logged() {
             incarnation: Incarnation(1),
             held: None,
             detail: ReportDetail::Node {
+                erased: std::collections::BTreeSet::new(),
                 observations: vec![observation],
                 capacity: Capacity { memory_mib: 4096, cpu_milli: 4000 },
                 vmm: "kvm".to_owned(),

@@ -10,3 +10,4 @@ mod harness;
 mod logs;
 mod members;
 mod revisions;
+mod volumes;

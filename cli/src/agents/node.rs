@@ -48,6 +48,7 @@ pub(crate) async fn run(arguments: NodeRun) -> Result<(), Failure> {
     let (one, all) = (bounds.instance_mib.saturating_mul(1 << 20), bounds.node_mib.saturating_mul(1 << 20));
     let logs =
         Retention::new(one, all, bounds.age, bounds.ended).map_err(|e| Failure::Usage(e.to_string()))?;
+    let volumes_dir = arguments.volumes_dir.as_deref().map(absolute).transpose()?;
     loop {
         let agent = Agent::load(&data_dir)?;
         let config = NodeConfig {
@@ -63,6 +64,7 @@ pub(crate) async fn run(arguments: NodeRun) -> Result<(), Failure> {
                 logs,
                 images_bytes_max: arguments.images_mib.saturating_mul(1 << 20),
                 metrics: arguments.metrics.clone(),
+                volumes_dir: volumes_dir.clone(),
             },
             endpoints: agent.endpoints.clone(),
             ca_file: agent.ca_file(),

@@ -79,6 +79,9 @@ pub(crate) enum Command {
     /// Hostnames and ports that lead to processes.
     #[command(subcommand)]
     Route(tenant::RouteCommand),
+    /// Disks that outlive the instances which mount them.
+    #[command(subcommand)]
+    Volume(tenant::VolumeCommand),
     /// List instances.
     Instances(tenant::Instances),
     /// List releases.

@@ -299,6 +299,9 @@ pub(crate) struct NodeRun {
     /// CPU for instances in thousandths, instead of what this host has.
     #[arg(long, value_name = "N")]
     pub(crate) cpu_milli: Option<u64>,
+    /// The folder of volumes' disks, best on a file system of its own; without it they lie in the agent's folder.
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) volumes_dir: Option<PathBuf>,
     /// Start microVMs although this host cannot bound them by cgroups.
     #[arg(long)]
     pub(crate) without_cgroups: bool,

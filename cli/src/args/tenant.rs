@@ -169,6 +169,35 @@ pub(crate) struct RouteAdd {
     pub(crate) proxy_protocol_v2: bool,
 }
 
+/// `holdfast volume …`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum VolumeCommand {
+    /// List the env's volumes.
+    #[command(after_help = "\
+A volume is made by the first deployment whose manifest declares it. Its disk lies on one node, its home, and one instance
+has it at a time.
+
+Examples:
+  holdfast volume list --app shop --env prod
+  holdfast volume list --json | jq -r '.[].name'")]
+    List,
+    /// Show a volume.
+    #[command(after_help = "Example:\n  holdfast volume show data --app shop --env prod")]
+    Show {
+        /// Its name or id.
+        volume: String,
+    },
+    /// Delete a volume that no instance has, and all that is on it.
+    #[command(after_help = "\
+Examples:
+  holdfast scale --app shop --env prod db=0
+  holdfast volume delete data --app shop --env prod --yes")]
+    Delete {
+        /// Its name or id.
+        volume: String,
+    },
+}
+
 /// `holdfast instances`.
 #[derive(Debug, Args)]
 pub(crate) struct Instances {

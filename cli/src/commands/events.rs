@@ -90,6 +90,7 @@ fn about(aggregate: &Aggregate) -> String {
         Aggregate::Token(id) => id.to_string(),
         Aggregate::Enrolment(id) => id.to_string(),
         Aggregate::ExecGrant(id) => id.to_string(),
+        Aggregate::Volume(id) => id.to_string(),
     }
 }
 

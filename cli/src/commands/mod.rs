@@ -26,3 +26,4 @@ pub(crate) mod scale;
 pub(crate) mod secret_text;
 pub(crate) mod status;
 pub(crate) mod token;
+pub(crate) mod volume;

@@ -39,6 +39,11 @@ enum InitError {
     /// No file system that the kernel knows.
     #[error("The root disk holds neither an erofs nor an ext4 file system.")]
     NoRoot(#[source] io::Error),
+    /// A volume's place is taken.
+    #[error(
+        "The volume for '{path}' cannot be mounted there: it leads to '{place}', which the guest needs itself."
+    )]
+    ReservedMount { path: String, place: String },
     /// The image has no such user.
     #[error(
         "The image has no user or group named '{name}'; name one from its /etc/passwd and /etc/group, or use numbers."
@@ -94,6 +99,7 @@ fn run() -> Result<(), InitError> {
 
 /// Ends the machine. PID 1 must not return: the kernel would panic, and the VMM's exit would look like a crash.
 fn leave() -> ! {
+    mounts::release_volumes();
     loop {
         if let Err(error) = rustix::system::reboot(RebootCommand::Restart) {
             eprintln!("holdfast-init: the guest could not reboot ({error})");

@@ -8,7 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::mount::{MountFlags, mount, mount_move};
+use holdfast_guest::config::VolumeMount;
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_move, unmount};
 
 use crate::InitError;
 
@@ -22,6 +23,9 @@ const ROOT_DISK: &str = "/dev/vda";
 const LOWER: &str = "/holdfast/image";
 const SCRATCH: &str = "/holdfast/scratch";
 const NEW_ROOT: &str = "/holdfast/root";
+
+/// Where no volume may appear, nor below; nor in the place of the root.
+const RESERVED: [&str; 6] = ["/proc", "/sys", "/dev", "/run", "/tmp", "/holdfast"];
 
 const SAFE: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
 
@@ -68,6 +72,60 @@ pub(crate) fn enter_root(disk: bool) -> Result<(), InitError> {
             .map_err(InitError::at("set the mode of", "/"))?;
     }
     Ok(())
+}
+
+/// Mounts volumes, the disks behind the root's, in their order.
+pub(crate) fn mount_volumes(volumes: &[VolumeMount]) -> Result<(), InitError> {
+    for (letter, volume) in (b'b'..=b'z').zip(volumes) {
+        let device = format!("/dev/vd{}", char::from(letter));
+        wait_for(&device)?;
+        make(&volume.path)?;
+        // An image may have a link in its place.
+        let place = fs::canonicalize(&volume.path).map_err(InitError::at("find", &volume.path))?;
+        if place == Path::new("/") || RESERVED.iter().any(|reserved| place.starts_with(reserved)) {
+            let (path, place) = (volume.path.clone(), place.display().to_string());
+            return Err(InitError::ReservedMount { path, place });
+        }
+        let flags = if volume.read_only { SAFE | MountFlags::RDONLY } else { SAFE };
+        mount(&device, &place, "ext4", flags, None)
+            .map_err(|errno| InitError::at("mount the volume at", &volume.path)(errno.into()))?;
+    }
+    Ok(())
+}
+
+/// Writes out what is on volumes and lets go of them, so that the next guest finds them clean. What fails is left to their
+/// journals.
+pub(crate) fn release_volumes() {
+    rustix::fs::sync();
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    for line in mounts.lines().rev() {
+        let mut words = line.split(' ');
+        let (Some(device), Some(place), Some("ext4")) = (words.next(), words.next(), words.next()) else {
+            continue;
+        };
+        if device.starts_with("/dev/vd") && device != ROOT_DISK {
+            unmount(unescaped(place), UnmountFlags::empty()).ok();
+        }
+    }
+}
+
+/// A path of `/proc/self/mounts`: spaces and the like are three octal digits behind a backslash there.
+fn unescaped(text: &str) -> Vec<u8> {
+    let (mut bytes, mut rest) = (Vec::with_capacity(text.len()), text.as_bytes());
+    while let Some((first, behind)) = rest.split_first() {
+        let digits = behind.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
+        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()).filter(|_| *first == b'\\') {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = behind.get(3..).unwrap_or_default();
+            }
+            None => {
+                bytes.push(*first);
+                rest = behind;
+            }
+        }
+    }
+    bytes
 }
 
 fn attach(

@@ -68,6 +68,20 @@ pub(super) const ATTACKS: &[i64] = &[
     libc::SYS_vfork,
 ];
 
+/// What changes a loop device, as `linux/loop.h` numbers it: to bind another file, let go of it, or move within it. A VMM reads
+/// and writes its volumes and asks for their size, no more.
+pub(super) const LOOP_COMMANDS: &[i32] = &[
+    0x4C00, // LOOP_SET_FD
+    0x4C01, // LOOP_CLR_FD
+    0x4C02, // LOOP_SET_STATUS
+    0x4C04, // LOOP_SET_STATUS64
+    0x4C06, // LOOP_CHANGE_FD
+    0x4C07, // LOOP_SET_CAPACITY
+    0x4C08, // LOOP_SET_DIRECT_IO
+    0x4C09, // LOOP_SET_BLOCK_SIZE
+    0x4C0A, // LOOP_CONFIGURE
+];
+
 /// What QEMU asks for, found by running every test with guests under `strace`, and by reading what its threads do where
 /// tests do not lead. Conditions on arguments are in the parent module.
 pub(super) const QEMU: &[i64] = &[

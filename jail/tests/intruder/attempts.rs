@@ -236,6 +236,8 @@ fn system_call(name: &str) -> Outcome {
         ),
         "raise_limit_of_all" => (libc::SYS_prlimit64, [0, 999, 1, 0, 0]),
         "execve" => (libc::SYS_execve, [0, 0, 0, 0, 0]),
+        "loop_clr_fd" => (libc::SYS_ioctl, [-1, 0x4C01, 0, 0, 0]),
+        "loop_configure" => (libc::SYS_ioctl, [-1, 0x4C0A, 0, 0, 0]),
         other => panic!("no such call: {other}"),
     };
     let [a, b, c, d, e] = arguments;

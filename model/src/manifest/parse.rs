@@ -231,13 +231,19 @@ impl Checker<'_> {
         let shared = raw.env.map(|e| e.vars).unwrap_or_default();
         self.vars(&At { key: "env.vars".into(), offset: 0 }, &shared)?;
         let mut out = BTreeMap::new();
+        let mut mounted = BTreeSet::new();
         for (name, process) in processes {
             let at = At { key: format!("processes.{}", name.as_ref()), offset: name.span().start };
             let name: ProcessName = match name.as_ref().parse() {
                 Ok(name) => name,
                 Err(e) => return self.fail(&at, format!("is misnamed: {e}")),
             };
-            out.insert(name, self.process(&at, process.into_inner(), &shared, &volumes)?);
+            let process = self.process(&at, process.into_inner(), &shared, &volumes)?;
+            if let Some(twice) = process.mounts.iter().find(|m| !mounted.insert(m.volume.clone())) {
+                let what = format!("mounts «{}» a second time, and only one can have it", twice.volume);
+                return self.fail(&at.child("mounts"), what);
+            }
+            out.insert(name, process);
         }
         Ok(Manifest { app: raw.app.name, image: raw.image.map(|i| i.r#ref), processes: out, volumes })
     }
@@ -252,8 +258,8 @@ impl Checker<'_> {
                 return self.fail(&at.child("filesystem"), "must be \"ext4\"");
             }
             let size_mib = self.size(&at.child("size"), &v.size)?;
-            if size_mib == 0 {
-                return self.fail(&at.child("size"), "must be at least 1Mi");
+            if !(limits::VOLUME_MIB_MIN..=limits::VOLUME_MIB_MAX).contains(&size_mib) {
+                return self.fail(&at.child("size"), "must be at least 16Mi and at most 16Ti");
             }
             if volumes.len() >= limits::VOLUMES_MAX {
                 return self.fail(&at, format!("is one too many: at most {} volumes", limits::VOLUMES_MAX));
@@ -415,6 +421,9 @@ impl Checker<'_> {
         raw: Vec<RawMount>,
         volumes: &BTreeMap<VolumeName, Volume>,
     ) -> Result<Vec<Mount>, ManifestError> {
+        if raw.len() > limits::MOUNTS_MAX {
+            return self.fail(at, format!("holds more than {} mounts", limits::MOUNTS_MAX));
+        }
         let mut paths = BTreeSet::new();
         let mut mounts = Vec::with_capacity(raw.len());
         for m in raw {
@@ -427,7 +436,9 @@ impl Checker<'_> {
             let reserved = RESERVED_MOUNTS
                 .iter()
                 .any(|r| m.path == *r || (*r != "/" && m.path.starts_with(&format!("{r}/"))));
-            if !clean || reserved || !paths.insert(m.path.clone()) {
+            let below = |a: &str, b: &str| a.strip_prefix(b).is_some_and(|rest| rest.starts_with('/'));
+            let nested = paths.iter().any(|other: &String| below(other, &m.path) || below(&m.path, other));
+            if !clean || reserved || nested || m.path.len() > 255 || !paths.insert(m.path.clone()) {
                 return self.fail(at, format!("has «{}», which is not a free absolute path", m.path));
             }
             mounts.push(Mount { volume: m.volume, path: m.path, read_only: m.read_only });

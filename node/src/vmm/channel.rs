@@ -18,7 +18,7 @@ use std::{
 
 use super::exec::{Inboxes, Program, Terminal};
 pub use holdfast_guest::{
-    config::{GuestConfig, NetworkConfig, Secrets, Workload},
+    config::{GuestConfig, NetworkConfig, Secrets, VolumeMount, Workload},
     message::{ExitStatus, GuestState, HealthCheck, LogLine, LogStream},
 };
 use holdfast_guest::{

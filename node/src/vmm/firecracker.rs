@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use holdfast_jail::plan::{Device, Profile};
+use holdfast_jail::plan::{Descriptor, Device, Profile};
 use hyper::Method;
 use serde::Serialize;
 
@@ -72,6 +72,8 @@ struct Drive<'a> {
     path_on_host: &'a Path,
     is_root_device: bool,
     is_read_only: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache_type: Option<&'static str>,
 }
 
 /// `PUT /network-interfaces/{iface_id}`
@@ -147,11 +149,13 @@ impl Firecracker {
         ];
         let mut devices = vec![Device::Kvm, Device::Urandom];
         devices.extend(spec.nic.as_ref().map(|_| Device::Tun));
+        devices.extend(spec.volumes.iter().map(|volume| Device::Loop(volume.number)));
         Needs {
             kind: VmmKind::Firecracker,
             program: self.program.clone(),
             arguments: arguments.to_vec(),
-            descriptors: Vec::new(),
+            // It opens its volumes by their paths; these keep the devices from becoming another machine's meanwhile.
+            descriptors: spec.volumes.iter().map(|volume| Descriptor::Block(volume.path())).collect(),
             modules: Vec::new(),
             files: [&spec.kernel, &spec.initrd].into_iter().chain(&spec.root_image).cloned().collect(),
             devices,
@@ -227,9 +231,26 @@ fn calls(spec: &VmSpec) -> Result<Vec<Call>, serde_json::Error> {
     ];
     if let Some(image) = &spec.root_image {
         // Not "the root device": the kernel's root is the initramfs, and init mounts the disk.
-        let drive =
-            Drive { drive_id: "root", path_on_host: image, is_root_device: false, is_read_only: true };
+        let drive = Drive {
+            drive_id: "root",
+            path_on_host: image,
+            is_root_device: false,
+            is_read_only: true,
+            cache_type: None,
+        };
         calls.push(call("/drives/root", drive)?);
+    }
+    for (at, volume) in spec.volumes.iter().enumerate() {
+        let (drive_id, path) = (format!("volume{at}"), volume.path());
+        let drive = Drive {
+            drive_id: &drive_id,
+            path_on_host: &path,
+            is_root_device: false,
+            is_read_only: false,
+            // By default a guest's flushes are answered and not carried out.
+            cache_type: Some("Writeback"),
+        };
+        calls.push(call(&format!("/drives/{drive_id}"), drive)?);
     }
     if let Some(nic) = &spec.nic {
         let interface =
@@ -263,7 +284,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::vmm::Nic;
+    use crate::vmm::{Nic, VolumeDevice};
 
     fn spec() -> VmSpec {
         VmSpec {
@@ -276,6 +297,7 @@ mod tests {
             vcpus: 2,
             cpu_milli: 2_000,
             nic: Some(Nic { tap: "hf0".to_owned(), mac: [2, 0x48, 0, 0, 0, 0x0a] }),
+            volumes: vec![VolumeDevice { number: 7 }],
         }
     }
 
@@ -306,6 +328,16 @@ mod tests {
                 }),
             ),
             (
+                "/drives/volume0",
+                json!({
+                    "drive_id": "volume0",
+                    "path_on_host": "/dev/loop7",
+                    "is_root_device": false,
+                    "is_read_only": false,
+                    "cache_type": "Writeback",
+                }),
+            ),
+            (
                 "/network-interfaces/eth0",
                 json!({"iface_id": "eth0", "host_dev_name": "hf0", "guest_mac": "02:48:00:00:00:0a"}),
             ),
@@ -319,7 +351,7 @@ mod tests {
 
     #[test]
     fn a_machine_without_disk_and_card_asks_for_neither() {
-        let bare = VmSpec { root_image: None, nic: None, ..spec() };
+        let bare = VmSpec { root_image: None, nic: None, volumes: Vec::new(), ..spec() };
         let uris: Vec<String> = calls(&bare).unwrap().into_iter().map(|call| call.uri).collect();
         assert_eq!(uris, ["/machine-config", "/boot-source", "/vsock", "/entropy", "/actions"]);
     }

@@ -255,7 +255,7 @@ impl Jails {
         plan.access = Some(Access {
             read: data.iter().cloned().collect(),
             execute: code.iter().cloned().collect(),
-            devices: needs.devices.iter().map(|device| Path::new("/dev").join(device.name())).collect(),
+            devices: needs.devices.iter().map(|device| Path::new("/dev").join(&*device.name())).collect(),
             sockets: needs.makes_sockets.then(|| sockets.clone()).into_iter().collect(),
         });
         plan.root = Some(Root {

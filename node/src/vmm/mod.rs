@@ -28,6 +28,8 @@ use std::{
 };
 
 pub use error::VmmError;
+use holdfast_jail::plan::Device;
+use holdfast_model::limits::MOUNTS_MAX;
 use serde::{Deserialize, Serialize};
 pub use vm::{Adoption, Vm, VmEnd};
 
@@ -105,6 +107,22 @@ pub struct VmSpec {
     pub cpu_milli: u64,
     /// The guest's network card; `None` leaves it without one.
     pub nic: Option<Nic>,
+    /// Block devices that become the guest's disks behind the root, in this order.
+    pub volumes: Vec<VolumeDevice>,
+}
+
+/// A loop device that stands for a volume's disk. Whoever starts a machine with it holds it until the machine does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VolumeDevice {
+    /// Its number, as in `/dev/loop7`.
+    pub number: u32,
+}
+
+impl VolumeDevice {
+    /// Its path on the host.
+    pub fn path(self) -> PathBuf {
+        Path::new("/dev").join(&*Device::Loop(self.number).name())
+    }
 }
 
 /// A network card on a TAP device that already exists.
@@ -146,6 +164,8 @@ impl VmSpec {
             Some("the number of processors must be from 1 to 64")
         } else if self.nic.as_ref().is_some_and(|nic| !name_ok(&nic.tap, 15)) {
             Some("the TAP device's name must be 1 to 15 letters, digits, '-' and '_'")
+        } else if self.volumes.len() > MOUNTS_MAX {
+            Some("it has more volumes than a machine has room for")
         } else {
             [&self.kernel, &self.initrd]
                 .into_iter()

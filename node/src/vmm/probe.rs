@@ -221,6 +221,7 @@ async fn probe_one(config: &ProbeConfig, vmm: &dyn Vmm) -> Result<Outcome, VmmEr
         vcpus: 1,
         cpu_milli: 1_000,
         nic: None,
+        volumes: Vec::new(),
     };
     let deadline = if vmm.kind() == VmmKind::QemuTcg { TCG_DEADLINE } else { KVM_DEADLINE };
     let outcome = match vmm.start(&spec).await {

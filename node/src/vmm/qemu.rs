@@ -72,6 +72,7 @@ struct Numbers {
     console: i32,
     root: Option<i32>,
     tap: Option<i32>,
+    volumes: Vec<i32>,
 }
 
 impl Vmm for Qemu {
@@ -128,6 +129,7 @@ impl Qemu {
             console: number(Descriptor::Append(at(process::CONSOLE_FILE))),
             root: spec.root_image.clone().map(|image| number(Descriptor::Read(image))),
             tap: spec.nic.as_ref().map(|nic| number(Descriptor::Tap(nic.tap.clone()))),
+            volumes: spec.volumes.iter().map(|volume| number(Descriptor::Block(volume.path()))).collect(),
         };
         let mut files = vec![spec.kernel.clone(), spec.initrd.clone()];
         files.extend(found(&self.program, &FIRMWARE_FOLDERS, &FIRMWARE));
@@ -190,7 +192,8 @@ impl Qemu {
         add("-kernel", spec.kernel.display().to_string());
         add("-initrd", spec.initrd.display().to_string());
         add("-append", command_line);
-        for number in std::iter::once(numbers.console).chain(numbers.root) {
+        let files = std::iter::once(numbers.console).chain(numbers.root);
+        for number in files.chain(numbers.volumes.iter().copied()) {
             add("-add-fd", format!("fd={number},set={number}"));
         }
         add("-chardev", format!("file,id=console,path={},append=on", set(numbers.console)));
@@ -206,6 +209,12 @@ impl Qemu {
         if let Some(number) = numbers.root {
             add("-drive", format!("id=root,file={},format=raw,if=none,readonly=on", set(number)));
             add("-device", "virtio-blk-device,drive=root".to_owned());
+        }
+        for (at, number) in numbers.volumes.iter().enumerate() {
+            // What the guest has flushed is on the host's disk; what it discards becomes a hole again. The lock is the file's.
+            let node = format!("driver=host_device,node-name=volume{at},filename={}", set(*number));
+            add("-blockdev", format!("{node},locking=off,discard=unmap"));
+            add("-device", format!("virtio-blk-device,drive=volume{at}"));
         }
         if let (Some(nic), Some(number)) = (&spec.nic, numbers.tap) {
             add("-netdev", format!("tap,id=eth0,fd={number},vhost=off"));

@@ -13,9 +13,9 @@ use holdfast_node::step::unheard;
 use holdfast_node::vmm::jail::{JailConfig, Jails};
 
 /// Every program of busybox that a test uses.
-const APPLETS: [&str; 18] = [
+const APPLETS: [&str; 19] = [
     "sh", "cat", "date", "echo", "head", "hostname", "httpd", "id", "mkdir", "nproc", "pwd", "seq", "sleep",
-    "stat", "stty", "touch", "tr", "tty",
+    "stat", "stty", "sync", "touch", "tr", "tty",
 ];
 
 /// What a guest boots from.

@@ -26,8 +26,10 @@ pub(crate) struct Inventory {
     mounts: Vec<String>,
     /// Cgroups.
     groups: BTreeSet<String>,
-    /// Every file and folder of the agent's, but what its logs are made of.
+    /// Every file and folder of the agent's, but what its logs and volumes are made of.
     files: BTreeSet<String>,
+    /// Volumes' disks that are a device: nobody lets go of one but whoever has it.
+    disks: BTreeSet<String>,
 }
 
 impl Inventory {
@@ -62,6 +64,7 @@ impl Inventory {
             mounts: mounts.lines().map(str::to_owned).collect(),
             groups: groups.into_iter().collect(),
             files,
+            disks: disks(data_dir),
         }
     }
 
@@ -69,6 +72,16 @@ impl Inventory {
     pub(crate) fn processes(&self) -> usize {
         self.processes.values().sum()
     }
+}
+
+fn disks(data_dir: &Path) -> BTreeSet<String> {
+    let folder = data_dir.join("volumes");
+    let mut disks = BTreeSet::new();
+    for device in fs::read_dir("/sys/block").unwrap().map(Result::unwrap) {
+        let Ok(file) = fs::read_to_string(device.path().join("loop/backing_file")) else { continue };
+        disks.extend(file.starts_with(folder.to_str().unwrap()).then(|| file.trim_end().to_owned()));
+    }
+    disks
 }
 
 fn links() -> BTreeSet<String> {
@@ -82,7 +95,8 @@ fn walk(folder: &Path, root: &Path, found: &mut BTreeSet<String>) {
         let path = entry.path();
         found.insert(path.strip_prefix(root).unwrap().display().to_string());
         // Logs of instances that are gone are kept for a while, a bounded number of them.
-        if path.is_dir() && path != root.join("logs") {
+        // Volumes' disks are data: they stay.
+        if path.is_dir() && path != root.join("logs") && path != root.join("volumes") {
             walk(&path, root, found);
         }
     }

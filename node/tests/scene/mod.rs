@@ -119,6 +119,7 @@ impl Scene {
             restart: Restart { policy: RestartPolicy::Always, max_retries: 3, backoff_ms: 500 },
             address: Ipv6Addr::new(0xfd00, 0x40, 0, 1, 0, 0, 0, n),
             desired: Desired::Run,
+            volumes: Vec::new(),
         }
     }
 
@@ -417,6 +418,7 @@ pub(crate) fn host_config(data_dir: &Path) -> HostConfig {
         logs: Retention::default(),
         images_bytes_max: CACHE_BYTES_MAX,
         metrics: Some(Listen::Unix(data_dir.join(METRICS_SOCKET))),
+        volumes_dir: None,
     }
 }
 

@@ -41,7 +41,12 @@ fn admit_actor(draft: &Draft<'_>, command: &Command) -> Result<(), Refusal> {
             let node = draft.node(id)?;
             let trusted =
                 node.is_some_and(|n| !matches!(n.state, NodeState::Quarantined | NodeState::Disabled));
-            let own = matches!(command, Command::ReportInstances { .. } | Command::ReportNode { .. });
+            let own = matches!(
+                command,
+                Command::ReportInstances { .. }
+                    | Command::ReportNode { .. }
+                    | Command::ReportVolumesErased { .. }
+            );
             if trusted && own { Ok(()) } else { Err(unknown_caller()) }
         }
         Actor::Edge(_) | Actor::User(_) | Actor::Service(_) => Err(unknown_caller()),

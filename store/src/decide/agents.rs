@@ -6,6 +6,7 @@ use crate::error::StoreError;
 use crate::overlay::{Draft, Filing};
 use crate::rollout;
 use crate::views::Views;
+use crate::volumes;
 use holdfast_model::agent::{DETAIL_BYTES_MAX, Observation, REPORT_OBSERVATIONS_MAX};
 use holdfast_model::command::AgentRef;
 use holdfast_model::resource::{Capacity, Instance, InstanceReason, InstanceState, Node, NodeState};
@@ -13,7 +14,7 @@ use holdfast_model::{Actor, Aggregate, Code, EnvId, EventPayload, NodeId, Output
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The node, if the caller may speak of it: a node speaks of itself only.
-fn node(draft: &Draft<'_>, id: NodeId) -> Result<Node, Refusal> {
+pub(super) fn node(draft: &Draft<'_>, id: NodeId) -> Result<Node, Refusal> {
     cluster_only(draft, "node")?;
     let may = match draft.context().actor {
         Actor::Node(own) => own == id,
@@ -56,6 +57,9 @@ pub(super) fn report_instances(draft: &mut Draft<'_>, id: NodeId, observations: 
             restarts: seen.restarts.max(instance.restarts),
         };
         draft.emit(filing, payload)?;
+        if seen.state.is_final() {
+            volumes::detach(draft, &instance)?;
+        }
         envs.insert(instance.env);
     }
     advance_all(draft, envs)?;
@@ -97,18 +101,38 @@ pub(super) fn report_silence(
     silent: &BTreeMap<NodeId, Timestamp>,
     back: &BTreeSet<NodeId>,
 ) -> Decision {
+    let mut changed = BTreeSet::new();
     for (id, since) in silent {
         let Some(node) = draft.node(*id)?.filter(|n| n.silent_since.is_none()) else { continue };
         // A draining node stays draining: it must not come back as one that takes instances.
         let state = if node.state == NodeState::Active { NodeState::Unreachable } else { node.state };
         change_node(draft, *id, state, Some(*since))?;
+        changed.insert(*id);
     }
     for id in back.iter().filter(|id| !silent.contains_key(id)) {
         let Some(node) = draft.node(*id)?.filter(|n| n.silent_since.is_some()) else { continue };
         let state = if node.state == NodeState::Unreachable { NodeState::Active } else { node.state };
         change_node(draft, *id, state, None)?;
+        changed.insert(*id);
     }
+    advance_bound(draft, &changed)?;
     Ok(Output::None)
+}
+
+/// Has the deployments say whether nodes that they are bound to by a volume can be reached.
+fn advance_bound(draft: &mut Draft<'_>, nodes: &BTreeSet<NodeId>) -> Result<(), StoreError> {
+    if !draft.has_volumes()? {
+        return Ok(());
+    }
+    let mut envs = BTreeSet::new();
+    for node in nodes {
+        for instance in draft.node_instances_live(*node)? {
+            if !envs.contains(&instance.env) && volumes::has_any(draft, &instance)? {
+                envs.insert(instance.env);
+            }
+        }
+    }
+    advance_all(draft, envs)
 }
 
 fn change_node(

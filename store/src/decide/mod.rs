@@ -16,6 +16,7 @@ mod route;
 mod tick;
 mod token;
 mod version;
+mod volume;
 
 use crate::error::StoreError;
 use crate::overlay::Draft;
@@ -130,6 +131,10 @@ pub(crate) fn decide(draft: &mut Draft<'_>, command: &Command) -> Decision {
         Command::EndExecGrant { grant, end, code, lasted_ms } => {
             exec::end(draft, *grant, *end, *code, *lasted_ms)
         }
+        Command::DeleteVolume { volume, expected_version } => {
+            volume::delete(draft, *volume, *expected_version)
+        }
+        Command::ReportVolumesErased { node, volumes } => volume::erased(draft, *node, volumes),
         Command::Tick => tick::tick(draft),
         // Compared where the digests are, in `apply`.
         Command::VerifyDigest { .. } => Ok(Output::None),

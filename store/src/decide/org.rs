@@ -60,6 +60,13 @@ pub(super) fn create_env(draft: &mut Draft<'_>, of: AppId, name: &EnvName) -> De
 pub(super) fn delete_app(draft: &mut Draft<'_>, id: AppId, expected_version: Option<u64>) -> Decision {
     let app = app(draft, id)?;
     expect_version(expected_version, app.version)?;
+    if let Some(volume) = draft.org_volumes(app.org)?.iter().find(|volume| volume.app == id) {
+        let message = format!(
+            "The app has the volume «{}»: scale the process that mounts it to 0 and delete the volume first.",
+            volume.name
+        );
+        return Err(refuse(Code::FailedPrecondition, message));
+    }
     exec::end_all_of_app(draft, id)?;
     draft.emit(Filing::org(Aggregate::App(id), app.org), EventPayload::AppDeleted { app: id })?;
     Ok(Output::None)

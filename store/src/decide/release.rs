@@ -1,7 +1,7 @@
 //! Releases, and what rolls them out.
 
 use super::admission::env;
-use super::{Decision, Refusal, absent, refuse};
+use super::{Decision, Refusal, absent, refuse, volume};
 use crate::overlay::{Draft, Filing};
 use crate::rollout;
 use crate::views::{Views, required};
@@ -30,10 +30,11 @@ pub(super) fn create(draft: &mut Draft<'_>, of: EnvId, image: &Image, manifest: 
     if image.repository.is_empty() || image.repository.len() > REPOSITORY_BYTES_MAX {
         return Err(refuse(Code::InvalidRequest, "The image's repository must have 1–512 characters."));
     }
-    if !manifest.volumes.is_empty() || manifest.processes.values().any(|p| !p.mounts.is_empty()) {
+    let mounts = manifest.processes.values().any(|p| !p.mounts.is_empty());
+    if (!manifest.volumes.is_empty() || mounts) && !draft.cluster_version()?.has_volumes() {
         return Err(refuse(
             Code::FailedPrecondition,
-            "This cluster's version has no volumes: leave them out of the manifest.",
+            "This cluster's version has no volumes: upgrade every member, or leave them out of the manifest.",
         ));
     }
     let Some(number) = env.releases.checked_add(1) else {
@@ -70,6 +71,7 @@ pub(super) fn deploy(
     let env = env(draft, of)?;
     let release = draft.release(release)?.filter(|r| r.env == of).ok_or_else(|| absent("release"))?;
     check_counts(&release, asked)?;
+    volume::check_declared(draft, &env, &release)?;
     let before = match env.current {
         Some(current) => required(draft.deployment(current)?, "a deployment")?.counts,
         None => BTreeMap::new(),
@@ -96,6 +98,7 @@ pub(super) fn scale(draft: &mut Draft<'_>, of: EnvId, asked: &BTreeMap<ProcessNa
     let current = required(draft.deployment(current)?, "a deployment")?;
     let release = required(draft.release(current.release)?, "a release")?;
     check_counts(&release, asked)?;
+    volume::check_declared(draft, &env, &release)?;
     let mut counts = current.counts;
     counts.extend(asked.iter().map(|(name, count)| (name.clone(), *count)));
     let id = rollout::start(draft, of, &release, DeploymentCause::Scale, counts)?;

@@ -7,6 +7,7 @@ use crate::rollout;
 use crate::rows::{Rows, id_suffix};
 use crate::tables::{Table, key};
 use crate::views::{HOSTS_MAX, Views};
+use crate::volumes;
 use holdfast_model::limits::{RESCHEDULE_MS, SILENT_NODES_PERCENT_MAX};
 use holdfast_model::resource::{InstanceReason, NodeState};
 use holdfast_model::{EnvId, Output, Timestamp};
@@ -46,6 +47,10 @@ fn give_up_silent_nodes(draft: &mut Draft<'_>) -> Result<(), StoreError> {
         for instance in draft.node_instances_live(node.id)? {
             if lost >= TICK_LOST_MAX {
                 break;
+            }
+            // Nothing could take its place elsewhere, and it may well be running.
+            if volumes::has_any(draft, &instance)? {
+                continue;
             }
             rollout::fail_instance(draft, &instance, InstanceReason::NodeLost)?;
             envs.insert(instance.env);

@@ -13,4 +13,5 @@ mod rollout;
 mod rules;
 mod snapshots;
 mod versions;
+mod volumes;
 mod world;

@@ -458,15 +458,11 @@ fn an_env_keeps_the_last_few_ended_instances() {
 }
 
 #[test]
-fn manifests_must_fit_their_app_and_volumes_wait() {
+fn manifests_must_fit_their_app() {
     let mut world = World::new();
     let a = world.tenant("acme", 10);
     let create = |manifest| Command::CreateRelease { env: a.env, image: image(1), manifest };
     assert_eq!(code(world.tenant_asks(&a, create(manifest("other", "")))), Code::InvalidManifest);
-    let mut with = manifest("hello", "");
-    with.volumes
-        .insert("data".parse().unwrap(), holdfast_model::manifest::Volume { size_mib: 1, backup: false });
-    assert_eq!(code(world.tenant_asks(&a, create(with))), Code::FailedPrecondition);
     let release = world.release(&a, 1);
     let deploy = |counts| Command::Deploy { env: a.env, release, counts };
     assert_eq!(code(world.tenant_asks(&a, deploy(counts(51)))), Code::InvalidRequest);
