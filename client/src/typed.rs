@@ -223,9 +223,9 @@ impl Client {
         self.delete(&format!("/v1/routes/{route}")).await
     }
 
-    /// An env's volumes.
-    pub async fn volumes(&self, env: EnvId) -> Result<All<Volume>, ClientError> {
-        self.all(&format!("/v1/envs/{env}/volumes")).await
+    /// An env's volumes, all on one page.
+    pub async fn volumes(&self, env: EnvId) -> Result<Page<Volume>, ClientError> {
+        self.get(&format!("/v1/envs/{env}/volumes")).await
     }
 
     /// A volume.
