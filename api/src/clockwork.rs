@@ -5,6 +5,7 @@
 use crate::contacts::Heard;
 use crate::liveness::{Watched, judge};
 use crate::membership;
+use crate::sealing;
 use crate::service::{RequestInfo, Service, now, told_to_stop};
 use holdfast_model::command::AgentRef;
 use holdfast_model::exec::{ExecEnd, ExecGrant};
@@ -37,6 +38,7 @@ pub async fn run(service: Arc<Service>) {
         () = forget_lost_sessions(&service) => {}
         () = lead(&service) => {}
         () = membership::keep(&service) => {}
+        () = sealing::keep(&service) => {}
     }
 }
 

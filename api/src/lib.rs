@@ -26,6 +26,7 @@ pub mod peers;
 pub mod problem;
 mod request;
 mod routes;
+mod sealing;
 pub mod server;
 pub mod service;
 

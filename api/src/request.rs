@@ -81,6 +81,11 @@ impl Call {
         self.path.get(name).and_then(|text| text.parse().ok()).ok_or_else(|| Refusal::not_found(what))
     }
 
+    /// Whether the path has this parameter.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.path.contains_key(name)
+    }
+
     /// A query parameter, parsed.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use crate::caller::Caller;
 use crate::contacts::Contacts;
 use crate::exec::Desk;
 use crate::problem::Refusal;
-use holdfast_identity::{Authority, Token, TokenKind};
+use holdfast_identity::{Authority, KeyRing, Token, TokenKind};
 use holdfast_model::api::Consistency;
 use holdfast_model::limits::IDEMPOTENCY_KEY_BYTES_MAX;
 use holdfast_model::{
@@ -32,6 +32,14 @@ impl SecretSeed {
     pub fn of(authority: &Authority) -> Self {
         let pem = authority.to_pem();
         Self(Zeroizing::new(Digest::keyed("holdfast 2026 secret seed v1", pem.as_bytes()).0))
+    }
+
+    /// A digest of bytes that may be guessed, of use to members only.
+    pub(crate) fn fingerprint(&self, bytes: &[u8]) -> Digest {
+        let mut input = Zeroizing::new(Vec::with_capacity(self.0.len() + bytes.len()));
+        input.extend_from_slice(&self.0[..]);
+        input.extend_from_slice(bytes);
+        Digest::keyed("holdfast 2026 asked content v1", &input)
     }
 
     /// The secret that belongs to this request: to this caller and idempotency key, or to the request alone.
@@ -114,6 +122,8 @@ pub struct Service {
     pub exec: Arc<Desk>,
     /// Where handed-out secrets come from.
     pub seed: SecretSeed,
+    /// The keys that open what is sealed to the cluster; a simulated member has none.
+    pub keys: Option<Arc<KeyRing>>,
     /// How this member reaches the API of others.
     pub peers: crate::peers::Peers,
     /// Becomes true when the member stops: streams end.

@@ -40,6 +40,10 @@ fn main() -> ExitCode {
     holdfast_jail::launcher::enter_if_asked();
     let cli = Cli::parse();
     let output = Output::new(cli.global.json);
+    if let Err(error) = no_core_dumps() {
+        output.failure(&Failure::Host(format!("Core dumps could not be turned off: {error}.")));
+        return ExitCode::FAILURE;
+    }
     trace::start(&cli);
     let runtime = match runtime(&cli.command) {
         Ok(runtime) => runtime,
@@ -67,6 +71,14 @@ fn main() -> ExitCode {
             ExitCode::from(failure.exit())
         }
     }
+}
+
+/// Every role and command may hold secrets: the kernel must not write their memory to a disk (I10), nor let another
+/// process of the same user read it.
+fn no_core_dumps() -> std::io::Result<()> {
+    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }
 
 /// Roles that serve get every core; a command gets one thread.
@@ -97,6 +109,8 @@ async fn run(cli: Cli, output: Output) -> Result<(), Failure> {
         Command::Scale(arguments) => commands::scale::run(&session()?, arguments).await,
         Command::Route(command) => commands::route::run(&session()?, command).await,
         Command::Volume(command) => commands::volume::run(&session()?, command).await,
+        Command::Secrets(command) => commands::secrets::run(&session()?, command).await,
+        Command::Registry(command) => commands::registry::run(&session()?, command).await,
         Command::Instances(arguments) => commands::instances::run(&session()?, arguments).await,
         Command::Releases(arguments) => commands::releases::run(&session()?, arguments).await,
         Command::Deployments(arguments) => commands::deployments::run(&session()?, arguments).await,

@@ -94,6 +94,11 @@ impl Session {
         found.ok_or_else(|| Failure::NotFound { what: "env", name: name.clone() })
     }
 
+    /// Whether nobody may be asked.
+    pub(crate) const fn no_input(&self) -> bool {
+        self.global.no_input
+    }
+
     /// What `--app` says.
     pub(crate) fn app_named(&self) -> Option<&str> {
         self.global.app.as_deref()

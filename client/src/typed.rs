@@ -9,12 +9,14 @@ use holdfast_model::api::{
     Answer, ClusterStatus, ConfirmRemovals, CreateApp, CreateDeployment, CreateEnrolment, CreateEnv,
     CreateExecGrant, CreateOrg, CreateRelease, CreateRoute, CreateToken, CreatedEnrolment, CreatedExecGrant,
     CreatedToken, Done, EdgeStatus, InstanceStatus, Leader, NodeStatus, Page, RebuildViews, RebuiltViews,
-    Scale, TokenView, TransferLeader, Verification, WhoAmI,
+    RevealSecrets, RevealedSecrets, RollBackSecrets, Scale, SealingStatus, SetRegistryCredential, SetSecrets,
+    TokenView, TransferLeader, Verification, WhoAmI,
 };
 use holdfast_model::exec::ExecGrant;
 use holdfast_model::limits::PAGE_MAX;
 use holdfast_model::logs::{LogRecord, LogStart};
 use holdfast_model::resource::{App, Deployment, Env, Org, Release, Route};
+use holdfast_model::sealed::{CredentialOwner, RegistryCredential, RegistryHost, SecretVersion};
 use holdfast_model::volume::Volume;
 use holdfast_model::{
     AppId, DeploymentId, EdgeId, EnvId, Event, ExecGrantId, InstanceId, MemberId, NodeId, OrgId, ReleaseId,
@@ -238,6 +240,84 @@ impl Client {
         self.delete(&format!("/v1/volumes/{volume}?expected_version={version}")).await
     }
 
+    /// Changes an env's secrets.
+    pub async fn set_secrets(
+        &self,
+        env: EnvId,
+        body: &SetSecrets,
+    ) -> Result<Answer<SecretVersion>, ClientError> {
+        self.post(&format!("/v1/envs/{env}/secrets"), body).await
+    }
+
+    /// Which secrets an env has, now or in a version.
+    pub async fn secrets(
+        &self,
+        env: EnvId,
+        version: Option<u32>,
+    ) -> Result<Answer<SecretVersion>, ClientError> {
+        let query = version.map(|number| format!("?version={number}")).unwrap_or_default();
+        self.get(&format!("/v1/envs/{env}/secrets{query}")).await
+    }
+
+    /// The versions of an env's secrets that are kept, oldest first.
+    pub async fn secret_versions(&self, env: EnvId) -> Result<Page<SecretVersion>, ClientError> {
+        self.get(&format!("/v1/envs/{env}/secrets/versions")).await
+    }
+
+    /// Makes an earlier version of an env's secrets the newest again.
+    pub async fn roll_back_secrets(
+        &self,
+        env: EnvId,
+        body: &RollBackSecrets,
+    ) -> Result<Answer<SecretVersion>, ClientError> {
+        self.post(&format!("/v1/envs/{env}/secrets/rollback"), body).await
+    }
+
+    /// Secrets in clear; that becomes an event.
+    pub async fn reveal_secrets(
+        &self,
+        env: EnvId,
+        body: &RevealSecrets,
+    ) -> Result<Answer<RevealedSecrets>, ClientError> {
+        self.post(&format!("/v1/envs/{env}/secrets/reveal"), body).await
+    }
+
+    /// Keeps a credential for a registry.
+    pub async fn set_registry_credential(
+        &self,
+        owner: CredentialOwner,
+        body: &SetRegistryCredential,
+    ) -> Result<Answer<RegistryCredential>, ClientError> {
+        self.post(&registries(owner), body).await
+    }
+
+    /// For which registries there are credentials.
+    pub async fn registry_credentials(
+        &self,
+        owner: CredentialOwner,
+    ) -> Result<Page<RegistryCredential>, ClientError> {
+        self.get(&registries(owner)).await
+    }
+
+    /// Forgets a credential for a registry.
+    pub async fn delete_registry_credential(
+        &self,
+        owner: CredentialOwner,
+        host: &RegistryHost,
+    ) -> Result<Done, ClientError> {
+        self.delete(&format!("{}/{}", registries(owner), encoded(host.as_str()))).await
+    }
+
+    /// To whom members seal, and what is still sealed to an earlier key.
+    pub async fn sealing(&self) -> Result<Answer<SealingStatus>, ClientError> {
+        self.get("/v1/cluster/sealing").await
+    }
+
+    /// Begins a rotation of the cluster's sealing key.
+    pub async fn rotate_sealing(&self) -> Result<Answer<SealingStatus>, ClientError> {
+        self.post("/v1/cluster/sealing", &serde_json::json!({})).await
+    }
+
     /// Makes a token.
     pub async fn create_token(&self, body: &CreateToken) -> Result<Answer<CreatedToken>, ClientError> {
         self.post("/v1/tokens", body).await
@@ -335,6 +415,13 @@ impl Client {
         body: &CreateEnrolment,
     ) -> Result<Answer<CreatedEnrolment>, ClientError> {
         self.post("/v1/enrolments", body).await
+    }
+}
+
+fn registries(owner: CredentialOwner) -> String {
+    match owner {
+        CredentialOwner::Org(org) => format!("/v1/orgs/{org}/registries"),
+        CredentialOwner::App(app) => format!("/v1/apps/{app}/registries"),
     }
 }
 

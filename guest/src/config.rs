@@ -5,6 +5,7 @@
 use std::{fmt, net::Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroize;
 
 /// Everything that a guest needs to start its workload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,6 +70,13 @@ pub struct Secrets {
     pub platform_env: Vec<u8>,
     /// One file per key, written under `/run/secrets/keys/`.
     pub keys: Vec<(String, Vec<u8>)>,
+}
+
+impl Drop for Secrets {
+    fn drop(&mut self) {
+        self.platform_env.zeroize();
+        self.keys.iter_mut().for_each(|(_, value)| value.zeroize());
+    }
 }
 
 impl fmt::Debug for Secrets {

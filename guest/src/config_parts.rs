@@ -2,6 +2,8 @@
 //!
 //! [`split`] is the agent's half, [`Assembly`] the guest's. Pieces arrive in order; anything else is refused.
 
+use zeroize::Zeroizing;
+
 use crate::{config::GuestConfig, frame::MESSAGE_BYTES_MAX, message::HostMessage};
 
 /// The most bytes that an encoded configuration may have.
@@ -38,7 +40,7 @@ pub enum ConfigError {
 
 /// Cuts a configuration into messages, in the order in which they must be sent.
 pub fn split(config: &GuestConfig) -> Result<Vec<HostMessage>, ConfigError> {
-    let encoded = postcard::to_stdvec(config).map_err(ConfigError::Form)?;
+    let encoded = Zeroizing::new(postcard::to_stdvec(config).map_err(ConfigError::Form)?);
     let total = match u32::try_from(encoded.len()) {
         Ok(total) if encoded.len() <= CONFIG_BYTES_MAX => total,
         _ => return Err(ConfigError::TooLarge { bytes: encoded.len() }),

@@ -14,6 +14,8 @@ pub mod certificate;
 pub mod credential;
 pub mod files;
 pub mod key;
+pub mod key_ring;
+pub mod sealing;
 mod statement;
 pub mod subject;
 pub mod tls;
@@ -24,6 +26,8 @@ pub use authority::{Authority, AuthorityError, CERTIFICATE_VALIDITY, CaCertifica
 pub use certificate::{CertificateError, CertificateFacts, Fingerprint, facts, peer_identity};
 pub use credential::{Credential, CredentialError};
 pub use key::{KeyError, PrivateKey};
+pub use key_ring::{KeyRing, KeyRingError};
+pub use sealing::{SealError, SealKey, SealTo};
 pub use subject::{PeerIdentity, Role, Subject, SubjectError, member_server_name, server_name};
 pub use tls::{
     TlsError, client_config, mutual_client_config, mutual_server_config, pinned_client_config, server_config,

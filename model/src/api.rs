@@ -8,14 +8,17 @@ use crate::exec::{ExecClass, ExecGrant};
 use crate::resource::{
     Edge, Enrolled, EnrolmentKind, Image, Instance, Member, Node, RouteTarget, Token, TokenKind,
 };
+use crate::sealed::{Recipient, RegistryHost};
+use crate::secrets::SecretValue;
 use crate::{
     AgentName, AppName, ClusterId, ClusterVersion, DeploymentId, Digest, EnrolmentId, EnvName, Incarnation,
-    MemberId, OrgId, OrgName, PortName, ProcessName, ReleaseId, Revision, Role, Scope, ScopeSet,
-    SupportedVersions, Timestamp, VolumeId,
+    InstanceId, MemberId, OrgId, OrgName, PortName, ProcessName, ReleaseId, Revision, Role, Scope, ScopeSet,
+    SecretKey, SupportedVersions, Timestamp, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use utoipa::ToSchema;
+use zeroize::Zeroizing;
 
 /// The media type of a problem (RFC 9457).
 pub const PROBLEM_MEDIA_TYPE: &str = "application/problem+json";
@@ -327,6 +330,10 @@ pub struct EnrolAnswer {
     /// The CA's key, PEM: for a joining member only, which signs in its turn.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_key_pem: Option<String>,
+    /// The cluster's sealing keys: for a joining member only, as the CA's key is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub sealing_keys: Option<Zeroizing<String>>,
 }
 
 impl std::fmt::Debug for EnrolAnswer {
@@ -572,4 +579,122 @@ pub enum Consistency {
 pub struct StartedDeployment {
     /// Its id.
     pub id: DeploymentId,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+/// Changes an env's secrets. Values are padded base64 and travel in this body only.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SetSecrets {
+    /// New and changed ones.
+    #[serde(default)]
+    #[schema(value_type = BTreeMap<String, SecretValue>)]
+    pub set: BTreeMap<SecretKey, SecretValue>,
+    /// Those that go.
+    #[serde(default)]
+    #[schema(value_type = BTreeSet<SecretKey>)]
+    pub unset: BTreeSet<SecretKey>,
+    /// Whether every other one goes, too.
+    #[serde(default)]
+    pub replace: bool,
+    /// Whether what runs is rolled to the new version.
+    #[serde(default = "yes")]
+    pub roll: bool,
+}
+
+/// Makes an earlier version of an env's secrets the newest again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RollBackSecrets {
+    /// To which version.
+    pub to: u32,
+    /// Whether what runs is rolled to it.
+    #[serde(default = "yes")]
+    pub roll: bool,
+}
+
+/// Asks for secrets in clear. That it was asked becomes an event.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RevealSecrets {
+    /// Which version; the newest by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u32>,
+    /// Which of them; all by default.
+    #[serde(default)]
+    #[schema(value_type = BTreeSet<SecretKey>)]
+    pub keys: BTreeSet<SecretKey>,
+}
+
+/// Secrets in clear.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RevealedSecrets {
+    /// Of which version.
+    pub version: u32,
+    /// The digest of the version's canonical file: SHA-256, in hexadecimal digits.
+    pub digest: String,
+    /// The secrets that were asked for.
+    #[schema(value_type = BTreeMap<String, SecretValue>)]
+    pub secrets: BTreeMap<SecretKey, SecretValue>,
+}
+
+/// Keeps what a registry asks for from whoever pulls.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SetRegistryCredential {
+    /// The registry.
+    pub host: RegistryHost,
+    /// The user.
+    pub user: SecretValue,
+    /// The password or token.
+    pub password: SecretValue,
+}
+
+/// How sealing stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SealingStatus {
+    /// To whom members seal; absent until there is a first key.
+    pub recipient: Option<Recipient>,
+    /// Sealing keys of envs and orgs.
+    pub envelopes: u64,
+    /// Those that are still sealed to an earlier recipient.
+    pub stale: u64,
+}
+
+/// The cluster's sealing keys, between members.
+#[derive(Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SealingKeys {
+    /// As the file holds them.
+    #[schema(value_type = String)]
+    pub keys: Zeroizing<String>,
+}
+
+impl std::fmt::Debug for SealingKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SealingKeys(redacted)")
+    }
+}
+
+/// A node asks for what one of its instances needs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AskSecrets {
+    /// For which instance.
+    pub instance: InstanceId,
+    /// The node's own recipient.
+    pub recipient: Recipient,
+}
+
+/// What an instance needs, sealed to its node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NodeSecrets {
+    /// The version of the env's secrets; 0 for none.
+    pub version: u32,
+    /// An age file in padded base64; absent when the instance needs nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed: Option<String>,
 }

@@ -19,8 +19,8 @@ impl ClusterVersion {
     pub const ONE: Self = Self(1);
     /// The second: the retention of outcomes is measured in log time, and a log entry may hold many commands.
     pub const TWO: Self = Self(2);
-    /// The third: nodes are cordoned and quarantined, want of room is told more exactly, programs run in instances, and
-    /// instances have volumes.
+    /// The third: nodes are cordoned and quarantined, want of room is told more exactly, programs run in instances,
+    /// instances have volumes, and there are secrets.
     pub const THREE: Self = Self(3);
     /// The oldest version whose log entries and state this build takes part in.
     pub const OLDEST_SUPPORTED: Self = Self::ONE;
@@ -50,6 +50,11 @@ impl ClusterVersion {
 
     /// Whether nodes can be cordoned and quarantined, and which kind of room is missing is told.
     pub const fn has_cordon(self) -> bool {
+        self.0 >= Self::THREE.0
+    }
+
+    /// Whether there are secrets and registry credentials.
+    pub const fn has_secrets(self) -> bool {
         self.0 >= Self::THREE.0
     }
 }

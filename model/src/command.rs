@@ -3,10 +3,13 @@
 use crate::agent::{Observation, ProxyProtocol};
 use crate::exec::{ExecClass, ExecEnd};
 use crate::resource::{Capacity, EnrolmentKind, Image, RouteTarget, TokenKind};
+use crate::sealed::{
+    CredentialOwner, Envelope, Recipient, RegistryHost, SealOwner, SealedBytes, SealedSecret,
+};
 use crate::{
     AgentName, AppId, AppName, ClusterId, ClusterVersion, Code, Digest, EdgeId, EnvId, EnvName, ExecGrantId,
     Incarnation, InstanceId, LogIndex, Manifest, MemberId, NodeId, OrgId, OrgName, PortName, ProcessName,
-    Rejection, ReleaseId, Revision, RouteId, ScopeSet, Timestamp, TokenId, VolumeId,
+    Rejection, ReleaseId, Revision, RouteId, ScopeSet, SecretKey, Timestamp, TokenId, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -279,6 +282,106 @@ pub enum Command {
         /// Which volumes.
         volumes: BTreeSet<VolumeId>,
     },
+    /// Changes an env's secrets. What is sealed was sealed before this command was made (I10).
+    SetSecrets {
+        /// Of which env.
+        env: EnvId,
+        /// The recipient that the values are sealed to: the env's.
+        recipient: Recipient,
+        /// New and changed ones.
+        set: BTreeMap<SecretKey, SealedSecret>,
+        /// Those that go.
+        unset: BTreeSet<SecretKey>,
+        /// Whether every other one goes, too.
+        replace: bool,
+        /// Whether what runs is rolled to the new version.
+        roll: bool,
+        /// Of what was asked, keyed by what members know: sealing the same twice gives other bytes, and a repeat is the
+        /// same command all the same (I4).
+        content: Digest,
+    },
+    /// Makes an earlier version of an env's secrets the newest again.
+    RollBackSecrets {
+        /// Of which env.
+        env: EnvId,
+        /// To which version.
+        to: u32,
+        /// Whether what runs is rolled to it.
+        roll: bool,
+    },
+    /// Records that somebody is about to be shown secrets (I12).
+    ReadSecrets {
+        /// Of which env.
+        env: EnvId,
+        /// Which version.
+        number: u32,
+        /// Which of them.
+        keys: BTreeSet<SecretKey>,
+    },
+    /// Gives an env or org its sealing key, if it has none; of two at the same time the first counts.
+    CreateEnvelope {
+        /// Whose.
+        owner: SealOwner,
+        /// The key, sealed to the cluster.
+        envelope: Envelope,
+    },
+    /// Puts a sealing key that was sealed anew in the place of the old one.
+    ResealEnvelope {
+        /// Whose.
+        owner: SealOwner,
+        /// The same key, sealed to the cluster's newest recipient.
+        envelope: Envelope,
+    },
+    /// Says to whom the cluster's members seal from now on. Every member that serves has the key to it.
+    SetClusterRecipient {
+        /// The new one.
+        recipient: Recipient,
+        /// The one that it follows; `None` for the first.
+        after: Option<Recipient>,
+    },
+    /// Keeps what a registry asks for from whoever pulls for an org or app.
+    SetRegistryCredential {
+        /// For whom.
+        owner: CredentialOwner,
+        /// The registry.
+        host: RegistryHost,
+        /// The recipient that it is sealed to: the org's.
+        recipient: Recipient,
+        /// User and password, sealed.
+        sealed: SealedBytes,
+        /// As in [`Command::SetSecrets`].
+        content: Digest,
+    },
+    /// Forgets a registry credential.
+    DeleteRegistryCredential {
+        /// For whom.
+        owner: CredentialOwner,
+        /// The registry.
+        host: RegistryHost,
+    },
+}
+
+impl Command {
+    /// The form by which repeats of this command are known (I4). Sealing the same twice gives other bytes: what is
+    /// sealed is left out, and the digest of what was asked stands for it.
+    pub fn repeated(&self) -> std::borrow::Cow<'_, Self> {
+        use std::borrow::Cow;
+        match self {
+            Self::SetSecrets { env, set, unset, replace, roll, content, .. } => {
+                let set = set.keys().map(|key| (key.clone(), SealedSecret::default())).collect();
+                let (env, unset, content) = (*env, unset.clone(), *content);
+                let recipient = Recipient::default();
+                let (replace, roll) = (*replace, *roll);
+                Cow::Owned(Self::SetSecrets { env, recipient, set, unset, replace, roll, content })
+            }
+            Self::SetRegistryCredential { owner, host, content, .. } => {
+                let (owner, host, content) = (*owner, host.clone(), *content);
+                let (recipient, sealed) = (Recipient::default(), SealedBytes::default());
+                Cow::Owned(Self::SetRegistryCredential { owner, host, recipient, sealed, content })
+            }
+            other => Cow::Borrowed(other),
+        }
+    }
 }
 
 impl Command {
@@ -292,7 +395,15 @@ impl Command {
             | Self::UseExecGrant { .. }
             | Self::EndExecGrant { .. }
             | Self::DeleteVolume { .. }
-            | Self::ReportVolumesErased { .. } => ClusterVersion::THREE,
+            | Self::ReportVolumesErased { .. }
+            | Self::SetSecrets { .. }
+            | Self::RollBackSecrets { .. }
+            | Self::ReadSecrets { .. }
+            | Self::CreateEnvelope { .. }
+            | Self::ResealEnvelope { .. }
+            | Self::SetClusterRecipient { .. }
+            | Self::SetRegistryCredential { .. }
+            | Self::DeleteRegistryCredential { .. } => ClusterVersion::THREE,
             Self::InitCluster { .. }
             | Self::CreateOrg { .. }
             | Self::CreateApp { .. }

@@ -8,13 +8,15 @@ use crate::resource::{
     Instance, InstanceReason, InstanceState, Member, Node, NodeState, Org, Release, Route, Token,
     Unschedulable,
 };
+use crate::sealed::{CredentialOwner, Recipient, RegistryCredential, RegistryHost, SealOwner, SecretVersion};
 use crate::volume::Volume;
 use crate::{
     Actor, AppId, ClusterId, ClusterVersion, DeploymentId, Digest, EdgeId, EnrolmentId, EnvId, ExecGrantId,
-    Incarnation, InstanceId, MemberId, NodeId, OrgId, ReleaseId, RequestId, Revision, RouteId, Timestamp,
-    TokenId, VolumeId,
+    Incarnation, InstanceId, MemberId, NodeId, OrgId, ReleaseId, RequestId, Revision, RouteId, SecretKey,
+    Timestamp, TokenId, VolumeId,
 };
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 /// The resource that an event is about; events of one aggregate are numbered from 1 without a gap.
@@ -282,6 +284,38 @@ pub enum EventPayload {
         /// From which node.
         node: NodeId,
     },
+    /// An env's secrets have a new version. Says which keys it has and by which digests what is sealed is found.
+    SecretsChanged(Box<SecretVersion>),
+    /// Secrets were shown to somebody.
+    SecretsRead {
+        /// Of which env.
+        env: EnvId,
+        /// Which version.
+        number: u32,
+        /// Which of them.
+        keys: BTreeSet<SecretKey>,
+    },
+    /// Members seal to another recipient from here on.
+    ClusterRecipientChanged {
+        /// To whom.
+        recipient: Recipient,
+    },
+    /// A sealing key is sealed to the cluster's newest recipient now.
+    EnvelopeResealed {
+        /// Whose.
+        owner: SealOwner,
+        /// To whom.
+        to: Recipient,
+    },
+    /// A registry credential was set.
+    RegistryCredentialSet(RegistryCredential),
+    /// A registry credential is gone.
+    RegistryCredentialDeleted {
+        /// Whose.
+        owner: CredentialOwner,
+        /// The registry.
+        host: RegistryHost,
+    },
 }
 
 impl EventPayload {
@@ -323,6 +357,12 @@ impl EventPayload {
             Self::VolumeDetached { .. } => "volume_detached",
             Self::VolumeDeleted { .. } => "volume_deleted",
             Self::VolumeErased { .. } => "volume_erased",
+            Self::SecretsChanged(_) => "secrets_changed",
+            Self::SecretsRead { .. } => "secrets_read",
+            Self::ClusterRecipientChanged { .. } => "cluster_recipient_changed",
+            Self::EnvelopeResealed { .. } => "envelope_resealed",
+            Self::RegistryCredentialSet(_) => "registry_credential_set",
+            Self::RegistryCredentialDeleted { .. } => "registry_credential_deleted",
         }
     }
 }

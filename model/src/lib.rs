@@ -13,6 +13,7 @@ pub mod api;
 pub mod cluster_version;
 pub mod command;
 pub mod context;
+pub mod delivery;
 pub mod event;
 pub mod exec;
 pub mod framing;
@@ -28,6 +29,8 @@ pub mod rejection;
 pub mod resource;
 mod schema;
 pub mod scope;
+pub mod sealed;
+pub mod secrets;
 pub mod volume;
 
 pub use cluster_version::{ClusterVersion, SupportedVersions};
@@ -44,3 +47,4 @@ pub use name::{AgentName, AppName, EnvName, OrgName, PortName, ProcessName, Volu
 pub use number::{Digest, Incarnation, LogIndex, MemberId, Revision, Timestamp};
 pub use rejection::{Accepted, Code, Outcome, Output, Rejection};
 pub use scope::{Role, Scope, ScopeSet};
+pub use secrets::SecretKey;

@@ -41,8 +41,20 @@ pub const VAR_VALUE_BYTES_MAX: usize = 64 << 10;
 pub const COMMAND_ARGS_MAX: usize = 128;
 /// The longest manifest, in bytes.
 pub const MANIFEST_BYTES_MAX: usize = 256 << 10;
-/// Secrets that one process may require.
+/// Secrets of an env, and secrets that one process may require, at most.
 pub const SECRETS_MAX: usize = 256;
+/// The longest key of a secret, in bytes.
+pub const SECRET_KEY_BYTES_MAX: usize = 128;
+/// The longest value of a secret, in bytes.
+pub const SECRET_VALUE_BYTES_MAX: usize = 64 << 10;
+/// The longest file that a bundle of secrets becomes, in bytes.
+pub const SECRETS_FILE_BYTES_MAX: usize = 256 << 10;
+/// What sealing adds to a secret at most, in bytes: age's header, its chunks' tags, and what the seal is bound to.
+pub const SEAL_BYTES_MAX: usize = 1 << 10;
+/// Versions of an env's secrets that are kept, beside those that something runs with.
+pub const SECRET_VERSIONS_KEPT: usize = 16;
+/// Registry credentials of one org or app at most.
+pub const REGISTRY_CREDENTIALS_MAX: usize = 32;
 
 /// Memory that a VMM takes beside its guest's, in MiB.
 pub const VMM_OVERHEAD_MIB: u64 = 64;

@@ -44,6 +44,8 @@ pub enum Output {
     Enrolled(Enrolled),
     /// An exec grant.
     ExecGrant(ExecGrantId),
+    /// A version of an env's secrets.
+    SecretVersion(u32),
 }
 
 macro_rules! codes {

@@ -205,6 +205,8 @@ pub enum DeploymentCause {
     Scale,
     /// The one before failed.
     Rollback,
+    /// Somebody changed the env's secrets.
+    Secrets,
 }
 
 /// Why a deployment failed.

@@ -2,6 +2,8 @@
 
 use crate::node_prefix::{ClusterPrefix, NodePrefix};
 use crate::resource::ImageDigest;
+use crate::sealed::RegistryHost;
+use crate::secrets::SecretValue;
 use crate::*;
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, Schema, SchemaFormat, Type};
@@ -64,6 +66,9 @@ texts! {
     ImageDigest = "^sha256:[0-9a-f]{64}$";
     ClusterPrefix = "^[0-9a-f:]+/48$";
     NodePrefix = "^[0-9a-f:]+/64$";
+    SecretKey = "^[A-Z_][A-Z0-9_]{0,127}$";
+    SecretValue = "^[A-Za-z0-9+/]*={0,2}$";
+    RegistryHost = "^[a-z0-9.-]+(:[0-9]{1,5})?$";
 }
 
 numbers! {

@@ -25,7 +25,7 @@ use holdfast_client::{
     CallHandler, Client, ClientError, DiskError, Endpoint, Follower, Link, Published, Replica, ReportSlot,
     reporter,
 };
-use holdfast_identity::{AuthorityError, CaCertificate, Credential, CredentialError};
+use holdfast_identity::{AuthorityError, CaCertificate, Credential, CredentialError, Role};
 use holdfast_metrics::Listen;
 use holdfast_model::agent::{AgentCall, CallAnswer, NodeInstance};
 use holdfast_model::resource::Capacity;
@@ -43,6 +43,7 @@ use crate::machine::now_ms;
 use crate::metrics;
 use crate::network::{Network, NetworkError};
 use crate::pulls::PullsFollower;
+use crate::secrets::{NodeSecretsError, NodeSecretsStore};
 use crate::state::{State, StateError};
 use crate::status::{self, StatusError, Surroundings};
 use crate::step::{AfterStep, unheard};
@@ -188,6 +189,12 @@ pub enum AgentError {
     /// The volumes.
     #[error(transparent)]
     Volumes(#[from] VolumeError),
+    /// The secrets.
+    #[error(transparent)]
+    Secrets(#[from] NodeSecretsError),
+    /// The certificate is not a node's.
+    #[error("The credential is not that of a node of this cluster; join the cluster again.")]
+    NotANode,
     /// The logs.
     #[error(transparent)]
     Logs(#[from] LogError),
@@ -249,12 +256,16 @@ impl Node {
         let images =
             ImageCache::open_heard(&data_dir.join("images"), Limits::default(), Arc::clone(&after_step))?
                 .with_bytes_max(config.images_bytes_max);
-        let executor = Executor::new(data_dir, Network::open(data_dir)?, images, volumes, vmm, after_step)?;
+        let state = Arc::new(State::open(&data_dir.join(STATE_FILE))?);
+        let known = state.load()?.into_keys().collect();
+        let secrets = Arc::new(NodeSecretsStore::open(data_dir, || known)?);
+        let network = Network::open(data_dir)?;
+        let executor = Executor::new(data_dir, network, images, volumes, secrets, vmm, after_step)?;
         Ok(Self {
             data_dir: data_dir.clone(),
             around,
             executor: Arc::new(executor),
-            state: Arc::new(State::open(&data_dir.join(STATE_FILE))?),
+            state,
             logs: Arc::new(Logs::open_with(data_dir.join("logs"), config.logs)?),
             cut_off: watch::Sender::new(false).subscribe(),
             erase: watch::Sender::new(BTreeSet::new()).subscribe(),
@@ -278,6 +289,11 @@ impl Node {
     #[must_use]
     pub fn with_erase(self, erase: watch::Receiver<BTreeSet<VolumeId>>) -> Self {
         Self { erase, ..self }
+    }
+
+    /// What instances need in secret.
+    pub fn secrets(&self) -> &Arc<NodeSecretsStore> {
+        self.executor.secrets()
     }
 
     /// Keeps what is desired until `shutdown`, and leaves every machine running then. Reports go to the slot, if
@@ -476,6 +492,10 @@ pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()>) -> Resu
         ca.cluster().parse().map_err(|source| AgentError::Cluster { path: ca_file.clone(), source })?;
     let credential = Credential::load(&config.credential_file)?;
     let client = Client::with_credential(config.endpoints, &ca, &credential)?;
+    let own = &credential.facts().identity;
+    let own = if own.role == Role::Node { own.id.parse().ok() } else { None };
+    let own = own.ok_or(AgentError::NotANode)?;
+    node.secrets().belongs_to(cluster, own, Arc::new(client.clone()));
     let replica = open_replica(&config.host.data_dir.join("replica.redb"), cluster).await?;
     if let Some(path) = replica.quarantined() {
         tracing::error!(path = %path.display(), "what was desired could not be read and was moved aside");

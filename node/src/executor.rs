@@ -25,12 +25,15 @@ use crate::admission::DISK_RESERVE_MIB;
 use crate::boot::guest_config;
 use crate::exec::Execs;
 use crate::host::{self, VmmHost};
-use crate::image::{Digest, ImageCache, ImageError, ImageRef, ReferenceError, RootImage};
+use crate::image::{
+    Digest, ImageCache, ImageError, ImageRef, Login, ReferenceError, RegistryError, RootImage,
+};
 use crate::logs::chain;
 use crate::machine::Machine;
 use crate::network::{Network, NetworkError};
 use crate::phase::{Cause, Event};
 use crate::pulls::Pulls;
+use crate::secrets::NodeSecretsStore;
 use crate::step::{AfterStep, Step, unheard};
 use crate::vmm::channel::GuestConfig;
 use crate::vmm::jail::{JailConfig, Jails};
@@ -98,6 +101,7 @@ pub struct Executor {
     network: Network,
     images: ImageCache,
     volumes: Volumes,
+    secrets: Arc<NodeSecretsStore>,
     host: VmmHost,
     execs: Arc<Execs>,
     wanted: Wanted,
@@ -115,6 +119,7 @@ impl Executor {
         network: Network,
         images: ImageCache,
         volumes: Volumes,
+        secrets: Arc<NodeSecretsStore>,
         host: VmmHost,
         after_step: AfterStep,
     ) -> Result<Self, ExecutorError> {
@@ -133,6 +138,7 @@ impl Executor {
             network,
             images,
             volumes,
+            secrets,
             host,
             execs: Arc::default(),
             wanted,
@@ -189,9 +195,15 @@ impl Executor {
         (self.after_step)(Step::Stored);
     }
 
-    /// Image and TAP.
+    /// What instances need in secret.
+    pub fn secrets(&self) -> &Arc<NodeSecretsStore> {
+        &self.secrets
+    }
+
+    /// Secrets, image and TAP.
     pub async fn prepare(&self, spec: &NodeInstance) -> Event {
         let prepared = async {
+            self.secrets.ensure(spec.id).await.map_err(|error| (Cause::Secrets, chain(&error)))?;
             self.root(spec).await?;
             (self.after_step)(Step::RootReady);
             let _one_of_few = self.changes.acquire().await;
@@ -299,7 +311,9 @@ impl Executor {
         (self.after_step)(Step::TapRemoved);
         self.host.jails().release(&id.to_string())?;
         (self.after_step)(Step::GroupRemoved);
-        remove_folder(&self.machine_folder(id), &self.after_step)
+        remove_folder(&self.machine_folder(id), &self.after_step)?;
+        self.secrets.forget(id);
+        Ok(())
     }
 
     /// Takes the network of every instance down and touches nothing else: memory, disks and logs stay as they are.
@@ -330,6 +344,7 @@ impl Executor {
 
     /// Removes whatever belongs to this agent and to none of these instances.
     pub async fn sweep(&self, keep: &BTreeSet<InstanceId>) -> Result<(), ExecutorError> {
+        self.secrets.sweep(keep);
         for id in self.folders()?.difference(keep) {
             tracing::warn!(instance = %id, "removing what an instance left that this node does not know");
             self.kill(*id).await?;
@@ -377,7 +392,15 @@ impl Executor {
         }
         let wait = self.waiting.wait(spec.id, digest);
         let _one_of_few = self.pulls.acquire().await;
-        self.images.ensure(&reference, &|progress| wait.note(progress)).await.map_err(failed)
+        let registry = self.secrets.open_registry(spec.id).map_err(|e| (Cause::Secrets, chain(&e)))?;
+        let login = registry.map(|c| Login::new(c.user.reveal(), c.password.reveal()));
+        let pulled = self.images.ensure(&reference.with_login(login), &|progress| wait.note(progress)).await;
+        if let Err(ImageError::Registry(RegistryError::Denied { .. } | RegistryError::Token { .. })) = &pulled
+        {
+            // The credential may have been set or changed since this node asked; the next attempt uses it.
+            self.secrets.refresh(spec.id).await.ok();
+        }
+        pulled.map_err(failed)
     }
 
     fn machine_folder(&self, id: InstanceId) -> PathBuf {

@@ -23,6 +23,7 @@ mod pulls;
 pub mod reconcile;
 #[cfg(test)]
 mod sample;
+pub mod secrets;
 pub mod state;
 pub mod status;
 pub mod step;

@@ -23,9 +23,8 @@ use holdfast_model::agent::{AgentCall, CallAnswer, LOG_LINES_MAX};
 use tokio::sync::Semaphore;
 
 use crate::machine::now_ms;
-use redact::{RedactError, Redactor};
+use redact::RedactError;
 use retention::Retention;
-use ring::Known;
 use shelf::Shelf;
 
 pub use ring::{Line, LogError, Ring, RingStats};
@@ -71,15 +70,7 @@ impl Logs {
         instance: InstanceId,
         values: impl IntoIterator<Item = &'v [u8]>,
     ) -> Result<(), SecretsError> {
-        let ring = self.ring(instance)?;
-        let built = Redactor::new(values);
-        let (known, result) = match built {
-            Ok(Some(redactor)) => (Known::Values(redactor), Ok(())),
-            Ok(None) => (Known::Nothing, Ok(())),
-            Err(error) => (Known::TooMuch, Err(error.into())),
-        };
-        ring.know(known);
-        result
+        Ok(self.ring(instance)?.know_secrets(values)?)
     }
 
     /// What each ring that is open has seen.

@@ -11,6 +11,8 @@ use std::time::{Duration, SystemTime};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use holdfast_guest::config::Secrets;
+use holdfast_model::InstanceId;
 use holdfast_model::agent::LogStream;
 use holdfast_model::manifest::Health;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
@@ -22,6 +24,7 @@ use crate::health::{Checker, Verdict};
 use crate::image::RootImage;
 use crate::logs::{Line, Ring, chain};
 use crate::phase::{Cause, Event};
+use crate::secrets::{NodeSecretsError, NodeSecretsStore};
 use crate::vmm::channel::{
     self, ChannelError, ExitStatus, GuestChannel, GuestConfig, GuestEvent, GuestReceiver, GuestSender,
     GuestState,
@@ -69,6 +72,8 @@ pub type Tell = Arc<dyn Fn(Event) -> BoxFuture<'static, ()> + Send + Sync>;
 pub struct Brief {
     /// Sent to a guest that waits for it; `None` if nothing is known to run.
     pub config: Option<GuestConfig>,
+    /// Where its secrets are, sealed: they are opened when the guest waits for them, and not kept.
+    pub secrets: (InstanceId, Arc<NodeSecretsStore>),
     /// How to tell that it serves.
     pub health: Option<Health>,
     /// Whether an instance without a health check counts as healthy once its workload runs.
@@ -249,7 +254,11 @@ impl Watcher {
             GuestState::AwaitingConfig => {
                 if let Some(config) = &self.brief.config {
                     let now_unix_ms = now_ms();
-                    sender.configure(&GuestConfig { now_unix_ms, ..config.clone() }).await?;
+                    let secrets = match self.open_secrets() {
+                        Ok(secrets) => secrets,
+                        Err(error) => return Ok((Cause::Secrets, chain(&error))),
+                    };
+                    sender.configure(&GuestConfig { now_unix_ms, secrets, ..config.clone() }).await?;
                 }
             }
             GuestState::Running => self.workload_runs().await,
@@ -272,6 +281,11 @@ impl Watcher {
             end = check(checker.as_mut(), &sender, stage, tell) => end,
             end = idle(booting), if told => Ok(end),
         }
+    }
+
+    fn open_secrets(&self) -> Result<Option<Secrets>, NodeSecretsError> {
+        let (id, secrets) = &self.brief.secrets;
+        secrets.open_for_guest(*id)
     }
 
     /// Stores and tells what the guest says, and passes on the request to stop.

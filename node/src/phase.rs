@@ -105,6 +105,8 @@ pub enum Cause {
     HostRestarted,
     /// A volume could not be attached.
     VolumeAttach,
+    /// Its secrets are not here, or did not get into the guest.
+    Secrets,
 }
 
 impl Cause {
@@ -119,6 +121,7 @@ impl Cause {
             Self::Network => InstanceReason::NetworkSetupFailed,
             Self::VmmStart => InstanceReason::VmmStartFailed,
             Self::VolumeAttach => InstanceReason::VolumeAttachFailed,
+            Self::Secrets => InstanceReason::SecretsInjectionFailed,
         }
     }
 
@@ -126,7 +129,12 @@ impl Cause {
     pub const fn before_workload(self) -> bool {
         matches!(
             self,
-            Self::ImagePull | Self::RootBuild | Self::Network | Self::VmmStart | Self::VolumeAttach
+            Self::ImagePull
+                | Self::RootBuild
+                | Self::Network
+                | Self::VmmStart
+                | Self::VolumeAttach
+                | Self::Secrets
         )
     }
 }

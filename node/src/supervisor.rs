@@ -295,7 +295,7 @@ impl<H: Host> Supervisor<H> {
         let phase = self.observed.get(&id).map(|seen| seen.phase);
         let ready = phase == Some(Phase::Ready);
         let runs = !matches!(phase, Some(Phase::Booting) | None);
-        let machine = self.host.watch(running, Watch { spec, runs, ready, ring, tell });
+        let machine = self.host.watch(running, Watch { id, spec, runs, ready, ring, tell });
         let slot = self.slots.entry(id).or_default();
         slot.life = life;
         slot.known = spec.is_some();

@@ -12,7 +12,7 @@ mod namespace;
 #[allow(dead_code, reason = "shared with the tests of an outage")]
 mod scene;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -30,6 +30,7 @@ use holdfast_node::image::ImageCache;
 use holdfast_node::logs::Logs;
 use holdfast_node::network::Network;
 use holdfast_node::phase::Phase;
+use holdfast_node::secrets::NodeSecretsStore;
 use holdfast_node::state::State;
 use holdfast_node::status::NodeStatus;
 use holdfast_node::step::{Step, unheard};
@@ -103,8 +104,10 @@ async fn measure_starts(scene: &Scene) {
     // The probe is over before anything is measured.
     host.vmm().await.unwrap();
     let volumes = holdfast_node::volumes::Volumes::open(&folder.join("volumes")).unwrap();
+    let secrets = Arc::new(NodeSecretsStore::open(&folder, BTreeSet::new).unwrap());
     let network = Network::open(&folder).unwrap();
-    let executor = Arc::new(Executor::new(&folder, network, images, volumes, host, unheard()).unwrap());
+    let executor =
+        Arc::new(Executor::new(&folder, network, images, volumes, secrets, host, unheard()).unwrap());
     let state = Arc::new(State::open(&folder.join("node.redb")).unwrap());
     let logs = Arc::new(Logs::open(folder.join("logs")).unwrap());
     let desired = watch::Sender::new(view(0, &[]));

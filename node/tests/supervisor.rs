@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -19,6 +19,7 @@ use holdfast_node::image::ImageCache;
 use holdfast_node::logs::{Line, Logs, Ring};
 use holdfast_node::network::Network;
 use holdfast_node::phase::{Observed, Outcome, Phase};
+use holdfast_node::secrets::NodeSecretsStore;
 use holdfast_node::state::State;
 use holdfast_node::step::{Step, unheard};
 use holdfast_node::supervisor::{InstanceView, Supervisor};
@@ -47,8 +48,9 @@ async fn run(
     let seen = Arc::clone(&state);
     let after_step = Arc::new(move |step| after_step(&seen, step));
     let volumes = holdfast_node::volumes::Volumes::open(&folder.join("volumes")).unwrap();
+    let secrets = Arc::new(NodeSecretsStore::open(folder, BTreeSet::new).unwrap());
     let network = Network::open(folder).unwrap();
-    let executor = Executor::new(folder, network, images, volumes, host, after_step).unwrap();
+    let executor = Executor::new(folder, network, images, volumes, secrets, host, after_step).unwrap();
     let logs = Arc::new(Logs::open(folder.join("logs")).unwrap());
     let desired = watch::Sender::new(desired);
     let supervisor = Supervisor::new(Arc::new(executor), state, Arc::clone(&logs), desired.subscribe());

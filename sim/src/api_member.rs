@@ -61,6 +61,8 @@ impl ApiMember {
             contacts: Arc::new(Contacts::new(MemberId(member))),
             exec: Arc::default(),
             seed: SecretSeed::of(&cluster.authority),
+            // Sealing draws randomness that no seed gives.
+            keys: None,
             peers: Peers::new(dialling, name),
             authority: Arc::clone(&cluster.authority),
             stopping: stopping.clone(),

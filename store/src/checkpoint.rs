@@ -9,6 +9,7 @@ use crate::error::StoreError;
 use crate::generation::{Base, Generation};
 use crate::head::Head;
 use crate::store::Store;
+use crate::tables::is_view;
 use crate::writer::Writer;
 use holdfast_model::LogIndex;
 use std::sync::{Arc, PoisonError};
@@ -85,7 +86,8 @@ fn write_frozen(
     meta: Option<&[u8]>,
 ) -> Result<(), StoreError> {
     for frozen in generation.frozen.iter().rev() {
-        for (key, change) in frozen.recent.newest() {
+        // What is sealed stands among the log's rows as well.
+        for (key, change) in frozen.recent.newest().filter(|(key, _)| is_view(key)) {
             tables.put(&key, change.as_deref())?;
         }
         for (key, change) in frozen.latest.log_rows() {

@@ -4,6 +4,7 @@
 
 use crate::decide::exec::hour_of;
 use crate::error::StoreError;
+use crate::evolve_secrets;
 use crate::evolve_volumes;
 use crate::rows::{RowsMut, remove, write, write_at, write_id, write_mark};
 use crate::settled;
@@ -173,6 +174,16 @@ pub(crate) fn evolve(rows: &mut impl RowsMut, event: &Event) -> Result<(), Store
         EventPayload::VolumeErased { volume, node } => {
             remove(rows, Table::VolumeToErase, &[&node.to_key(), &volume.to_key()])
         }
+        EventPayload::SecretsChanged(version) => evolve_secrets::secrets_changed(rows, version),
+        // They are there to be read; no view follows from them.
+        EventPayload::SecretsRead { .. } | EventPayload::EnvelopeResealed { .. } => Ok(()),
+        EventPayload::ClusterRecipientChanged { recipient } => {
+            evolve_secrets::cluster_recipient_changed(rows, recipient)
+        }
+        EventPayload::RegistryCredentialSet(credential) => evolve_secrets::credential_set(rows, credential),
+        EventPayload::RegistryCredentialDeleted { owner, host } => {
+            evolve_secrets::credential_deleted(rows, *owner, host)
+        }
     }
 }
 
@@ -230,6 +241,7 @@ fn release_created(rows: &mut impl RowsMut, release: &Release) -> Result<(), Sto
 
 fn deployment_started(rows: &mut impl RowsMut, deployment: &Deployment) -> Result<(), StoreError> {
     let env = rows.env(deployment.env)?.ok_or_else(|| missing("an env"))?;
+    evolve_secrets::bind_deployment(rows, &env, deployment)?;
     let version = env.version + 1;
     write(rows, &Env { deployments: deployment.number, current: Some(deployment.id), version, ..env })?;
     let number = deployment.number.to_be_bytes();
@@ -393,6 +405,7 @@ fn app_deleted(rows: &mut impl RowsMut, id: AppId) -> Result<(), StoreError> {
             env_deleted(rows, &env)?;
         }
     }
+    evolve_secrets::app_deleted(rows, id)?;
     remove(rows, Table::AppByName, &[&app.org.to_key(), app.name.as_str().as_bytes()])?;
     remove(rows, Table::App, &[&id.to_key()])
 }
@@ -416,6 +429,7 @@ fn env_deleted(rows: &mut impl RowsMut, env: &Env) -> Result<(), StoreError> {
     }
     delete_index(rows, Table::InstanceEnded, Table::Instance, &at)?;
     delete_index(rows, Table::ReleaseByEnv, Table::Release, &at)?;
+    evolve_secrets::env_deleted(rows, env.id)?;
     delete_index(rows, Table::DeploymentByEnv, Table::Deployment, &at)?;
     rows.put(unsettled_key(env.id), None)?;
     remove(rows, Table::EnvByName, &[&env.app.to_key(), env.name.as_str().as_bytes()])?;

@@ -10,7 +10,7 @@ use crate::head::Head;
 use crate::merge::{Layered, all_laid_over, laid_over};
 use crate::recent::{Change, Recent};
 use crate::rows::{RowList, Rows, prefix_end, range};
-use crate::tables::Value;
+use crate::tables::{LOG_TAG_FIRST, Value};
 use crate::writer::Latest;
 use holdfast_model::{Digest, LogIndex, Revision};
 use std::collections::BTreeMap;
@@ -179,8 +179,9 @@ impl Generation {
         &self,
         at: Revision,
     ) -> Result<impl Iterator<Item = Result<(Vec<u8>, Value), StoreError>>, StoreError> {
-        let views =
-            Layered::new(self.layers().map(|layer| layer.range(Bound::Unbounded, Bound::Unbounded, at)));
+        // What is sealed stands among the log's rows as well.
+        const VIEWS_END: Bound<&[u8]> = Bound::Excluded(&[LOG_TAG_FIRST]);
+        let views = Layered::new(self.layers().map(|layer| layer.range(Bound::Unbounded, VIEWS_END, at)));
         let log = self.frozen.iter().map(|frozen| frozen.latest.log_rows());
         let log = Layered::new(log.map(|rows| rows.map(|(key, change)| (key.clone(), change.clone()))));
         let tables = &self.base.tables;

@@ -95,7 +95,7 @@ pub(crate) fn identity(proposal: &Proposal) -> Result<Option<Identity>, StoreErr
     if clockwork && context.idempotency_key.is_none() {
         return Ok(None);
     }
-    let bytes = postcard::to_stdvec(command)
+    let bytes = postcard::to_stdvec(&*command.repeated())
         .map_err(|source| StoreError::Encode { table: Table::Outcome.name(), source })?;
     let digest = Digest::keyed("holdfast 2026 command v1", &bytes);
     // The number of the operation is the first thing in a command's bytes.

@@ -7,7 +7,8 @@
 use crate::error::StoreError;
 use crate::overlay::{Draft, Filing};
 use crate::placement::{Candidate, Need, choose};
-use crate::settled::{is_leaving, is_settled};
+use crate::secret_views::SecretViews;
+use crate::settled::{SecretsOf, is_leaving, is_settled};
 use crate::views::{Views, required};
 use crate::volumes;
 use holdfast_model::limits::{INSTANCE_START_MS_MAX, REPLACEMENTS_MAX, ROLLOUT_MS_MAX, ROLLOUT_SURGE};
@@ -180,7 +181,8 @@ fn fail(
     }
     let Some(good) = env.last_good else { return Ok(()) };
     let good = required(draft.deployment(good)?, "a deployment")?;
-    if good.release == deployment.release && good.counts == deployment.counts {
+    let same_secrets = draft.deployment_secrets(good.id)? == draft.deployment_secrets(deployment.id)?;
+    if good.release == deployment.release && good.counts == deployment.counts && same_secrets {
         return Ok(());
     }
     let release = required(draft.release(good.release)?, "a release")?;
@@ -191,7 +193,7 @@ fn fail(
 /// An env's instances of one process that are neither final nor draining.
 #[derive(Default)]
 struct Fleet {
-    /// Of the wanted release, on nodes that keep them; oldest first.
+    /// Of the wanted release and secrets, on nodes that keep them; oldest first.
     new: Vec<Instance>,
     /// The others; oldest first.
     old: Vec<Instance>,
@@ -207,6 +209,8 @@ impl Fleet {
 struct Roll<'a> {
     deployment: &'a Deployment,
     release: &'a Release,
+    /// The version of secrets that its instances run with; 0 for none.
+    secrets: u32,
     fleets: BTreeMap<ProcessName, Fleet>,
     /// Nodes of the fleets' instances that must be left.
     leaving: BTreeSet<NodeId>,
@@ -225,11 +229,13 @@ impl<'a> Roll<'a> {
                 leaving.insert(node);
             }
         }
+        let mut secrets = SecretsOf::new(draft, deployment.id)?;
         let names = deployment.counts.keys().cloned();
         let mut fleets: BTreeMap<ProcessName, Fleet> = names.map(|n| (n, Fleet::default())).collect();
         for instance in live {
             let fleet = fleets.entry(instance.process.clone()).or_default();
-            let keeps = instance.release == release.id && !leaving.contains(&instance.node);
+            let same = instance.release == release.id && secrets.are_of(draft, &instance)?;
+            let keeps = same && !leaving.contains(&instance.node);
             if keeps { fleet.new.push(instance) } else { fleet.old.push(instance) }
         }
         let now = draft.context().now;
@@ -238,7 +244,7 @@ impl<'a> Roll<'a> {
             now.since(i.changed_at) < FAILURE_REMEMBERED_MS
                 && !i.reason.is_some_and(|why| why == InstanceReason::Replaced || why.is_of_its_node())
         });
-        Ok(Self { deployment, release, fleets, leaving, failed })
+        Ok(Self { deployment, release, secrets: secrets.wanted(), fleets, leaving, failed })
     }
 
     /// Does the next steps of every process; answers with what keeps an instance from being placed.
@@ -376,7 +382,13 @@ impl<'a> Roll<'a> {
     ) -> Result<Result<Instance, Unschedulable>, StoreError> {
         let process = required(self.release.manifest.processes.get(name), "a process of a release")?;
         if !process.secrets_required.is_empty() {
-            return Ok(Err(Unschedulable::SecretsMissing));
+            let version = draft.secret_version(self.deployment.env, self.secrets)?;
+            let has = |name: &String| {
+                version.as_ref().is_some_and(|v| v.secrets.keys().any(|k| k.as_str() == name))
+            };
+            if !process.secrets_required.iter().all(has) {
+                return Ok(Err(Unschedulable::SecretsMissing));
+            }
         }
         let held = match volumes::wanted(draft, self.deployment.env, process)? {
             Ok(held) => held,

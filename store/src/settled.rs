@@ -3,9 +3,10 @@
 
 use crate::error::StoreError;
 use crate::rows::Rows;
+use crate::secret_views::SecretViews;
 use crate::views::Views;
-use holdfast_model::resource::{Deployment, DeploymentState, InstanceState, NodeState};
-use holdfast_model::{EnvId, NodeId, ProcessName};
+use holdfast_model::resource::{Deployment, DeploymentState, Instance, InstanceState, NodeState};
+use holdfast_model::{DeploymentId, EnvId, NodeId, ProcessName};
 use std::collections::BTreeMap;
 
 /// Whether instances must move away from a node in this state.
@@ -27,15 +28,47 @@ pub(crate) fn wants_attention(rows: &impl Rows, env: EnvId) -> Result<bool, Stor
     }
 }
 
+/// Whether instances run with the secrets that a deployment is bound to.
+pub(crate) struct SecretsOf {
+    wanted: u32,
+    known: BTreeMap<DeploymentId, u32>,
+}
+
+impl SecretsOf {
+    pub(crate) fn new(rows: &impl Rows, deployment: DeploymentId) -> Result<Self, StoreError> {
+        let wanted = rows.deployment_secrets(deployment)?;
+        Ok(Self { wanted, known: BTreeMap::from([(deployment, wanted)]) })
+    }
+
+    /// The version; 0 for none.
+    pub(crate) fn wanted(&self) -> u32 {
+        self.wanted
+    }
+
+    pub(crate) fn are_of(&mut self, rows: &impl Rows, instance: &Instance) -> Result<bool, StoreError> {
+        let number = match self.known.get(&instance.deployment) {
+            Some(number) => *number,
+            None => {
+                let number = rows.deployment_secrets(instance.deployment)?;
+                self.known.insert(instance.deployment, number);
+                number
+            }
+        };
+        Ok(number == self.wanted)
+    }
+}
+
 /// Whether every wanted instance is ready on a node that keeps it, and nothing else runs but what is draining.
 pub(crate) fn is_settled(rows: &impl Rows, deployment: &Deployment) -> Result<bool, StoreError> {
     let mut ready: BTreeMap<ProcessName, u32> = BTreeMap::new();
     let mut leaving: BTreeMap<NodeId, bool> = BTreeMap::new();
+    let mut secrets = SecretsOf::new(rows, deployment.id)?;
     for instance in rows.live_instances(deployment.env)? {
         if instance.state == InstanceState::Draining {
             continue;
         }
-        if instance.state != InstanceState::Ready || instance.release != deployment.release {
+        let same_release = instance.release == deployment.release;
+        if instance.state != InstanceState::Ready || !same_release || !secrets.are_of(rows, &instance)? {
             return Ok(false);
         }
         if let std::collections::btree_map::Entry::Vacant(entry) = leaving.entry(instance.node) {

@@ -120,6 +120,16 @@ tables! {
     NonVoter = 36, "non_voter";
     /// incarnation → the last revision before it began; the first has none.
     Incarnation = 37, "incarnation";
+    /// The one row of the recipient that members seal to.
+    ClusterRecipient = 38, "cluster_recipient";
+    /// env, number → a version of its secrets.
+    SecretVersion = 39, "secret_version";
+    /// env → the number of its secrets' newest version.
+    SecretHead = 40, "secret_head";
+    /// deployment → the number of the version of secrets that its instances run with.
+    DeploymentSecrets = 41, "deployment_secrets";
+    /// kind and id of an org or app, registry → that there is a credential.
+    RegistryCredential = 42, "registry_credential";
     /// grant → exec grant; only those that are not over.
     ExecGrant = 48, "exec_grant";
     /// env, grant → nothing.
@@ -140,6 +150,12 @@ tables! {
     OutcomeEnd = 0xC1, "outcome_end";
     /// Log state: the one row of log time, in milliseconds.
     LogTime = 0xC2, "log_time";
+    /// Log state: kind and id of an env or org → its sealing key, sealed.
+    Envelope = 0xC3, "envelope";
+    /// Log state: env, digest → a sealed secret.
+    SealedSecret = 0xC4, "sealed_secret";
+    /// Log state: kind and id of an org or app, registry → a sealed credential.
+    SealedCredential = 0xC5, "sealed_credential";
 }
 
 /// A key: the table's tag and the parts.
@@ -155,6 +171,13 @@ pub(crate) fn key(table: Table, parts: &[&[u8]]) -> Vec<u8> {
 /// Whether a key belongs to the views.
 pub(crate) fn is_view(key: &[u8]) -> bool {
     key.first().is_some_and(|t| *t < LOG_TAG_FIRST)
+}
+
+/// Whether a key belongs to what is sealed: log state that readers see at a revision, as they see the views.
+pub(crate) fn is_sealed(key: &[u8]) -> bool {
+    const FIRST: u8 = Table::Envelope as u8;
+    const LAST: u8 = Table::SealedCredential as u8;
+    key.first().is_some_and(|tag| (FIRST..=LAST).contains(tag))
 }
 
 /// The form that this build writes.

@@ -5,7 +5,7 @@ use crate::event_bytes;
 use crate::generation::Generation;
 use crate::head::Head;
 use crate::rows::{RowList, Rows};
-use crate::tables::{Value, is_view};
+use crate::tables::{Value, is_sealed, is_view};
 use holdfast_model::{Digest, Event, LogIndex, OrgId, Revision};
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use std::sync::Arc;
 const EVENTS_SCANNED_MAX: usize = 10_000;
 
 /// The views and events at one revision; later changes are not seen. Clones share the one moment. The log state is the
-/// writer's alone: here it has no rows.
+/// writer's alone, but for what is sealed: here it has no other rows.
 #[derive(Clone)]
 pub struct View {
     moment: Arc<Moment>,
@@ -111,11 +111,15 @@ impl View {
 
 impl Rows for View {
     fn get(&self, key: &[u8]) -> Result<Option<Value>, StoreError> {
-        if is_view(key) { self.moment.generation.get(key, self.revision()) } else { Ok(None) }
+        if is_view(key) || is_sealed(key) {
+            self.moment.generation.get(key, self.revision())
+        } else {
+            Ok(None)
+        }
     }
 
     fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<RowList, StoreError> {
-        if !is_view(prefix) {
+        if !is_view(prefix) && !is_sealed(prefix) {
             return Ok(RowList::new());
         }
         self.moment.generation.scan(prefix, after, limit, self.revision())

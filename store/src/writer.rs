@@ -13,7 +13,7 @@ use crate::overlay::DraftParts;
 use crate::packed::Key;
 use crate::recent::{Change, History, Recent};
 use crate::rows::{RowList, Rows, RowsMut, prefix_end, range};
-use crate::tables::{Table, Value, is_view};
+use crate::tables::{Table, Value, is_sealed, is_view};
 use crate::views::Views;
 use foldhash::fast::RandomState;
 use holdfast_model::{ClusterVersion, Digest, LogIndex, Revision};
@@ -194,7 +194,7 @@ impl Writer {
             sum.add_with(&key, new, &mut self.room);
         }
         let key = Key::from(key.as_slice());
-        if in_views {
+        if in_views || is_sealed(&key) {
             self.generation.active.put(key.clone(), self.head.revision, value.clone());
         }
         self.latest.put(key, value);
@@ -283,7 +283,7 @@ impl Rows for Writer {
     }
 
     fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<RowList, StoreError> {
-        if is_view(prefix) {
+        if is_view(prefix) || is_sealed(prefix) {
             return self.generation.scan(prefix, after, limit, Revision(u64::MAX));
         }
         if !is_ordered(prefix) {

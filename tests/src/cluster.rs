@@ -293,6 +293,14 @@ impl Cluster {
     /// # Errors
     /// When it cannot be started. How it ends is in the output.
     pub fn holdfast(&self, arguments: &[&str]) -> Result<Output, ClusterError> {
+        self.holdfast_reading(arguments, Stdio::null())
+    }
+
+    /// The same, with something on its standard input.
+    ///
+    /// # Errors
+    /// As [`Cluster::holdfast`].
+    pub fn holdfast_reading(&self, arguments: &[&str], input: Stdio) -> Result<Output, ClusterError> {
         let program = binary()?;
         Command::new(&program)
             .args(arguments)
@@ -300,7 +308,7 @@ impl Cluster {
             .env_remove("HOLDFAST_ORG")
             .env_remove("HOLDFAST_APP")
             .env_remove("HOLDFAST_ENV")
-            .stdin(Stdio::null())
+            .stdin(input)
             .output()
             .map_err(|source| ClusterError::File { path: program, source })
     }

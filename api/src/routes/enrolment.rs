@@ -92,6 +92,10 @@ async fn enrol(call: Call, Body(body): Body<Enrol>) -> Result<Response, Refusal>
     // A member signs in its turn; the CA's key travels to members only, over TLS that the joiner has verified by pin.
     let ca_key = matches!(enrolment.kind, EnrolmentKind::Member | EnrolmentKind::Learner)
         .then(|| call.service.authority.to_pem().as_str().to_owned());
+    let sealing_keys = match (&ca_key, &call.service.keys) {
+        (Some(_), Some(keys)) => Some(keys.to_text()),
+        _ => None,
+    };
     let item = EnrolAnswer {
         cluster: cluster.id,
         incarnation: cluster.incarnation,
@@ -100,6 +104,7 @@ async fn enrol(call: Call, Body(body): Body<Enrol>) -> Result<Response, Refusal>
         ca_pem: call.service.authority.certificate().pem(),
         members,
         ca_key_pem: ca_key,
+        sealing_keys,
     };
     Ok(created(accepted.revision, item))
 }

@@ -12,6 +12,7 @@ mod logs;
 mod members;
 mod meta;
 mod routing;
+mod secrets;
 mod tokens;
 mod volumes;
 
@@ -32,6 +33,7 @@ pub(crate) fn table() -> Table<Arc<Service>> {
     exec::add(&mut table);
     routing::add(&mut table);
     volumes::add(&mut table);
+    secrets::add(&mut table);
     tokens::add(&mut table);
     events::add(&mut table);
     cluster::add(&mut table);

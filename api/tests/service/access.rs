@@ -15,6 +15,7 @@ use tower::ServiceExt as _;
 fn paths_of(tenant: &Tenant) -> Vec<(Method, String, Option<Value>)> {
     let Tenant { org, app, env, .. } = tenant;
     let counts = json!({"counts": {"web": 1}});
+    let credential = json!({"host": "registry.test", "user": "dQ==", "password": "cA=="});
     vec![
         (Method::GET, format!("/v1/orgs/{org}"), None),
         (Method::GET, format!("/v1/orgs/{org}/apps"), None),
@@ -32,6 +33,14 @@ fn paths_of(tenant: &Tenant) -> Vec<(Method, String, Option<Value>)> {
         (Method::GET, format!("/v1/envs/{env}/instances"), None),
         (Method::GET, format!("/v1/envs/{env}/routes"), None),
         (Method::GET, format!("/v1/envs/{env}/volumes"), None),
+        (Method::GET, format!("/v1/envs/{env}/secrets"), None),
+        (Method::POST, format!("/v1/envs/{env}/secrets"), Some(json!({"set": {"A": "QQ=="}}))),
+        (Method::GET, format!("/v1/envs/{env}/secrets/versions"), None),
+        (Method::POST, format!("/v1/envs/{env}/secrets/rollback"), Some(json!({"to": 1}))),
+        (Method::POST, format!("/v1/envs/{env}/secrets/reveal"), Some(json!({}))),
+        (Method::GET, format!("/v1/orgs/{org}/registries"), None),
+        (Method::POST, format!("/v1/apps/{app}/registries"), Some(credential)),
+        (Method::DELETE, format!("/v1/apps/{app}/registries/registry.test"), None),
     ]
 }
 

@@ -10,4 +10,5 @@ mod harness;
 mod logs;
 mod members;
 mod revisions;
+mod secrets;
 mod volumes;

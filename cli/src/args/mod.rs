@@ -82,6 +82,12 @@ pub(crate) enum Command {
     /// Disks that outlive the instances which mount them.
     #[command(subcommand)]
     Volume(tenant::VolumeCommand),
+    /// Secrets: what workloads need and nobody should see.
+    #[command(subcommand)]
+    Secrets(tenant::SecretsCommand),
+    /// Credentials for private registries.
+    #[command(subcommand)]
+    Registry(tenant::RegistryCommand),
     /// List instances.
     Instances(tenant::Instances),
     /// List releases.

@@ -1,8 +1,10 @@
 //! The command lines of people who deploy.
 
 use clap::{Args, Subcommand, ValueEnum};
+use holdfast_model::sealed::RegistryHost;
 use holdfast_model::{
     AgentName, AppName, EnvName, ExecGrantId, Hostname, OrgName, PortName, ProcessName, Role, Scope,
+    SecretKey,
 };
 use std::path::PathBuf;
 use std::time::Duration;
@@ -195,6 +197,118 @@ Examples:
     Delete {
         /// Its name or id.
         volume: String,
+    },
+}
+/// Whether what runs gets a new version of secrets at once.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Roll {
+    /// Leave what runs as it is; the next deployment gets the new version.
+    #[arg(long)]
+    pub(crate) no_roll: bool,
+}
+
+impl Roll {
+    pub(crate) const fn rolls(self) -> bool {
+        !self.no_roll
+    }
+}
+
+/// `holdfast secrets …`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum SecretsCommand {
+    /// Set a secret, from a file or standard input.
+    #[command(after_help = "\
+Examples:
+  holdfast secrets set DATABASE_URL --app shop --env prod < url.txt
+  holdfast secrets set TLS_KEY --file key.pem
+The bytes are taken as they are; of what is typed, the line's end is not part. A value is never an argument: others on
+the machine would see it.")]
+    Set {
+        /// Its key.
+        key: SecretKey,
+        /// Where its value stands; standard input when nothing is said.
+        #[arg(long, short, value_name = "FILE")]
+        file: Option<PathBuf>,
+        #[command(flatten)]
+        roll: Roll,
+    },
+    /// List the env's secrets, not what they say.
+    List {
+        /// Of this version instead of the newest.
+        #[arg(long, value_name = "N")]
+        version: Option<u32>,
+    },
+    /// List the versions that are kept.
+    Versions,
+    /// Make an earlier version the newest again.
+    Rollback {
+        /// Which version.
+        version: u32,
+        #[command(flatten)]
+        roll: Roll,
+    },
+    /// Replace all secrets by those of a file.
+    #[command(after_help = "\
+Examples:
+  holdfast secrets import --file prod.env
+  holdfast secrets import --keep < more.env
+Lines are KEY=VALUE, taken as they stand: no quotes, no trimming. A value that begins with «base64:» is decoded.")]
+    Import {
+        /// The file; standard input when nothing is said.
+        #[arg(long, short, value_name = "FILE")]
+        file: Option<PathBuf>,
+        /// Keep secrets that the file does not name.
+        #[arg(long)]
+        keep: bool,
+        #[command(flatten)]
+        roll: Roll,
+    },
+    /// Remove secrets.
+    Delete {
+        /// Their keys.
+        #[arg(required = true)]
+        keys: Vec<SecretKey>,
+        #[command(flatten)]
+        roll: Roll,
+    },
+    /// Print secrets in clear; that becomes part of the history.
+    Show(SecretsShow),
+}
+
+/// `holdfast secrets show`.
+#[derive(Debug, Args)]
+pub(crate) struct SecretsShow {
+    /// Which; all when nothing is said.
+    pub(crate) keys: Vec<SecretKey>,
+    /// Of this version instead of the newest.
+    #[arg(long, value_name = "N")]
+    pub(crate) version: Option<u32>,
+}
+
+/// `holdfast registry …`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum RegistryCommand {
+    /// Keep a credential for a registry: the app's, if one is named, else its org's.
+    #[command(after_help = "\
+Examples:
+  holdfast registry set registry.example --user robot --password-file token --org acme
+  holdfast registry set registry.example:5000 --user robot --app shop < token")]
+    Set {
+        /// The registry, as an image's reference begins.
+        host: RegistryHost,
+        /// The user.
+        #[arg(long)]
+        user: String,
+        /// Where the password or token stands; standard input when nothing is said.
+        #[arg(long, value_name = "FILE")]
+        password_file: Option<PathBuf>,
+    },
+    /// List the registries for which there are credentials.
+    List,
+    /// Forget a credential.
+    Delete {
+        /// The registry.
+        host: RegistryHost,
     },
 }
 

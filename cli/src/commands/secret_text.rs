@@ -41,6 +41,35 @@ pub(crate) fn read(file: Option<&Path>, what: &str, no_input: bool) -> Result<Ze
     Ok(trimmed)
 }
 
+/// Reads bytes as they are from `file`, or else from standard input. A person who sits there types one line, whose end
+/// is not part of it.
+pub(crate) fn read_raw(
+    file: Option<&Path>,
+    what: &str,
+    no_input: bool,
+    bytes_max: usize,
+) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    if file.is_none() && std::io::stdin().is_terminal() {
+        let typed = read(None, what, no_input)?;
+        return Ok(Zeroizing::new(typed.as_bytes().to_vec()));
+    }
+    // Room for all at once: a buffer that grew would leave copies behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(bytes_max + 1));
+    let limit = bytes_max as u64 + 1;
+    let (from, failed) = match file {
+        Some(path) => {
+            let opened = std::fs::File::open(path).map_err(Failure::file("read", path))?;
+            (path, opened.take(limit).read_to_end(&mut bytes))
+        }
+        None => (Path::new("standard input"), std::io::stdin().lock().take(limit).read_to_end(&mut bytes)),
+    };
+    failed.map_err(Failure::file("read", from))?;
+    if bytes.len() > bytes_max {
+        return Err(Failure::Usage(format!("The {what} has more than {bytes_max} bytes.")));
+    }
+    Ok(bytes)
+}
+
 /// Writes a secret to a file for its owner alone.
 pub(crate) fn write(path: &Path, secret: &str) -> Result<(), Failure> {
     write_secret(path, secret.as_bytes()).map_err(|e| Failure::Host(with_sources(&e)))

@@ -2,7 +2,7 @@
 
 use crate::failure::{Failure, with_sources};
 use holdfast_identity::files::write_secret;
-use holdfast_identity::{Authority, Credential};
+use holdfast_identity::{Authority, Credential, KeyRing};
 use holdfast_model::{AgentName, ClusterId, MemberId};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -73,6 +73,11 @@ impl Folder {
 
     fn authority_path(&self) -> PathBuf {
         self.path.join("authority.pem")
+    }
+
+    /// The keys that open what is sealed to the cluster.
+    pub(super) fn sealing_keys(&self) -> Result<KeyRing, Failure> {
+        KeyRing::open(&self.path.join("sealing.keys")).map_err(|e| Failure::Host(with_sources(&e)))
     }
 
     pub(super) fn credential(&self) -> Result<Credential, Failure> {

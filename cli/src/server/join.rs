@@ -50,6 +50,9 @@ pub(crate) async fn join(output: &Output, no_input: bool, arguments: ServerJoin)
     };
     let authority = Authority::from_pem(ca_key.as_bytes()).map_err(|e| host(&e))?;
     folder.save_authority(&authority)?;
+    if let Some(keys) = &answer.sealing_keys {
+        folder.sealing_keys()?.merge(keys.as_bytes()).map_err(|e| host(&e))?;
+    }
     folder.save_credential(&Credential::new(key, &answer.certificate_pem).map_err(|e| host(&e))?)?;
     let identity =
         MemberIdentity { cluster: answer.cluster.to_string(), member: id, incarnation: answer.incarnation.0 };

@@ -57,6 +57,7 @@ pub(crate) async fn run(arguments: ServerRun) -> Result<(), Failure> {
         contacts: Arc::new(Contacts::new(member.member)),
         exec: Arc::default(),
         seed: SecretSeed::of(&authority),
+        keys: Some(Arc::new(folder.sealing_keys()?)),
         peers: peers(&authority, &credential, &member)?,
         authority: Arc::clone(&authority),
         stopping: stopping.clone(),

@@ -1,13 +1,17 @@
 //! A registry's challenge, `WWW-Authenticate: Bearer realm="…",service="…",scope="…"`, and the token it leads to.
 //!
-//! Tokens are only ever anonymous ones here. They are kept in memory, never logged, and sent to no other host
-//! than the one that asked for them.
+//! A token is an anonymous one, or that of a [`Login`]. Tokens are kept in memory, never logged, sent to no other host
+//! than the one that asked for them, and never used for a pull with another login, or with none.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use data_encoding::BASE64;
 use hyper::Uri;
 use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
+use zeroize::Zeroizing;
 
 /// A token service's answer in bytes, at most.
 pub(crate) const TOKEN_ANSWER_BYTES_MAX: u64 = 64 * 1024;
@@ -17,6 +21,51 @@ const LIFETIME_DEFAULT: Duration = Duration::from_secs(60);
 const LIFETIME_MAX: Duration = Duration::from_secs(15 * 60);
 /// It is not used in its last moments.
 const LIFETIME_MARGIN: Duration = Duration::from_secs(5);
+
+/// A user and password for one registry, in memory that is wiped.
+#[derive(Clone)]
+pub struct Login {
+    /// Tells logins apart; shown nowhere.
+    id: [u8; 32],
+    /// The value of the header that carries it.
+    basic: Arc<Zeroizing<String>>,
+}
+
+impl Login {
+    /// The login of a user.
+    pub fn new(user: &[u8], password: &[u8]) -> Login {
+        let mut pair = Zeroizing::new(Vec::with_capacity(user.len() + 1 + password.len()));
+        pair.extend_from_slice(user);
+        pair.push(b':');
+        pair.extend_from_slice(password);
+        let encoded = Zeroizing::new(BASE64.encode(&pair));
+        let mut basic = Zeroizing::new(String::with_capacity("Basic ".len() + encoded.len()));
+        basic.push_str("Basic ");
+        basic.push_str(&encoded);
+        Login { id: Sha256::digest(&*pair).into(), basic: Arc::new(basic) }
+    }
+
+    /// The header's value.
+    pub(crate) fn header(&self) -> &str {
+        &self.basic
+    }
+
+    /// What tells it apart, in memory only.
+    pub(crate) fn id(&self) -> [u8; 32] {
+        self.id
+    }
+}
+
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Login(…)")
+    }
+}
+
+/// Whether a challenge asks for user and password themselves.
+pub(crate) fn asks_for_basic(challenge: &str) -> bool {
+    challenge.trim().split(' ').next().is_some_and(|scheme| scheme.eq_ignore_ascii_case("basic"))
+}
 
 /// A bearer token with the time until which it may be used.
 #[derive(Clone)]
@@ -153,6 +202,16 @@ mod tests {
         ] {
             assert!(token_address(bad, "s").is_none(), "{bad}");
         }
+    }
+
+    #[test]
+    fn i10_a_login_is_one_header_and_does_not_show() {
+        let login = Login::new(b"Aladdin", b"open sesame");
+        assert_eq!(login.header(), "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==");
+        assert!(!format!("{login:?}").contains("QWxh"));
+        assert_ne!(login.id(), Login::new(b"Aladdin", b"other").id());
+        assert!(asks_for_basic("Basic realm=\"x\"") && asks_for_basic("basic"));
+        assert!(!asks_for_basic("Bearer realm=\"basic\"") && !asks_for_basic(""));
     }
 
     #[test]

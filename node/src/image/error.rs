@@ -58,7 +58,7 @@ pub enum RegistryError {
     },
     /// 401 or 403.
     #[error(
-        "the registry {host} refused {what} with status {status}; only images that need no password can be used"
+        "the registry {host} refused {what} with status {status}; name a credential for it with `holdfast registry set`, or check the one that is kept"
     )]
     Denied {
         /// The registry.

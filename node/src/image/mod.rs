@@ -32,6 +32,7 @@ mod user;
 
 use std::time::Duration;
 
+pub use auth::Login;
 pub use cache::{CACHE_BYTES_MAX, ImageCache, InUse, Progress};
 pub use digest::{Digest, DigestError};
 pub use error::{ImageError, LayerError, ManifestError, RegistryError, RootError};

@@ -11,6 +11,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::auth::Login;
 use super::digest::{Digest, DigestError};
 
 /// A reference's length in bytes, at most.
@@ -69,7 +70,7 @@ pub enum ReferenceError {
 }
 
 /// A parsed image reference. [`fmt::Display`] writes it back as it was read.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ImageRef {
     /// Host and port as written, e.g. `registry.example:5000`.
@@ -77,9 +78,31 @@ pub struct ImageRef {
     repository: String,
     tag: Option<String>,
     digest: Option<Digest>,
+    /// With which it is pulled; no part of its name.
+    login: Option<Login>,
 }
 
+impl PartialEq for ImageRef {
+    fn eq(&self, other: &Self) -> bool {
+        let name =
+            |image: &Self| (image.host.clone(), image.repository.clone(), image.tag.clone(), image.digest);
+        name(self) == name(other)
+    }
+}
+
+impl Eq for ImageRef {}
+
 impl ImageRef {
+    /// The login with which it is pulled.
+    pub(crate) fn login(&self) -> Option<&Login> {
+        self.login.as_ref()
+    }
+
+    /// The same image, pulled with this login.
+    pub fn with_login(&self, login: Option<Login>) -> ImageRef {
+        ImageRef { login, ..self.clone() }
+    }
+
     /// The registry's host, with its port if one was written.
     pub fn host(&self) -> &str {
         &self.host
@@ -159,6 +182,7 @@ impl FromStr for ImageRef {
             repository: repository.to_owned(),
             tag: tag.map(str::to_owned),
             digest,
+            login: None,
         })
     }
 }

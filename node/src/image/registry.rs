@@ -1,8 +1,8 @@
 //! A client of the OCI distribution protocol, for pulling only.
 //!
 //! HTTPS with the system's certificate authorities; plain HTTP only to a loopback registry (see
-//! [`ImageRef::endpoint`]) and never after a redirect away from one. An anonymous bearer token is fetched when the
-//! registry asks for it and sent to that registry alone. Every await has a deadline. Bytes are handed on as they
+//! [`ImageRef::endpoint`]) and never after a redirect away from one. A bearer token, anonymous or of the reference's
+//! login, is fetched when the registry asks for it and sent to that registry alone. Every await has a deadline. Bytes are handed on as they
 //! come; whoever takes them compares them with their digest.
 
 use std::collections::HashMap;
@@ -22,7 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::Limits;
-use super::auth::{TOKEN_ANSWER_BYTES_MAX, Token, token_address};
+use super::auth::{Login, TOKEN_ANSWER_BYTES_MAX, Token, asks_for_basic, token_address};
 use super::digest::Digest;
 use super::error::{ImageError, ManifestError, RegistryError};
 use super::manifest::{ACCEPT, Descriptor, Document, Manifest, RawConfig, choose};
@@ -247,12 +247,15 @@ impl RegistryClient {
         let in_clear = endpoint.starts_with("http://");
         let origin = parse_uri(&format!("{endpoint}/v2/{}/{path}", reference.repository()), reference)?;
         let mut address = origin.clone();
-        let mut challenged = false;
+        let (mut challenged, mut basic) = (false, None);
         for _ in 0..=REDIRECTS_MAX + 1 {
             let at_home = address.authority() == origin.authority() && address.scheme() == origin.scheme();
             let token = if at_home { self.token_for(reference) } else { None };
             let had_token = token.is_some();
-            let request = build_request(address.clone(), accept, offset, token, reference)?;
+            let basic_here = basic.filter(|_| at_home).map(Login::header);
+            let token = token.map(|token| token.header());
+            let authorization = basic_here.or(token.as_deref());
+            let request = build_request(address.clone(), accept, offset, authorization, reference)?;
             let answer = self.send(request, reference.host()).await?;
             let status = answer.status();
             match status {
@@ -267,6 +270,11 @@ impl RegistryClient {
                     let denied =
                         || RegistryError::Denied { host: host(), what: what.to_owned(), status: 401 };
                     let scope = format!("repository:{}:pull", reference.repository());
+                    let mut challenges = answer.headers().get_all(header::WWW_AUTHENTICATE).iter();
+                    if challenges.any(|c| c.to_str().is_ok_and(asks_for_basic)) {
+                        basic = Some(reference.login().ok_or_else(denied)?);
+                        continue;
+                    }
                     let token_address = challenge_in(answer.headers(), &scope).ok_or_else(denied)?;
                     if had_token {
                         tracing::debug!(
@@ -331,7 +339,8 @@ impl RegistryClient {
         if !is_allowed(&address, in_clear) {
             return Err(failed());
         }
-        let request = build_request(address, "application/json", 0, None, reference)?;
+        let login = reference.login().map(Login::header);
+        let request = build_request(address, "application/json", 0, login, reference)?;
         let answer = self.send(request, reference.host()).await?;
         if answer.status() != StatusCode::OK {
             return Err(failed());
@@ -421,7 +430,10 @@ fn tls_config() -> Result<rustls::ClientConfig, RegistryError> {
 }
 
 fn token_key(reference: &ImageRef) -> String {
-    format!("{}/{}", reference.host(), reference.repository())
+    // A token is the power of the login that it was given for.
+    let login =
+        reference.login().map(|login| data_encoding::HEXLOWER.encode(&login.id())).unwrap_or_default();
+    format!("{}/{}#{login}", reference.host(), reference.repository())
 }
 
 fn parse_uri(text: &str, reference: &ImageRef) -> Result<Uri, RegistryError> {
@@ -432,7 +444,7 @@ fn build_request(
     address: Uri,
     accept: &'static str,
     offset: u64,
-    token: Option<Token>,
+    authorization: Option<&str>,
     reference: &ImageRef,
 ) -> Result<Request<Empty<Bytes>>, RegistryError> {
     let mut request = Request::get(address)
@@ -441,8 +453,8 @@ fn build_request(
     if offset > 0 {
         request = request.header(header::RANGE, format!("bytes={offset}-"));
     }
-    if let Some(token) = token
-        && let Ok(mut value) = HeaderValue::from_str(&token.header())
+    if let Some(authorization) = authorization
+        && let Ok(mut value) = HeaderValue::from_str(authorization)
     {
         value.set_sensitive(true);
         request = request.header(header::AUTHORIZATION, value);

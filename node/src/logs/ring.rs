@@ -17,7 +17,7 @@ use holdfast_model::agent::LogStream;
 use tokio::sync::watch;
 
 use super::epoch::Epochs;
-use super::redact::{Carry, REDACTED, Redactor};
+use super::redact::{Carry, REDACTED, RedactError, Redactor};
 use super::retention::{Retention, SEGMENTS};
 use super::segment::{self, Segment, Stored};
 use super::shelf::Shelf;
@@ -78,7 +78,7 @@ impl Line {
 
 /// What is taken out of lines.
 #[derive(Debug, Default)]
-pub(super) enum Known {
+enum Known {
     /// Nothing.
     #[default]
     Nothing,
@@ -232,8 +232,24 @@ impl Ring {
         self.lock().segments.back().map_or(0, |segment| segment.last_ms)
     }
 
-    pub(super) fn know(&self, known: Known) {
+    /// From now on these values are taken out of every line, in place of those that were known before. On failure every
+    /// line is stored without its text.
+    ///
+    /// # Errors
+    /// When the values are more than a bundle may hold.
+    pub fn know_secrets<'v>(&self, values: impl IntoIterator<Item = &'v [u8]>) -> Result<(), RedactError> {
+        let (known, result) = match Redactor::new(values) {
+            Ok(Some(redactor)) => (Known::Values(redactor), Ok(())),
+            Ok(None) => (Known::Nothing, Ok(())),
+            Err(error) => (Known::TooMuch, Err(error)),
+        };
         self.lock().known = known;
+        result
+    }
+
+    /// From now on every line is stored without its text: what secrets the instance has cannot be told.
+    pub fn withhold(&self) {
+        self.lock().known = Known::TooMuch;
     }
 
     /// A new life of the guest begins, which counts its lines from 1 again; the remark is stored as the platform's.

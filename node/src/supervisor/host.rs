@@ -12,12 +12,14 @@ use holdfast_model::agent::NodeInstance;
 
 use crate::executor::{Executor, ExecutorError, Running};
 use crate::host;
-use crate::logs::Ring;
+use crate::logs::{Ring, chain};
 use crate::machine::{Brief, Machine, Tell};
 use crate::phase::Event;
 
 /// What the loop knows of a microVM that is to be watched.
 pub struct Watch<'a> {
+    /// Whose it is.
+    pub id: InstanceId,
     /// What it is for; `None` while that is not known.
     pub spec: Option<&'a NodeInstance>,
     /// Whether its workload was seen to run.
@@ -148,11 +150,19 @@ impl Host for Executor {
 
     fn watch(&self, running: Running, watch: Watch<'_>) -> Machine {
         let Running { vm, guest, booting } = running;
-        let Watch { spec, runs, ready, ring, tell } = watch;
+        let Watch { id, spec, runs, ready, ring, tell } = watch;
         let (config, root) = guest.or_else(|| self.watched(spec?)).unzip();
         let health = spec.and_then(|spec| spec.health.clone());
         let (known, execs) = (spec.is_some(), Arc::clone(self.execs()));
-        Machine::new(vm, Brief { config, health, known, runs, ready, ring, execs, root, booting, tell })
+        let secrets = (id, Arc::clone(self.secrets()));
+        // I10: before a guest that waits is given them, and before one that was found says its next line.
+        if let Err(error) = secrets.1.open_for_lines(id, &ring) {
+            tracing::error!(instance = %id, error = %chain(&error), "its secrets are not known: its lines are stored without their text");
+        }
+        Machine::new(
+            vm,
+            Brief { config, secrets, health, known, runs, ready, ring, execs, root, booting, tell },
+        )
     }
 
     fn process(&self, watched: &Machine) -> Option<(u32, &'static str)> {

@@ -32,6 +32,8 @@ fn admit_actor(draft: &Draft<'_>, command: &Command) -> Result<(), Refusal> {
             | Command::BeginIncarnation { .. }
             | Command::AdvanceLogTime { .. }
             | Command::RaiseClusterVersion { .. }
+            | Command::CreateEnvelope { .. }
+            | Command::ResealEnvelope { .. }
     );
     match draft.context().actor {
         Actor::System(_) => Ok(()),

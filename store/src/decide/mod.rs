@@ -13,6 +13,7 @@ mod members;
 mod org;
 mod release;
 mod route;
+mod secrets;
 mod tick;
 mod token;
 mod version;
@@ -136,6 +137,21 @@ pub(crate) fn decide(draft: &mut Draft<'_>, command: &Command) -> Decision {
         }
         Command::ReportVolumesErased { node, volumes } => volume::erased(draft, *node, volumes),
         Command::Tick => tick::tick(draft),
+        Command::SetSecrets { env, recipient, set, unset, replace, roll, content: _ } => {
+            let asked = secrets::Asked { env: *env, recipient, set, unset, replace: *replace, roll: *roll };
+            secrets::set(draft, &asked)
+        }
+        Command::RollBackSecrets { env, to, roll } => secrets::roll_back(draft, *env, *to, *roll),
+        Command::ReadSecrets { env, number, keys } => secrets::read(draft, *env, *number, keys),
+        Command::CreateEnvelope { owner, envelope } => secrets::create_envelope(draft, *owner, envelope),
+        Command::ResealEnvelope { owner, envelope } => secrets::reseal_envelope(draft, *owner, envelope),
+        Command::SetClusterRecipient { recipient, after } => {
+            secrets::set_cluster_recipient(draft, recipient, after.as_ref())
+        }
+        Command::SetRegistryCredential { owner, host, recipient, sealed, content: _ } => {
+            secrets::set_credential(draft, *owner, host, recipient, sealed)
+        }
+        Command::DeleteRegistryCredential { owner, host } => secrets::delete_credential(draft, *owner, host),
         // Compared where the digests are, in `apply`.
         Command::VerifyDigest { .. } => Ok(Output::None),
     }

@@ -68,6 +68,7 @@ pub(super) fn delete_app(draft: &mut Draft<'_>, id: AppId, expected_version: Opt
         return Err(refuse(Code::FailedPrecondition, message));
     }
     exec::end_all_of_app(draft, id)?;
+    super::secrets::forget_app(draft, id)?;
     draft.emit(Filing::org(Aggregate::App(id), app.org), EventPayload::AppDeleted { app: id })?;
     Ok(Output::None)
 }

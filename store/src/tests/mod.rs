@@ -11,6 +11,7 @@ mod members;
 mod recent;
 mod rollout;
 mod rules;
+mod secrets;
 mod snapshots;
 mod versions;
 mod volumes;

@@ -36,6 +36,8 @@ enum Route {
     Health,
     Big(u64),
     Crash,
+    /// A file of the guest's, with its mode and owner in a header line.
+    Secret(String),
     Missing,
 }
 
@@ -148,6 +150,7 @@ fn route(target: &str) -> Route {
         "/" => Route::Hello,
         "/healthz" => Route::Health,
         "/crash" => Route::Crash,
+        _ if path.starts_with("/run/secrets/") && !path.contains("..") => Route::Secret(path.to_owned()),
         "/big" => query
             .split('&')
             .find_map(|pair| pair.strip_prefix("bytes=")?.parse().ok())
@@ -172,6 +175,15 @@ fn answer(
         }
         (None, Route::Health) => (200, "ok\n".to_owned(), 3),
         (None, Route::Big(bytes)) => (200, String::new(), bytes),
+        (None, Route::Secret(path)) => {
+            use std::os::unix::fs::MetadataExt;
+            let read = std::fs::metadata(&path).and_then(|m| Ok((m, std::fs::read_to_string(&path)?)));
+            let body = match read {
+                Ok((m, text)) => format!("{:o} {}\n{text}", m.mode() & 0o7777, m.uid()),
+                Err(error) => format!("{error}\n"),
+            };
+            (200, body.clone(), body.len() as u64)
+        }
         (None, Route::Missing) => (404, "no such page\n".to_owned(), 13),
         (None, Route::Crash) => {
             log(format_args!("{} {} aborting", request.method, request.target));

@@ -6,6 +6,7 @@
 //! GET /healthz        ok
 //! GET /big?bytes=N    N bytes
 //! GET /crash          the process aborts
+//! GET /run/secrets/…  mode, owner and content of the file
 //! ```
 //!
 //! Plain threads and rustls, so that it links static and starts at once in a microVM without a runtime. Threads,

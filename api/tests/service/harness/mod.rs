@@ -12,8 +12,9 @@ use holdfast_api::gate::Connection;
 use holdfast_api::peers::Peers;
 use holdfast_api::service::{RequestInfo, SecretSeed, Service};
 use holdfast_identity::{
-    Authority, CERTIFICATE_VALIDITY, Credential, PeerIdentity, PrivateKey, Token, TokenKind as SecretKind,
-    client_config, mutual_client_config, mutual_server_config, server_config, server_name,
+    Authority, CERTIFICATE_VALIDITY, Credential, KeyRing, PeerIdentity, PrivateKey, Token,
+    TokenKind as SecretKind, client_config, mutual_client_config, mutual_server_config, server_config,
+    server_name,
 };
 use holdfast_model::command::{NewCluster, NewMember, NewToken};
 use holdfast_model::resource::{Member, TokenKind};
@@ -96,6 +97,7 @@ impl Rig {
             contacts: Arc::new(Contacts::new(MemberId(1))),
             exec: Arc::default(),
             seed: SecretSeed::of(&authority),
+            keys: Some(Arc::new(KeyRing::open(&folder.path().join("sealing.keys")).unwrap())),
             peers,
             authority: Arc::new(authority),
             stopping,
@@ -142,6 +144,7 @@ impl Rig {
             contacts: Arc::new(Contacts::new(MemberId(2))),
             exec: Arc::default(),
             seed: SecretSeed::of(&service.authority),
+            keys: service.keys.clone(),
             peers,
             authority: Arc::clone(&service.authority),
             stopping: service.stopping.clone(),
