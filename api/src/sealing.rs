@@ -238,16 +238,10 @@ pub(crate) fn status(view: &View) -> Result<SealingStatus, Refusal> {
 /// Begins a rotation: every member gets a new key, and then it is the one to seal to. The clockwork does the rest.
 pub(crate) async fn rotate(service: &Service, request: &RequestInfo) -> Result<(), Refusal> {
     let after = service.read(Default::default()).await?.cluster_recipient()?;
+    // Asked first: a key that not everybody takes would stay in the rings for nothing.
+    spread_to_all(service).await?;
     let recipient = Recipient(ring(service)?.add_new().map_err(|e| ring_refusal(&e))?.to_string());
-    let (have, of) = spread(service).await?;
-    if have < of {
-        return Err(Refusal::new(
-            Code::FailedPrecondition,
-            format!(
-                "Only {have} of {of} members took the new key: bring the others back or remove them first."
-            ),
-        ));
-    }
+    spread_to_all(service).await?;
     let command = Command::SetClusterRecipient { recipient, after };
     // A repeat draws another key: the caller's idempotency key would make that a different command.
     let request = RequestInfo { idempotency_key: None, ..request.clone() };
@@ -257,6 +251,16 @@ pub(crate) async fn rotate(service: &Service, request: &RequestInfo) -> Result<(
 fn others(service: &Service) -> Result<Vec<Member>, Refusal> {
     let members = service.view()?.members()?;
     Ok(members.into_iter().filter(|m| !m.removed && m.id != service.member).collect())
+}
+
+async fn spread_to_all(service: &Service) -> Result<(), Refusal> {
+    let (have, of) = spread(service).await?;
+    if have == of {
+        return Ok(());
+    }
+    let detail =
+        format!("Only {have} of {of} members take new keys: bring the others back or remove them first.");
+    Err(Refusal::new(Code::FailedPrecondition, detail))
 }
 
 /// Gives every other member our keys and takes theirs; how many of all members have them now.

@@ -138,6 +138,8 @@ async fn run(cli: Cli, output: Output) -> Result<(), Failure> {
             ServerCommand::TransferLeader { member } => {
                 commands::members::transfer_leader(&session()?, member).await
             }
+            ServerCommand::Sealing => commands::sealing::show(&session()?).await,
+            ServerCommand::RotateSealing(wait) => commands::sealing::rotate(&session()?, wait).await,
             ServerCommand::Verify(arguments) => match arguments.data_dir {
                 Some(data_dir) => server::offline::verify(&output, &data_dir),
                 None => commands::members::verify(&session()?).await,

@@ -1,13 +1,13 @@
 //! Secrets over one real member: sealed before they are stored, delivered to the one node that needs them, shown to
 //! nobody without a scope and a record.
 
-use crate::agents::{edge, node, node_report, until};
+use crate::agents::{edge, enrolled, node, node_report, until};
 use crate::harness::Rig;
 use crate::harness::scene::{Tenant, release, tenant};
 use axum::http::{Method, StatusCode, header};
 use data_encoding::BASE64;
 use holdfast_api::clockwork;
-use holdfast_identity::{PeerIdentity, SealKey};
+use holdfast_identity::{PeerIdentity, Role, SealKey};
 use holdfast_model::delivery::Delivery;
 use holdfast_model::{EnvId, InstanceId};
 use holdfast_store::{SecretViews, Views};
@@ -142,7 +142,12 @@ async fn i09_a_node_gets_what_its_own_instances_need_and_nothing_else() {
     assert_eq!((registry.user.reveal(), registry.password.reveal()), (&b"robot"[..], CANARY.as_bytes()));
     assert!(SealKey::generate().open(&sealed).is_err(), "sealed to this node alone");
 
-    // An edge, and an instance that is nobody's, are answered alike; a recipient that is none is refused.
+    // Another node, an edge, and an instance that is nobody's are answered alike; a recipient that is none is refused.
+    let joiner = json!({"name": "n2", "capacity": {"memory_mib": 4096, "cpu_milli": 4000}});
+    let other = enrolled(&rig, "node", joiner).await;
+    let other = PeerIdentity::new(&rig.service.cluster.to_string(), Role::Node, &other).unwrap();
+    let stolen = asks(&rig, &other, instance, &key).await;
+    assert_eq!(stolen.status, StatusCode::NOT_FOUND, "{}", stolen.text);
     let absent = asks(&rig, &peer, InstanceId::from_bits(1), &key).await;
     let from_edge = asks(&rig, &edge(&rig).await, instance, &key).await;
     assert_eq!((absent.status, from_edge.status), (StatusCode::NOT_FOUND, StatusCode::NOT_FOUND));

@@ -1,5 +1,6 @@
 //! The command lines of people who run the cluster.
 
+use super::tenant::Wait;
 use clap::{Args, Subcommand, ValueEnum};
 use holdfast_jail::ids::{COUNT_DEFAULT, FIRST_DEFAULT};
 use holdfast_metrics::Listen;
@@ -53,6 +54,16 @@ Example, for a member whose disk is lost:
         /// To whom, by name or id; to any voter that answers when nothing is said.
         member: Option<String>,
     },
+    /// Show to which key members seal, and how much is still sealed to an earlier one.
+    Sealing,
+    /// Make a new sealing key for the cluster, and seal every env's and org's key anew to it; nothing stops meanwhile.
+    #[command(after_help = "\
+Every member must be there to take the new key. See docs/ops/secrets.md.
+
+Example:
+  holdfast server rotate-sealing
+  holdfast events --limit 5")]
+    RotateSealing(Wait),
     /// Check every row, the event chain and a replay: on every running member, or in the folder of a stopped one.
     Verify(Verify),
     /// Make the views of a stopped member anew from its events; refuses when they lead elsewhere.

@@ -24,6 +24,7 @@ pub(crate) mod releases;
 pub(crate) mod rollout;
 pub(crate) mod route;
 pub(crate) mod scale;
+pub(crate) mod sealing;
 pub(crate) mod secret_text;
 pub(crate) mod secrets;
 pub(crate) mod status;

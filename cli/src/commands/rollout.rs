@@ -143,14 +143,14 @@ fn images(deployment: &Deployment, shown: &[InstanceStatus]) -> String {
 }
 
 /// A spinner where somebody watches; elsewhere a line for each change.
-struct Progress {
+pub(crate) struct Progress {
     output: Output,
     bar: Option<ProgressBar>,
     last: String,
 }
 
 impl Progress {
-    fn new(output: Output) -> Self {
+    pub(crate) fn new(output: Output) -> Self {
         let bar = output.watched.then(|| {
             let bar = ProgressBar::new_spinner();
             if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed:>4} {msg}") {
@@ -163,7 +163,7 @@ impl Progress {
     }
 
     /// `more` changes often: who does not watch is not told.
-    fn say(&mut self, line: &str, more: &str) {
+    pub(crate) fn say(&mut self, line: &str, more: &str) {
         match &self.bar {
             Some(bar) => bar.set_message(format!("{line}{more}")),
             None if line != self.last => self.output.remark(line),
@@ -172,7 +172,7 @@ impl Progress {
         line.clone_into(&mut self.last);
     }
 
-    fn clear(&self) {
+    pub(crate) fn clear(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
             self.output.remark(&self.last);

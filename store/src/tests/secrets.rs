@@ -318,13 +318,20 @@ fn old_versions_go_with_what_only_they_had_unless_something_runs_with_them() {
     assert_eq!((numbers.len(), numbers[0], numbers[1]), (SECRET_VERSIONS_KEPT + 1, 1, 24));
     assert_eq!(sealed_rows(&world, a.env), SECRET_VERSIONS_KEPT + 1);
     world.check();
+    let b = world.tenant("other", 11);
+    seal_for(&mut world, &b);
+    world.tenant_asks(&b, set(b.env, 41, &["A"], &[])).unwrap();
     world.tenant_asks(&a, Command::DeleteApp { app: a.app, expected_version: None }).unwrap();
     let view = world.view();
-    assert_eq!(sealed_rows(&world, a.env), 0);
+    assert_eq!(
+        (sealed_rows(&world, a.env), sealed_rows(&world, b.env)),
+        (0, 1),
+        "its own rows and no others"
+    );
     assert!(view.envelope(SealOwner::Env(a.env)).unwrap().is_none());
     assert!(view.secret_versions(a.env).unwrap().is_empty());
-    for table in [Table::SecretVersion, Table::SecretHead, Table::DeploymentSecrets] {
-        assert!(view.scan(&key(table, &[]), None, 10).unwrap().is_empty(), "{table:?}");
+    for (table, left) in [(Table::SecretVersion, 1), (Table::SecretHead, 1), (Table::DeploymentSecrets, 0)] {
+        assert_eq!(view.scan(&key(table, &[]), None, 10).unwrap().len(), left, "{table:?}");
     }
     world.check();
 }
