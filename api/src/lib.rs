@@ -24,6 +24,7 @@ mod membership;
 pub mod openapi;
 pub mod peers;
 pub mod problem;
+pub mod registries;
 mod request;
 mod routes;
 mod sealing;

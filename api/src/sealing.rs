@@ -11,12 +11,12 @@ use data_encoding::BASE64;
 use holdfast_identity::{KeyRing, KeyRingError, SealError, SealKey, SealTo};
 use holdfast_model::api::{NodeSecrets, SealingKeys, SealingStatus};
 use holdfast_model::delivery::{ClearCredential, ClearKey, ClearSecret, Delivery};
-use holdfast_model::resource::{Instance, Member};
+use holdfast_model::resource::Member;
 use holdfast_model::sealed::{
     CredentialOwner, Envelope, Recipient, RegistryHost, SealOwner, SealedBytes, SealedSecret, SecretVersion,
 };
 use holdfast_model::secrets::{Bundle, SecretValue};
-use holdfast_model::{Code, Command, NodeId, SecretKey};
+use holdfast_model::{AppId, Code, Command, NodeId, OrgId, SecretKey};
 use holdfast_store::{ENVELOPES_PAGE, SecretViews, View, Views};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -145,7 +145,7 @@ pub(crate) async fn seal_secrets<'a>(
 /// A registry credential, sealed, and to whom.
 pub(crate) async fn seal_credential(
     service: &Service,
-    org: holdfast_model::OrgId,
+    org: OrgId,
     clear: &ClearCredential,
 ) -> Result<(Recipient, SealedBytes), Refusal> {
     let recipient = owners_recipient(service, SealOwner::Org(org)).await?;
@@ -176,19 +176,18 @@ pub(crate) fn open_bundle(
     Ok(bundle)
 }
 
-/// What the registry of an instance's image asks for, if the app or its org has it.
-fn open_credential(
+/// What a registry asks for, if the app or its org has it; the app's goes first.
+pub(crate) fn open_credential(
     service: &Service,
     view: &View,
-    instance: &Instance,
+    (app, org): (AppId, OrgId),
+    host: &RegistryHost,
 ) -> Result<Option<ClearCredential>, Refusal> {
-    let Some(release) = view.release(instance.release)? else { return Ok(None) };
-    let Some(host) = RegistryHost::of_repository(&release.image.repository) else { return Ok(None) };
-    for owner in [CredentialOwner::App(instance.app), CredentialOwner::Org(instance.org)] {
-        let Some(sealed) = view.sealed_credential(owner, &host)? else { continue };
-        let key = owners_key(service, view, SealOwner::Org(instance.org))?;
+    for owner in [CredentialOwner::App(app), CredentialOwner::Org(org)] {
+        let Some(sealed) = view.sealed_credential(owner, host)? else { continue };
+        let key = owners_key(service, view, SealOwner::Org(org))?;
         let clear: ClearCredential = open(&key, &sealed)?;
-        return if clear.owner == owner && clear.host == host { Ok(Some(clear)) } else { Err(misplaced()) };
+        return if clear.owner == owner && clear.host == *host { Ok(Some(clear)) } else { Err(misplaced()) };
     }
     Ok(None)
 }
@@ -212,7 +211,11 @@ pub(crate) fn deliver(
             Some(SecretValue::new(open_bundle(service, view, &version)?.to_file()))
         }
     };
-    let registry = open_credential(service, view, &found)?;
+    let release = view.release(found.release)?;
+    let registry = match release.and_then(|r| RegistryHost::of_repository(&r.image.repository)) {
+        Some(host) => open_credential(service, view, (found.app, found.org), &host)?,
+        None => None,
+    };
     if file.is_none() && registry.is_none() {
         return Ok(NodeSecrets { version, sealed: None });
     }

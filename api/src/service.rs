@@ -124,6 +124,8 @@ pub struct Service {
     pub seed: SecretSeed,
     /// The keys that open what is sealed to the cluster; a simulated member has none.
     pub keys: Option<Arc<KeyRing>>,
+    /// The registries that it asks for people who deploy; none in a simulation.
+    pub registries: Option<crate::registries::Inquiries>,
     /// How this member reaches the API of others.
     pub peers: crate::peers::Peers,
     /// Becomes true when the member stops: streams end.

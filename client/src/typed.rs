@@ -9,13 +9,13 @@ use holdfast_model::api::{
     Answer, ClusterStatus, ConfirmRemovals, CreateApp, CreateDeployment, CreateEnrolment, CreateEnv,
     CreateExecGrant, CreateOrg, CreateRelease, CreateRoute, CreateToken, CreatedEnrolment, CreatedExecGrant,
     CreatedToken, Done, EdgeStatus, InstanceStatus, Leader, NodeStatus, Page, RebuildViews, RebuiltViews,
-    RevealSecrets, RevealedSecrets, RollBackSecrets, Scale, SealingStatus, SetRegistryCredential, SetSecrets,
-    TokenView, TransferLeader, Verification, WhoAmI,
+    ResolveImage, RevealSecrets, RevealedSecrets, RollBackSecrets, Scale, SealingStatus,
+    SetRegistryCredential, SetSecrets, TokenView, TransferLeader, Verification, WhoAmI,
 };
 use holdfast_model::exec::ExecGrant;
 use holdfast_model::limits::PAGE_MAX;
 use holdfast_model::logs::{LogRecord, LogStart};
-use holdfast_model::resource::{App, Deployment, Env, Org, Release, Route};
+use holdfast_model::resource::{App, Deployment, Env, Image, Org, Release, Route};
 use holdfast_model::sealed::{CredentialOwner, RegistryCredential, RegistryHost, SecretVersion};
 use holdfast_model::volume::Volume;
 use holdfast_model::{
@@ -306,6 +306,11 @@ impl Client {
         host: &RegistryHost,
     ) -> Result<Done, ClientError> {
         self.delete(&format!("{}/{}", registries(owner), encoded(host.as_str()))).await
+    }
+
+    /// The image that a reference to a private registry names, asked for with the credential that is kept.
+    pub async fn resolve_image(&self, app: AppId, body: &ResolveImage) -> Result<Answer<Image>, ClientError> {
+        self.post(&format!("/v1/apps/{app}/images/resolve"), body).await
     }
 
     /// To whom members seal, and what is still sealed to an earlier key.

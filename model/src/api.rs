@@ -653,6 +653,14 @@ pub struct SetRegistryCredential {
     pub password: SecretValue,
 }
 
+/// Asks a private registry, with the credential that is kept for it, which image a reference names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ResolveImage {
+    /// As in `registry.example/team/shop:v1`.
+    pub reference: String,
+}
+
 /// How sealing stands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SealingStatus {

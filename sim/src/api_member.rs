@@ -63,6 +63,7 @@ impl ApiMember {
             seed: SecretSeed::of(&cluster.authority),
             // Sealing draws randomness that no seed gives.
             keys: None,
+            registries: None,
             peers: Peers::new(dialling, name),
             authority: Arc::clone(&cluster.authority),
             stopping: stopping.clone(),

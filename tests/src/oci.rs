@@ -4,7 +4,7 @@
 //! digest on any machine. [`Registry`] runs Debian's `docker-registry` on a loopback port; [`webapp`] builds the
 //! image of the demo's app. For tests and the demo only: it speaks plain HTTP, to loopback.
 
-mod registry;
+pub mod registry;
 pub mod webapp;
 
 use std::collections::BTreeMap;
@@ -13,10 +13,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
-use data_encoding::HEXLOWER;
+use data_encoding::{BASE64, HEXLOWER};
 use flate2::{Compression, GzBuilder};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::header::{CONTENT_TYPE, LOCATION};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, LOCATION};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
@@ -225,13 +225,17 @@ pub struct Pusher {
     http: Client<hyper_util::client::legacy::connect::HttpConnector, Full<Bytes>>,
     host: String,
     repository: String,
+    /// The header of a login.
+    authorization: Option<String>,
 }
 
 impl Pusher {
-    /// `host` is `address:port`.
+    /// `host` is `address:port`, with `user:password@` in front for a private registry.
     pub fn new(host: &str, repository: &str) -> Pusher {
         let http = Client::builder(TokioExecutor::new()).build_http();
-        Pusher { http, host: host.to_owned(), repository: repository.to_owned() }
+        let (login, host) = host.rsplit_once('@').map_or((None, host), |(login, host)| (Some(login), host));
+        let authorization = login.map(|login| format!("Basic {}", BASE64.encode(login.as_bytes())));
+        Pusher { http, host: host.to_owned(), repository: repository.to_owned(), authorization }
     }
 
     /// Pushes layers, configuration and manifest, the manifest last.
@@ -303,6 +307,9 @@ impl Pusher {
         let mut request = Request::builder().method(method).uri(target);
         if !content_type.is_empty() {
             request = request.header(CONTENT_TYPE, content_type);
+        }
+        if let Some(authorization) = &self.authorization {
+            request = request.header(AUTHORIZATION, authorization);
         }
         let request = request.body(Full::new(body.clone())).map_err(|error| fail(error.to_string()))?;
         let exchange = async {

@@ -20,9 +20,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use flaky_proxy::FlakyProxy;
 use holdfast_node::image::{
-    Digest, ImageCache, ImageError, ImageRef, LayerError, Limits, ManifestError, Progress, RegistryClient,
-    RegistryError, RootImage,
+    Digest, ImageCache, ImageError, ImageRef, LayerError, Limits, Login, ManifestError, Progress,
+    RegistryClient, RegistryError, RootImage,
 };
+use holdfast_tests::oci::registry::{PASSWORD, USER};
 use holdfast_tests::oci::{
     Layer, LayerFile, PushedImage, Pusher, Registry, RunConfig, architecture, config_file, digest_of,
     manifest_of, push_files,
@@ -518,5 +519,38 @@ async fn a_layer_error_says_what_is_wrong() {
             assert_eq!((layer.to_string(), path.as_str()), (digest_of(&layers[1].blob), "dev/null"));
         }
         other => panic!("{other:?}"),
+    }
+}
+
+fn denied<T>(result: Result<T, ImageError>) -> bool {
+    matches!(result, Err(ImageError::Registry(RegistryError::Denied { status: 401, .. })))
+}
+
+#[tokio::test]
+async fn a_private_registry_gives_to_its_login_and_to_nobody_after_it() {
+    let registry = Registry::start_private().await.unwrap();
+    let files = [LayerFile::regular("data", 0o644, "mine")];
+    let (host, config) = (registry.host_with_login(), RunConfig::default());
+    let pushed = push_files(&host, "private", "v1", &files, &config).await.unwrap();
+    let named: ImageRef = format!("{}/private:v1", registry.host()).parse().unwrap();
+    let with = |password: &str| named.with_login(Some(Login::new(USER.as_bytes(), password.as_bytes())));
+
+    let client = RegistryClient::new(Limits::default()).unwrap();
+    assert!(denied(client.resolve(&named).await));
+    assert!(denied(client.resolve(&with("another")).await));
+    let resolved = client.resolve(&with(PASSWORD)).await.unwrap();
+    assert_eq!(resolved.digest.to_string(), pushed.digest);
+    assert!(denied(client.resolve(&named).await), "what one login opened stays shut to who has none");
+
+    let folder = TempDir::new().unwrap();
+    let cache = cache_in(&folder);
+    let pinned = named.with_digest(resolved.digest);
+    assert!(denied(cache.ensure(&pinned, &|_| {}).await));
+    let root = tokio::time::timeout(HANG_GUARD, cache.ensure(&resolved.reference, &|_| {})).await;
+    assert_eq!(root.expect("it hangs").unwrap().digest, resolved.digest);
+    // I10: the cache keeps what was pulled, not by which login.
+    for path in files_below(&folder.path().join("cache")) {
+        let bytes = fs::read(&path).unwrap();
+        assert!(!bytes.windows(PASSWORD.len()).any(|w| w == PASSWORD.as_bytes()), "{}", path.display());
     }
 }

@@ -5,16 +5,17 @@ use super::apps::{app, env, gone, org, vanished};
 use crate::endpoint::{Endpoint, Need, Table};
 use crate::problem::Refusal;
 use crate::request::{Body, Call, created, done, found, page};
-use crate::sealing;
 use crate::service::Service;
+use crate::{registries, sealing};
 use axum::response::Response;
 use holdfast_model::api::{
-    Answer, AskSecrets, Done, NodeSecrets, Page, RevealSecrets, RevealedSecrets, RollBackSecrets,
-    SealingKeys, SealingStatus, SetRegistryCredential, SetSecrets,
+    Answer, AskSecrets, Done, NodeSecrets, Page, ResolveImage, RevealSecrets, RevealedSecrets,
+    RollBackSecrets, SealingKeys, SealingStatus, SetRegistryCredential, SetSecrets,
 };
 use holdfast_model::command::AgentRef;
 use holdfast_model::delivery::ClearCredential;
 use holdfast_model::limits::BODY_BYTES_MAX;
+use holdfast_model::resource::Image;
 use holdfast_model::sealed::{CredentialOwner, RegistryCredential, RegistryHost, SecretVersion};
 use holdfast_model::{Accepted, Command, Digest, EnvId, OrgId, Output, Scope};
 use holdfast_store::{SecretViews, View};
@@ -86,6 +87,16 @@ pub(super) fn add(table: &mut Table<Arc<Service>>) {
             delete_credential,
         );
     }
+    table.add(
+        Endpoint::post(
+            "/v1/apps/{app}/images/resolve",
+            Need::Scope(Scope::ReleasesWrite),
+            "Ask a private registry, with the kept credential, which image a reference names",
+        )
+        .body::<ResolveImage>()
+        .answers::<Answer<Image>>(200),
+        resolve_image,
+    );
     let sealing = "/v1/cluster/sealing";
     table.add(
         Endpoint::get(sealing, Need::Operator(Scope::ClusterRead), "To whom members seal, and what is left")
@@ -233,6 +244,13 @@ async fn delete_credential(call: Call) -> Result<Response, Refusal> {
     let host: RegistryHost = call.id("host", "registry credential")?;
     let command = Command::DeleteRegistryCredential { owner, host };
     Ok(done(call.service.propose(call.caller.request(), command).await?.revision))
+}
+
+async fn resolve_image(call: Call, Body(body): Body<ResolveImage>) -> Result<Response, Refusal> {
+    let view = call.view().await?;
+    let app = app(&call, &view, call.id("app", "app")?)?;
+    let (owner, revision) = ((app.id, app.org), view.revision());
+    Ok(found(revision, registries::resolve(&call.service, view, owner, body.reference).await?))
 }
 
 async fn sealing_status(call: Call) -> Result<Response, Refusal> {

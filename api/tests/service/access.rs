@@ -41,6 +41,11 @@ fn paths_of(tenant: &Tenant) -> Vec<(Method, String, Option<Value>)> {
         (Method::GET, format!("/v1/orgs/{org}/registries"), None),
         (Method::POST, format!("/v1/apps/{app}/registries"), Some(credential)),
         (Method::DELETE, format!("/v1/apps/{app}/registries/registry.test"), None),
+        (
+            Method::POST,
+            format!("/v1/apps/{app}/images/resolve"),
+            Some(json!({"reference": "registry.test/a:b"})),
+        ),
     ]
 }
 

@@ -142,6 +142,9 @@ pub(crate) struct ServerRun {
     /// Serve metrics for Prometheus here: an address and port, or unix:/path/of/a/socket.
     #[arg(long, value_name = "PLACE")]
     pub(crate) metrics: Option<Listen>,
+    /// Ask registries on this machine's loopback, too, which images tags name: for a cluster on one machine.
+    #[arg(long)]
+    pub(crate) loopback_registries: bool,
 }
 
 /// `holdfast server list`.

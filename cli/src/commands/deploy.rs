@@ -29,7 +29,7 @@ pub(crate) async fn run(session: &Session, arguments: Deploy) -> Result<(), Fail
     }
     check_counts(&manifest, &arguments)?;
     let env = session.env_of(&app).await?;
-    let image = image::resolve(reference).await?;
+    let image = image::resolve(session, app.id, reference).await?;
     let body = CreateRelease { image, manifest: text };
     let release = session.client.create_release(env.id, &body).await?.item;
     session

@@ -127,7 +127,8 @@ impl Cluster {
             ("api".into(), member.api.to_string()),
             ("raft".into(), member.raft.to_string()),
         ]);
-        self.start(&member.name, "server", words(&["server", "run", "--data-dir", &folder]), addresses)
+        let run = words(&["server", "run", "--loopback-registries", "--data-dir", &folder]);
+        self.start(&member.name, "server", run, addresses)
     }
 
     /// Writes the CA certificate and a login for the CLI, once a member shows the certificate.

@@ -8,6 +8,7 @@ mod folder;
 mod init;
 mod join;
 pub(crate) mod offline;
+mod registries;
 mod run;
 
 pub(crate) use init::init;

@@ -2,6 +2,7 @@
 
 use super::folder::{Folder, MemberFile};
 use super::init::self_issued;
+use super::registries::Asker;
 use crate::args::operator::ServerRun;
 use crate::failure::{Failure, with_sources};
 use crate::metrics;
@@ -9,6 +10,7 @@ use arc_swap::ArcSwap;
 use futures::FutureExt;
 use holdfast_api::contacts::Contacts;
 use holdfast_api::peers::Peers;
+use holdfast_api::registries::Inquiries;
 use holdfast_api::service::{SecretSeed, Service};
 use holdfast_api::{clockwork, router, server};
 use holdfast_identity::{
@@ -58,6 +60,7 @@ pub(crate) async fn run(arguments: ServerRun) -> Result<(), Failure> {
         exec: Arc::default(),
         seed: SecretSeed::of(&authority),
         keys: Some(Arc::new(folder.sealing_keys()?)),
+        registries: Some(Inquiries::new(Arc::new(Asker::new(arguments.loopback_registries)?))),
         peers: peers(&authority, &credential, &member)?,
         authority: Arc::clone(&authority),
         stopping: stopping.clone(),

@@ -103,6 +103,11 @@ impl ImageRef {
         ImageRef { login, ..self.clone() }
     }
 
+    /// Whether its registry is on this machine's own loopback.
+    pub fn is_on_loopback(&self) -> bool {
+        is_loopback(&self.host)
+    }
+
     /// The registry's host, with its port if one was written.
     pub fn host(&self) -> &str {
         &self.host

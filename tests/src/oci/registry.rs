@@ -10,6 +10,12 @@ use super::OciError;
 
 const PROGRAM: &str = "docker-registry";
 const PACKAGE: &str = "docker-registry";
+/// Whom a private registry lets in, and by what.
+pub const USER: &str = "robot";
+/// The password of [`USER`].
+pub const PASSWORD: &str = "canary-registry-41c7";
+/// What a private registry knows of [`PASSWORD`]: bcrypt, the one form that it reads.
+const HTPASSWD: &str = "robot:$2y$05$abcdefghijklmnopqrstuu/7yNUfxyVxXOmtBA0n9Xz3lyf0TMCnW\n";
 /// For the registry to listen, at most: a guard against hanging.
 const START_TIME_MAX: Duration = Duration::from_secs(60);
 const POLL_TIME: Duration = Duration::from_millis(20);
@@ -27,10 +33,19 @@ pub struct Registry {
 impl Registry {
     /// Starts a registry with storage in a temporary folder.
     pub async fn start() -> Result<Registry, OciError> {
+        Self::start_with("").await
+    }
+
+    /// The same, for [`USER`] with [`PASSWORD`] alone.
+    pub async fn start_private() -> Result<Registry, OciError> {
+        Self::start_with("auth:\n  htpasswd:\n    realm: private\n    path: htpasswd\n").await
+    }
+
+    async fn start_with(auth: &str) -> Result<Registry, OciError> {
         let folder =
             tempfile::tempdir().map_err(|source| OciError::File { path: std::env::temp_dir(), source })?;
         let log = folder.path().join("registry.log");
-        let child = spawn(folder.path(), &log)?;
+        let child = spawn(folder.path(), &log, auth)?;
         // From here on a failure drops the handle, which ends the process.
         let mut registry = Registry { child, host: String::new(), folder };
         let began_at = Instant::now();
@@ -55,6 +70,11 @@ impl Registry {
         &self.host
     }
 
+    /// The same for [`Pusher`](super::Pusher), with the login of a private registry.
+    pub fn host_with_login(&self) -> String {
+        format!("{USER}:{PASSWORD}@{}", self.host)
+    }
+
     /// Its process.
     pub fn pid(&self) -> u32 {
         self.child.id()
@@ -74,15 +94,17 @@ impl Drop for Registry {
     }
 }
 
-fn spawn(folder: &Path, log: &Path) -> Result<Child, OciError> {
+fn spawn(folder: &Path, log: &Path, auth: &str) -> Result<Child, OciError> {
     let config = folder.join("config.yml");
     let storage = folder.join("storage");
     // Port 0: the kernel chooses a free one, and no other process can take it in between.
     let text = format!(
-        "version: 0.1\nlog:\n  level: info\n  accesslog:\n    disabled: true\nstorage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: 127.0.0.1:0\n",
+        "version: 0.1\nlog:\n  level: info\n  accesslog:\n    disabled: true\nstorage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: 127.0.0.1:0\n{auth}",
         storage.display()
     );
-    fs::write(&config, text).map_err(|source| OciError::File { path: config.clone(), source })?;
+    for (path, text) in [(&config, text.as_str()), (&folder.join("htpasswd"), HTPASSWD)] {
+        fs::write(path, text).map_err(|source| OciError::File { path: path.clone(), source })?;
+    }
     let log_file = |path: &Path| -> io::Result<(File, File)> {
         let file = File::create(path)?;
         Ok((file.try_clone()?, file))
