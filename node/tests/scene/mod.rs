@@ -15,19 +15,27 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use holdfast_client::{Applied, Link, Replica};
+use data_encoding::BASE64;
+use futures::future::BoxFuture;
+use holdfast_client::{Applied, ClientError, Link, Replica};
+use holdfast_identity::SealTo;
 use holdfast_jail::ids::IdRange;
 use holdfast_metrics::Listen;
 use holdfast_model::agent::{Desired, Frame, LogLine, NodeInstance, Stamp};
+use holdfast_model::api::NodeSecrets;
+use holdfast_model::delivery::Delivery;
 use holdfast_model::manifest::{Health, HealthCheck, Resources, Restart, RestartPolicy};
 use holdfast_model::resource::{Image, ImageDigest, InstanceReason, InstanceState};
-use holdfast_model::{ClusterId, Incarnation, InstanceId, Revision};
+use holdfast_model::sealed::Recipient;
+use holdfast_model::secrets::SecretValue;
+use holdfast_model::{ClusterId, Incarnation, InstanceId, NodeId, Revision};
 use holdfast_node::agent::{HostConfig, Node, wipe};
 use holdfast_node::host::{CapacityOverride, VmmChoice};
 use holdfast_node::image::{CACHE_BYTES_MAX, ImageConfig, ImageUser};
 use holdfast_node::logs::Ring;
 use holdfast_node::logs::retention::Retention;
 use holdfast_node::network::Network;
+use holdfast_node::secrets::Source;
 use holdfast_node::status::NodeStatus;
 use holdfast_node::step::Step;
 use tokio::signal::unix::{SignalKind, signal};
@@ -43,6 +51,7 @@ pub(crate) const PORT: u16 = 8080;
 
 /// The cluster of these nodes.
 pub(crate) const CLUSTER: ClusterId = ClusterId::from_bits(1);
+const NODE: NodeId = NodeId::from_bits(2);
 /// Makes this process an agent for the folder that it names.
 const AGENT: &str = "HOLDFAST_TEST_AGENT";
 /// Names an instance that knows [`SECRET`].
@@ -426,6 +435,25 @@ pub(crate) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
+/// A member that has [`SECRET`] for one instance, sealed to who asks.
+struct GivesSecret(InstanceId);
+
+impl Source for GivesSecret {
+    fn ask(
+        &self,
+        _: InstanceId,
+        recipient: Recipient,
+    ) -> BoxFuture<'static, Result<NodeSecrets, ClientError>> {
+        let file = format!("# HOLDFAST_SECRETS_V1\nPASSWORD={SECRET}\n").into_bytes();
+        let file = Some(SecretValue::new(file.into()));
+        let (version, instance) = (1, self.0);
+        let delivery = Delivery { cluster: CLUSTER, node: NODE, instance, version, file, registry: None };
+        let to: SealTo = recipient.0.parse().unwrap();
+        let sealed = to.seal(&postcard::to_stdvec(&delivery).unwrap()).unwrap();
+        Box::pin(async move { Ok(NodeSecrets { version, sealed: Some(BASE64.encode(&sealed)) }) })
+    }
+}
+
 /// In a process that is to be an agent: is one until SIGTERM, and answers `true`.
 pub(crate) fn was_agent() -> bool {
     let Some(data_dir) = std::env::var_os(AGENT) else { return false };
@@ -454,7 +482,7 @@ pub(crate) fn was_agent() -> bool {
         let cut_off = watch::Sender::new(std::env::var_os(CUT_OFF).is_some());
         let node = node.with_cut_off(cut_off.subscribe());
         if let Ok(id) = std::env::var(KNOWS_SECRET) {
-            node.logs().know_secrets(id.parse().unwrap(), [SECRET.as_bytes()]).unwrap();
+            node.secrets().belongs_to(CLUSTER, NODE, Arc::new(GivesSecret(id.parse().unwrap())));
         }
         let replica = Replica::<NodeInstance>::open(&data_dir.join("replica.redb"), CLUSTER).unwrap();
         let link = watch::Sender::new(Link::Down { reason: "this test has no control plane".to_owned() });
