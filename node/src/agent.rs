@@ -40,6 +40,7 @@ use crate::logs::retention::Retention;
 use crate::logs::{LogError, Logs, chain};
 use crate::machine::now_ms;
 use crate::metrics;
+use crate::network::guard::Rate;
 use crate::network::{Network, NetworkError};
 use crate::pulls::PullsFollower;
 use crate::state::{State, StateError};
@@ -99,6 +100,8 @@ pub struct HostConfig {
     pub vmm: VmmChoice,
     /// What it runs in.
     pub jail: JailConfig,
+    /// What goes through each instance's network card.
+    pub rate: Rate,
     /// How much of what instances write is kept.
     pub logs: Retention,
     /// What images may take on the disk, in bytes, as far as nothing needs them.
@@ -235,7 +238,8 @@ impl Node {
         let images =
             ImageCache::open_heard(&data_dir.join("images"), Limits::default(), Arc::clone(&after_step))?
                 .with_bytes_max(config.images_bytes_max);
-        let executor = Executor::new(data_dir, Network::open(data_dir)?, images, vmm, after_step)?;
+        let network = Network::open(data_dir)?.with_rate(config.rate);
+        let executor = Executor::new(data_dir, network, images, vmm, after_step)?;
         Ok(Self {
             data_dir: data_dir.clone(),
             around,
