@@ -69,6 +69,12 @@ pub(crate) enum Failure {
     /// What an agent or a member of this host did failed.
     #[error("{0}")]
     Host(String),
+    /// The doctor found something that must be mended.
+    #[error("{failed} {} failed; see above what each means and how to mend it.", if *failed == 1 { "check" } else { "checks" })]
+    Unwell {
+        /// How many.
+        failed: usize,
+    },
     /// A program in an instance ended with this code.
     #[error("The program ended with exit code {code}.")]
     Program {
@@ -108,7 +114,9 @@ impl Failure {
             Self::Exec { end: ExecEnd::Refused, .. } => exit::CONFLICT,
             Self::Exec { end: ExecEnd::Lost | ExecEnd::ConnectTimeout, .. } => exit::TRANSIENT,
             Self::Exec { .. } => exit::FAILURE,
-            Self::File { .. } | Self::RollOut(_) | Self::Host(_) | Self::Output(_) => exit::FAILURE,
+            Self::File { .. } | Self::RollOut(_) | Self::Host(_) | Self::Unwell { .. } | Self::Output(_) => {
+                exit::FAILURE
+            }
         }
     }
 
@@ -156,6 +164,7 @@ impl Failure {
             Self::WaitTimedOut { .. } => "wait_timed_out".into(),
             Self::Incomplete(_) => "incomplete".into(),
             Self::Host(_) => "host".into(),
+            Self::Unwell { .. } => "unwell".into(),
             Self::Program { .. } => "program_failed".into(),
             Self::Exec { end, .. } => format!("exec_{end}"),
             Self::Output(_) => "output".into(),
