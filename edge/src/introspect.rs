@@ -5,10 +5,10 @@
 
 use crate::edge::Edge;
 use crate::metrics::MetricsSnapshot;
+use crate::own_socket;
 use holdfast_client::Link;
 use holdfast_model::agent::{Held, ProxyProtocol, Stamp};
 use holdfast_model::{Hostname, InstanceId, RouteId};
-use rustix::fs::{Mode, chmod};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
@@ -213,16 +213,7 @@ pub async fn read_status(data_dir: &Path) -> Result<EdgeStatus, StatusError> {
 /// Makes the socket, in place of one that an earlier process left.
 pub(crate) fn bind(data_dir: &Path) -> Result<UnixListener, StatusError> {
     let path = data_dir.join(STATUS_SOCKET);
-    let bind = || {
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let socket = UnixListener::bind(&path)?;
-        chmod(&path, Mode::RUSR | Mode::WUSR)?;
-        Ok(socket)
-    };
-    bind().map_err(|source| StatusError::Bind { path: path.clone(), source })
+    own_socket::bind(&path).map_err(|source| StatusError::Bind { path, source })
 }
 
 /// Answers whoever connects, until `stop`.

@@ -26,6 +26,7 @@ pub mod in_force;
 pub mod introspect;
 pub mod listeners;
 pub mod metrics;
+mod own_socket;
 pub mod pipe;
 pub mod probe;
 pub mod process;

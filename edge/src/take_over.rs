@@ -10,9 +10,9 @@
 //! The conversation: the new one connects; the old one sends an [`Offer`] as one line of JSON, then its sockets in the
 //! order in which the offer lists them; the new one answers with one byte. The socket is for the edge's own user alone.
 
+use crate::own_socket;
 use holdfast_model::agent::Stamp;
 use rustix::cmsg_space;
-use rustix::fs::{Mode, chmod};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
@@ -180,16 +180,7 @@ impl Door {
     /// [`TakeOverError::Socket`].
     pub fn open(data_dir: &Path) -> Result<Self, TakeOverError> {
         let path = data_dir.join(TAKE_OVER_SOCKET);
-        let open = || {
-            match std::fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            let listener = UnixListener::bind(&path)?;
-            chmod(&path, Mode::RUSR | Mode::WUSR)?;
-            Ok(listener)
-        };
-        match open() {
+        match own_socket::bind(&path) {
             Ok(listener) => Ok(Self { listener }),
             Err(source) => Err(TakeOverError::Socket { path, source }),
         }
@@ -264,9 +255,8 @@ async fn send(
 async fn receive(stream: &UnixStream) -> Result<(Offer, Vec<OwnedFd>), TakeOverError> {
     let mut heard = Heard::default();
     loop {
-        if let Some(offer) = heard.offer()?
-            && heard.sockets.len() >= offer.listening.len()
-        {
+        heard.parse()?;
+        if let Some(offer) = heard.offer.take_if(|offer| heard.sockets.len() >= offer.listening.len()) {
             if heard.sockets.len() > offer.listening.len() {
                 return Err(TakeOverError::Malformed(None));
             }
@@ -284,7 +274,8 @@ async fn receive(stream: &UnixStream) -> Result<(Offer, Vec<OwnedFd>), TakeOverE
 struct Heard {
     bytes: Vec<u8>,
     sockets: Vec<OwnedFd>,
-    parsed: Option<Offer>,
+    /// Once its line is complete.
+    offer: Option<Offer>,
 }
 
 impl Heard {
@@ -310,9 +301,8 @@ impl Heard {
         Ok(())
     }
 
-    /// The offer, once its line is complete.
-    fn offer(&mut self) -> Result<Option<Offer>, TakeOverError> {
-        if self.parsed.is_none()
+    fn parse(&mut self) -> Result<(), TakeOverError> {
+        if self.offer.is_none()
             && let Some(end) = self.bytes.iter().position(|byte| *byte == b'\n')
         {
             let offer: Offer = serde_json::from_slice(&self.bytes[..end])
@@ -320,8 +310,8 @@ impl Heard {
             if offer.version != VERSION {
                 return Err(TakeOverError::Malformed(None));
             }
-            self.parsed = Some(offer);
+            self.offer = Some(offer);
         }
-        Ok(self.parsed.clone())
+        Ok(())
     }
 }
