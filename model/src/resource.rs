@@ -482,6 +482,13 @@ pub struct Node {
     pub created_at: Timestamp,
 }
 
+impl Node {
+    /// Whether new instances may be placed on it, as far as it is the node that decides.
+    pub const fn takes_instances(&self) -> bool {
+        matches!(self.state, NodeState::Active) && self.silent_since.is_none()
+    }
+}
+
 /// A host that routes public traffic.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Edge {

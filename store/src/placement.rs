@@ -2,7 +2,7 @@
 
 use crate::views::NodeLoad;
 use holdfast_model::limits::{CPU_OVERCOMMIT_MILLI, VMM_OVERHEAD_MIB};
-use holdfast_model::resource::{Node, NodeState, Unschedulable};
+use holdfast_model::resource::{Node, Unschedulable};
 use std::cmp::Reverse;
 
 /// A node, as placement sees it.
@@ -30,10 +30,6 @@ pub(crate) struct Need {
 }
 
 impl Candidate {
-    const fn takes_any(&self) -> bool {
-        matches!(self.node.state, NodeState::Active) && self.node.silent_since.is_none()
-    }
-
     fn has_memory(&self, need: Need) -> bool {
         let memory = self.load.memory_mib.saturating_add(need.memory_mib).saturating_add(VMM_OVERHEAD_MIB);
         memory <= self.node.capacity.memory_mib
@@ -56,15 +52,15 @@ impl Candidate {
 /// The index of the node that takes the instance: the one with the fewest of the same process, then the fewest recent
 /// failures, the fewest of the same org, the most free memory, and the least id.
 pub(crate) fn choose(candidates: &[Candidate], need: Need) -> Result<usize, Unschedulable> {
-    if !candidates.iter().any(Candidate::takes_any) {
+    if !candidates.iter().any(|c| c.node.takes_instances()) {
         return Err(Unschedulable::NoNodesActive);
     }
-    let fitting = candidates.iter().enumerate().filter(|(_, c)| c.takes_any() && c.takes(need));
+    let fitting = candidates.iter().enumerate().filter(|(_, c)| c.node.takes_instances() && c.takes(need));
     fitting
         .min_by_key(|(_, c)| (c.same_process, c.failures, c.same_org, Reverse(c.free_milli()), c.node.id))
         .map(|(index, _)| index)
         .ok_or_else(|| {
-            let has_memory = candidates.iter().any(|c| c.takes_any() && c.has_memory(need));
+            let has_memory = candidates.iter().any(|c| c.node.takes_instances() && c.has_memory(need));
             if has_memory { Unschedulable::NoCapacityCpu } else { Unschedulable::NoCapacityMemory }
         })
 }
@@ -74,6 +70,7 @@ mod tests {
     use super::*;
     use holdfast_model::node_prefix::ClusterPrefix;
     use holdfast_model::resource::Capacity;
+    use holdfast_model::resource::NodeState;
     use holdfast_model::{NodeId, Revision, Timestamp};
 
     fn candidate(id: u128, memory_mib: u64, used_mib: u64) -> Candidate {

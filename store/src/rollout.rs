@@ -146,8 +146,7 @@ fn expire_starts(draft: &mut Draft<'_>, env: &Env) -> Result<(), StoreError> {
         if !waiting || now.since(instance.created_at) <= INSTANCE_START_MS_MAX {
             continue;
         }
-        let node = required(draft.node(instance.node)?, "a node")?;
-        if node.silent_since.is_some() {
+        if is_silent(draft, &instance)? {
             continue;
         }
         if volumes::has_any(draft, &instance)? {
@@ -158,6 +157,11 @@ fn expire_starts(draft: &mut Draft<'_>, env: &Env) -> Result<(), StoreError> {
         }
     }
     Ok(())
+}
+
+/// Whether nobody hears from the node of an instance.
+fn is_silent(draft: &Draft<'_>, instance: &Instance) -> Result<bool, StoreError> {
+    Ok(required(draft.node(instance.node)?, "a node")?.silent_since.is_some())
 }
 
 fn failure_of(draft: &Draft<'_>, deployment: &Deployment) -> Option<DeploymentFailure> {
@@ -308,8 +312,7 @@ impl<'a> Roll<'a> {
     /// whose node is silent goes on: no other could start there before that node is back.
     fn drain_old(&self, draft: &mut Draft<'_>, fleet: &mut Fleet) -> Result<(), StoreError> {
         for instance in std::mem::take(&mut fleet.old) {
-            let silent = required(draft.node(instance.node)?, "a node")?.silent_since.is_some();
-            if silent && !self.leaving.contains(&instance.node) {
+            if is_silent(draft, &instance)? && !self.leaving.contains(&instance.node) {
                 fleet.old.push(instance);
             } else {
                 self.drain(draft, &instance)?;
@@ -329,7 +332,7 @@ impl<'a> Roll<'a> {
             return Ok(None);
         }
         for instance in &fleet.new {
-            if required(draft.node(instance.node)?, "a node")?.silent_since.is_some() {
+            if is_silent(draft, instance)? {
                 return Ok(Some(Unschedulable::VolumeLocality));
             }
         }

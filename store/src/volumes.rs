@@ -8,7 +8,7 @@ use crate::error::StoreError;
 use crate::overlay::{Draft, Filing};
 use crate::views::{Views, required};
 use holdfast_model::manifest::{Manifest, Process};
-use holdfast_model::resource::{Env, Instance, Node, NodeState, Release, Unschedulable};
+use holdfast_model::resource::{Env, Instance, Release, Unschedulable};
 use holdfast_model::volume::{NodeVolume, Volume};
 use holdfast_model::{Aggregate, EnvId, EventPayload, NodeId, VolumeId};
 
@@ -55,7 +55,7 @@ pub(crate) fn missing(
 
 /// Whether an instance has any volume.
 pub(crate) fn has_any(views: &impl Views, instance: &Instance) -> Result<bool, StoreError> {
-    Ok(views.volumes(instance.env)?.iter().any(|volume| volume.is_of(instance.id)))
+    Ok(!views.volumes_of(instance)?.is_empty())
 }
 
 /// Where a process with mounts can be placed, and what it would get.
@@ -90,7 +90,7 @@ pub(crate) fn wanted(
         wanted.volumes.push(volume);
     }
     if let Some(home) = wanted.home
-        && draft.node(home)?.is_none_or(|node| !takes_instances(&node))
+        && draft.node(home)?.is_none_or(|node| !node.takes_instances())
     {
         return Ok(Err(Unschedulable::VolumeLocality));
     }
@@ -98,10 +98,6 @@ pub(crate) fn wanted(
         return Ok(Err(Unschedulable::VolumeInUse));
     }
     Ok(Ok(wanted))
-}
-
-fn takes_instances(node: &Node) -> bool {
-    node.state == NodeState::Active && node.silent_since.is_none()
 }
 
 /// Gives volumes that nobody has to an instance that was just placed.

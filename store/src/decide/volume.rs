@@ -12,9 +12,6 @@ use std::collections::BTreeSet;
 
 /// Refuses a release whose volumes its env cannot have: too large for what is there, or beyond the org's quota.
 pub(super) fn check_declared(draft: &Draft<'_>, env: &Env, release: &Release) -> Result<(), Refusal> {
-    if release.manifest.volumes.is_empty() {
-        return Ok(());
-    }
     for (name, declared) in &release.manifest.volumes {
         let Some(volume) = draft.volume_by_name(env.id, name)? else { continue };
         if declared.size_mib > volume.size_mib {
@@ -26,16 +23,19 @@ pub(super) fn check_declared(draft: &Draft<'_>, env: &Env, release: &Release) ->
         }
     }
     let missing = volumes::missing(draft, env.id, &release.manifest)?;
+    if missing.is_empty() {
+        return Ok(());
+    }
     let has = draft.org_volumes(env.org)?;
     let count = has.len() + missing.len();
-    if !missing.is_empty() && count > VOLUMES_ORG_MAX {
+    if count > VOLUMES_ORG_MAX {
         let message =
             format!("The org may have {VOLUMES_ORG_MAX} volumes and would have {count}: delete some.");
         return Err(refuse(Code::QuotaExceeded, message));
     }
     let sizes = has.iter().map(|v| v.size_mib).chain(missing.iter().map(|(_, v)| v.size_mib));
     let size_mib = sizes.fold(0u64, u64::saturating_add);
-    if !missing.is_empty() && size_mib > VOLUMES_ORG_MIB_MAX {
+    if size_mib > VOLUMES_ORG_MIB_MAX {
         let message = format!(
             "The org's volumes may have {VOLUMES_ORG_MIB_MAX} MiB in all and would have {size_mib}: delete some."
         );
