@@ -9,7 +9,6 @@ use holdfast_model::command::AgentRef;
 use holdfast_model::{InstanceId, MemberId, NodeId, RequestId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
@@ -123,14 +122,8 @@ impl Contacts {
                 AgentRef::Node(node) => news.remove(&node).unwrap_or_default(),
                 AgentRef::Edge(_) => NodeNews::default(),
             };
-            match inner.contacts.entry(agent) {
-                Entry::Occupied(known) if known.get().heard >= heard => {}
-                Entry::Occupied(mut known) => {
-                    known.insert(Known { contact, heard, news });
-                }
-                Entry::Vacant(known) => {
-                    known.insert(Known { contact, heard, news });
-                }
+            if inner.contacts.get(&agent).is_none_or(|known| known.heard < heard) {
+                inner.contacts.insert(agent, Known { contact, heard, news });
             }
         }
     }

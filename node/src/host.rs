@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use holdfast_model::agent::Disk;
 use holdfast_model::resource::Capacity;
+use rustix::fs::StatVfs;
 use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
 
@@ -174,10 +175,14 @@ pub fn capacity(set: CapacityOverride) -> Result<Capacity, HostError> {
 
 /// The disk of a folder. Free is what an agent may use, without what is kept for the system.
 pub(crate) fn disk(folder: &Path) -> Option<Disk> {
-    let disk = rustix::fs::statvfs(folder).ok()?;
+    Some(disk_of(&rustix::fs::statvfs(folder).ok()?))
+}
+
+/// What a file system says of its room.
+pub(crate) fn disk_of(said: &StatVfs) -> Disk {
     let mib =
-        |blocks: u64| ((u128::from(blocks) * u128::from(disk.f_frsize)) >> 20).try_into().unwrap_or(u64::MAX);
-    Some(Disk { total_mib: mib(disk.f_blocks), free_mib: mib(disk.f_bavail) })
+        |blocks: u64| ((u128::from(blocks) * u128::from(said.f_frsize)) >> 20).try_into().unwrap_or(u64::MAX);
+    Disk { total_mib: mib(said.f_blocks), free_mib: mib(said.f_bavail) }
 }
 
 fn memory_total_mib(meminfo: &str) -> Option<u64> {

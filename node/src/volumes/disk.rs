@@ -13,6 +13,7 @@ use tokio::process::Command;
 
 use super::record::{self, FORM, Record};
 use super::{Owner, VolumeError};
+use crate::host::disk_of;
 
 /// The file.
 const NAME: &str = "disk.img";
@@ -91,8 +92,8 @@ impl Disk {
         let volume = self.volume;
         let failed = move |action| move |source: io::Error| VolumeError::Disk { volume, action, source };
         let bytes = self.record.size_mib << 20;
-        let free = rustix::fs::fstatvfs(&self.file).map_err(|e| failed("looked at")(e.into()))?;
-        let free_mib = free.f_bavail.saturating_mul(free.f_frsize) >> 20;
+        let said = rustix::fs::fstatvfs(&self.file).map_err(|e| failed("looked at")(e.into()))?;
+        let free_mib = disk_of(&said).free_mib;
         if free_mib < self.record.size_mib {
             return Err(VolumeError::Room { volume, needed_mib: self.record.size_mib, free_mib });
         }
