@@ -201,6 +201,27 @@ impl Cluster {
         self.record.context_file.parent().unwrap_or(Path::new("/"))
     }
 
+    /// Every file in the folder of the cluster.
+    ///
+    /// # Errors
+    /// When a folder in it cannot be read.
+    pub fn files(&self) -> Result<Vec<PathBuf>, ClusterError> {
+        let (mut found, mut folders) = (Vec::new(), vec![self.data_dir().to_owned()]);
+        while let Some(path) = folders.pop() {
+            let entries = std::fs::read_dir(&path).map_err(|source| ClusterError::File { path, source })?;
+            for entry in entries.flatten() {
+                let path = entry.path();
+                match entry.file_type() {
+                    Ok(kind) if kind.is_dir() => folders.push(path),
+                    Ok(kind) if kind.is_file() => found.push(path),
+                    Ok(_) => {}
+                    Err(source) => return Err(ClusterError::File { path, source }),
+                }
+            }
+        }
+        Ok(found)
+    }
+
     /// What `dev.json` says, with the processes as they run now.
     pub fn record(&self) -> &Record {
         &self.record

@@ -4,6 +4,7 @@
 //! digest on any machine. [`Registry`] runs Debian's `docker-registry` on a loopback port; [`webapp`] builds the
 //! image of the demo's app. For tests and the demo only: it speaks plain HTTP, to loopback.
 
+pub mod busybox;
 pub mod registry;
 pub mod webapp;
 

@@ -9,10 +9,9 @@ use holdfast_model::exec::{ExecClass, ExecEnd, ExecInput, ExecOutput, ExecProgra
 use holdfast_model::{EventPayload, InstanceId, Revision, Role, TokenId};
 use holdfast_tests::cluster::{Cluster, Options, binary, signal, wait_for};
 use holdfast_tests::netns;
-use holdfast_tests::oci::{LayerFile, Registry, RunConfig, push_files};
+use holdfast_tests::oci::{Registry, busybox};
 use rustix::process::Signal;
 use serde_json::Value;
-use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
@@ -142,20 +141,9 @@ async fn until_said(stream: &mut Stream, wanted: &str) {
 
 async fn start() -> Tenant {
     let registry = Registry::start().await.unwrap();
-    let busybox = std::fs::read("/bin/busybox").expect("busybox must be installed: run `cargo xtask assets`");
-    let mut files = vec![
-        LayerFile::directory("bin", 0o755),
-        LayerFile::regular("bin/busybox", 0o755, busybox),
-        LayerFile::directory("etc", 0o755),
-        LayerFile::regular("etc/passwd", 0o644, "root:x:0:0::/:/bin/sh\nweb:x:33:33::/srv:/bin/sh\n"),
-        LayerFile::regular("etc/group", 0o644, "root:x:0:\nweb:x:33:\n"),
-    ];
-    for applet in ["sh", "cat", "echo", "id", "pwd", "sleep", "seq", "stty", "tty", "kill"] {
-        files.push(LayerFile::symlink(format!("bin/{applet}"), "busybox"));
-    }
-    let env = BTreeMap::from([("PATH".to_owned(), "/bin".to_owned())]);
-    let config = RunConfig { env, ..RunConfig::default() };
-    let image = push_files(registry.host(), "team/shop", "one", &files, &config).await.unwrap();
+    let account = busybox::Account { name: "web", id: 33, home: "/srv" };
+    let programs = ["sh", "cat", "echo", "id", "pwd", "sleep", "seq", "stty", "tty", "kill"];
+    let image = busybox::push(registry.host(), "team/shop", account, &programs).await.unwrap();
 
     let cluster = Cluster::start(Options::WHOLE).unwrap();
     let operator = cluster.client().unwrap();

@@ -10,7 +10,6 @@ use holdfast_tests::oci::webapp::WebappTls;
 use holdfast_tests::oci::{Registry, webapp};
 use holdfast_tests::{netns, shop};
 use rustix::process::Signal;
-use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Duration;
 
@@ -28,17 +27,6 @@ fn run(cluster: &Cluster, arguments: &[&str]) -> String {
     let output = ask(cluster, arguments);
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
-}
-
-fn files(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(folder).unwrap().flatten() {
-        let kind = entry.file_type().unwrap();
-        if kind.is_dir() {
-            files(&entry.path(), found);
-        } else if kind.is_file() {
-            found.push(entry.path());
-        }
-    }
 }
 
 #[tokio::test]
@@ -94,11 +82,9 @@ async fn i05_i10_a_private_image_is_deployed_by_tag_and_comes_back_without_any_s
     .unwrap_or_else(|e| panic!("{e}\n{}", cluster.log_ends()));
     wait_for("the page, without any server", COME_MAX, || target.get("/").outcome.ok()).unwrap();
 
-    let mut found = Vec::new();
-    files(cluster.data_dir(), &mut found);
     let basic = data_encoding::BASE64.encode(format!("{USER}:{PASSWORD}").as_bytes());
     let encoded = data_encoding::BASE64.encode(PASSWORD.as_bytes());
-    for path in found {
+    for path in cluster.files().unwrap() {
         // What a process removed meanwhile is not at rest.
         let Ok(bytes) = std::fs::read(&path) else { continue };
         for spelling in [PASSWORD, &basic, &encoded] {

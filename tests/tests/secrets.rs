@@ -11,7 +11,6 @@ use holdfast_tests::oci::{Registry, webapp};
 use holdfast_tests::{netns, shop};
 use rustix::process::Signal;
 use std::io::{Seek, Write};
-use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -43,17 +42,6 @@ fn json(cluster: &Cluster, arguments: &[&str]) -> serde_json::Value {
     serde_json::from_str(&run(cluster, &all, None)).unwrap()
 }
 
-fn files(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(folder).unwrap().flatten() {
-        let kind = entry.file_type().unwrap();
-        if kind.is_dir() {
-            files(&entry.path(), found);
-        } else if kind.is_file() {
-            found.push(entry.path());
-        }
-    }
-}
-
 /// Whether one of the spellings stands in the bytes.
 fn holds(bytes: &[u8], spellings: &[Vec<u8>]) -> bool {
     spellings.iter().any(|s| bytes.windows(s.len()).any(|w| w == s.as_slice()))
@@ -67,8 +55,7 @@ fn search(cluster: &Cluster) -> usize {
             [c.as_bytes().to_vec(), BASE64.encode(c.as_bytes()).into(), HEXLOWER.encode(c.as_bytes()).into()]
         })
         .collect();
-    let mut found = Vec::new();
-    files(cluster.data_dir(), &mut found);
+    let mut found = cluster.files().unwrap();
     found.extend(cluster.record().processes.iter().map(|p| p.log_file.clone()));
     for path in &found {
         // What a process removed meanwhile is not at rest.

@@ -4,10 +4,9 @@
 
 use holdfast_tests::cluster::{Cluster, Options, signal, wait_for};
 use holdfast_tests::netns;
-use holdfast_tests::oci::{LayerFile, PushedImage, Registry, RunConfig, push_files};
+use holdfast_tests::oci::{PushedImage, Registry, busybox};
 use rustix::process::Signal;
 use serde_json::Value;
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Output;
 use std::time::Duration;
@@ -40,21 +39,9 @@ size = "32Mi"
 }
 
 async fn image(registry: &Registry) -> PushedImage {
-    let busybox = std::fs::read("/bin/busybox").expect("busybox must be installed: run `cargo xtask assets`");
-    let mut files = vec![
-        LayerFile::directory("bin", 0o755),
-        LayerFile::regular("bin/busybox", 0o755, busybox),
-        LayerFile::directory("etc", 0o755),
-        LayerFile::regular("etc/passwd", 0o644, "root:x:0:0::/:/bin/sh\ndb:x:70:70::/:/bin/sh\n"),
-        LayerFile::regular("etc/group", 0o644, "root:x:0:\ndb:x:70:\n"),
-    ];
-    for applet in ["sh", "cat", "echo", "sleep", "sync"] {
-        files.push(LayerFile::symlink(format!("bin/{applet}"), "busybox"));
-    }
-    let env = BTreeMap::from([("PATH".to_owned(), "/bin".to_owned())]);
-    push_files(registry.host(), "team/db", "one", &files, &RunConfig { env, ..RunConfig::default() })
-        .await
-        .unwrap()
+    let account = busybox::Account { name: "db", id: 70, home: "/" };
+    let programs = ["sh", "cat", "echo", "sleep", "sync"];
+    busybox::push(registry.host(), "team/db", account, &programs).await.unwrap()
 }
 
 struct Tenant {

@@ -2,7 +2,7 @@
 
 use crate::agents::next_frame;
 use crate::harness::scene::{Elsewhere, Tenant, elsewhere, tenant};
-use crate::harness::{HANG, Rig};
+use crate::harness::{HANG, Reply, Rig};
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Method, StatusCode};
@@ -80,6 +80,30 @@ fn chunk(held: &[String], start: LogStart) -> LogChunk {
 }
 
 impl Scene {
+    fn observed(&self, state: InstanceState, reason: Option<InstanceReason>) -> Observation {
+        Observation { instance: self.instance.parse().unwrap(), state, reason, detail: None, restarts: 0 }
+    }
+
+    /// What the node says of the instance.
+    async fn report(&self, seen: Observation, pulls: Vec<Pull>) -> Reply {
+        let report = Report {
+            applied: Revision(1),
+            incarnation: Incarnation(1),
+            held: None,
+            detail: ReportDetail::Node {
+                erased: std::collections::BTreeSet::new(),
+                observations: vec![seen],
+                capacity: Capacity { memory_mib: 4096, cpu_milli: 4000 },
+                vmm: "kvm".to_owned(),
+                pulls,
+                disk: None,
+            },
+        };
+        let body = serde_json::to_string(&report).unwrap();
+        let request = self.rig.request(Method::POST, "/v1/agent/report", None, Some(&body));
+        self.rig.send(self.rig.by(request, self.peer.clone())).await
+    }
+
     fn write(&self, lines: &[&str]) {
         self.held.lock().unwrap().extend(lines.iter().map(|line| (*line).to_owned()));
     }
@@ -216,28 +240,8 @@ async fn who_follows_an_instance_that_has_ended_on_a_node_that_is_away_is_told_a
     assert_eq!(texts(&records(&mut body, 1).await), ["one"]);
     // The node goes, and its word that the instance has failed is the last that is heard of it.
     scene.agent.abort();
-    let report = Report {
-        applied: Revision(1),
-        incarnation: Incarnation(1),
-        held: None,
-        detail: ReportDetail::Node {
-            erased: std::collections::BTreeSet::new(),
-            observations: vec![Observation {
-                instance: scene.instance.parse().unwrap(),
-                state: InstanceState::Failed,
-                reason: Some(InstanceReason::CrashLoopBackoff),
-                detail: None,
-                restarts: 0,
-            }],
-            capacity: Capacity { memory_mib: 4096, cpu_milli: 4000 },
-            vmm: "kvm".to_owned(),
-            pulls: Vec::new(),
-            disk: None,
-        },
-    };
-    let report = serde_json::to_string(&report).unwrap();
-    let request = scene.rig.request(Method::POST, "/v1/agent/report", None, Some(&report));
-    assert_eq!(scene.rig.send(scene.rig.by(request, scene.peer.clone())).await.status, StatusCode::OK);
+    let seen = scene.observed(InstanceState::Failed, Some(InstanceReason::CrashLoopBackoff));
+    assert_eq!(scene.report(seen, Vec::new()).await.status, StatusCode::OK);
     // To the end of the stream.
     let last = records(&mut body, usize::MAX).await.pop().unwrap();
     let LogRecord::Away { detail, ended: true } = last else { panic!("{last:?}") };
@@ -257,26 +261,7 @@ async fn how_far_an_image_is_is_told_while_the_instance_waits_and_not_logged() {
             layers: 3,
         },
     };
-    let report = |state, pulls| {
-        let observation =
-            Observation { instance: pull.instance, state, reason: None, detail: None, restarts: 0 };
-        let report = Report {
-            applied: Revision(1),
-            incarnation: Incarnation(1),
-            held: None,
-            detail: ReportDetail::Node {
-                erased: std::collections::BTreeSet::new(),
-                observations: vec![observation],
-                capacity: Capacity { memory_mib: 4096, cpu_milli: 4000 },
-                vmm: "kvm".to_owned(),
-                pulls,
-                disk: None,
-            },
-        };
-        let body = serde_json::to_string(&report).unwrap();
-        let request = scene.rig.request(Method::POST, "/v1/agent/report", None, Some(&body));
-        scene.rig.send(scene.rig.by(request, scene.peer.clone()))
-    };
+    let report = |state, pulls| scene.report(scene.observed(state, None), pulls);
     let revision = || scene.rig.service.store().revision();
     let before = revision();
     assert_eq!(report(InstanceState::Booting, vec![pull]).await.status, StatusCode::OK);

@@ -58,9 +58,8 @@ mod tests {
     use holdfast_model::resource::{InstanceReason, InstanceState};
     use holdfast_model::{AppId, DeploymentId, EnvId, InstanceId, NodeId, OrgId, ReleaseId, Timestamp};
 
-    #[test]
-    fn golden_row() {
-        let instance = holdfast_model::resource::Instance {
+    fn instance() -> holdfast_model::resource::Instance {
+        holdfast_model::resource::Instance {
             id: InstanceId::from_bits(1),
             env: EnvId::from_bits(2),
             app: AppId::from_bits(3),
@@ -79,8 +78,12 @@ mod tests {
             was_ready: false,
             created_at: Timestamp(0),
             changed_at: Timestamp(u64::MAX),
-        };
-        let mut shown = InstanceStatus { instance, image_progress: None };
+        }
+    }
+
+    #[test]
+    fn golden_row() {
+        let mut shown = InstanceStatus { instance: instance(), image_progress: None };
         assert_eq!(
             row(&shown),
             [
@@ -108,26 +111,7 @@ mod tests {
     #[test]
     fn an_older_client_reads_what_a_newer_server_shows_and_the_other_way_round() {
         let shown = InstanceStatus {
-            instance: holdfast_model::resource::Instance {
-                id: InstanceId::from_bits(1),
-                env: EnvId::from_bits(2),
-                app: AppId::from_bits(3),
-                org: OrgId::from_bits(4),
-                deployment: DeploymentId::from_bits(5),
-                release: ReleaseId::from_bits(6),
-                process: "web".parse().unwrap(),
-                node: NodeId::from_bits(7),
-                address: "fd00::1".parse().unwrap(),
-                memory_mib: 64,
-                cpu_milli: 500,
-                state: InstanceState::Booting,
-                reason: None,
-                detail: None,
-                restarts: 0,
-                was_ready: false,
-                created_at: Timestamp(0),
-                changed_at: Timestamp(1),
-            },
+            instance: instance(),
             image_progress: Some(ImageProgress {
                 phase: ImagePhase::Unpacking,
                 received_bytes: 1,
