@@ -1,5 +1,7 @@
 //! Bytes that earlier builds stored, and what they must come to: `store/golden/README.md` says how they were made.
 
+mod third;
+
 use super::world::*;
 use crate::{Store, Views};
 use holdfast_model::command::{AgentRef, Joiner, NewMember};
@@ -10,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-/// Set to write `v2` anew instead of comparing with it. What was released is never written anew.
+/// Set to write `v2` and `v3` anew instead of comparing with them. What was released is never written anew.
 const BLESS: &str = "HOLDFAST_BLESS";
 
 fn folder(version: &str) -> PathBuf {
@@ -275,6 +277,37 @@ const EVENTS_V1: &[&str] = &[
     "token_revoked",
 ];
 
+/// The commands that version 2 has, where a cluster begins otherwise.
+const COMMANDS_V2: &[&str] = &[
+    "ActivateNode",
+    "AdvanceLogTime",
+    "BeginCluster",
+    "BeginIncarnation",
+    "ConfirmRemovals",
+    "CreateApp",
+    "CreateEnrolment",
+    "CreateEnv",
+    "CreateOrg",
+    "CreateRelease",
+    "CreateRoute",
+    "CreateToken",
+    "DeleteApp",
+    "DeleteRoute",
+    "Deploy",
+    "DrainNode",
+    "Enrol",
+    "RaiseClusterVersion",
+    "RemoveMember",
+    "ReportInstances",
+    "ReportNode",
+    "ReportSilence",
+    "RevokeToken",
+    "Scale",
+    "SetMemberVotes",
+    "Tick",
+    "VerifyDigest",
+];
+
 /// A history at version 2 does all that one at version 1 does, and what only it can.
 fn scenario_v2(world: &mut World) {
     scenario(world);
@@ -331,43 +364,55 @@ fn i01_i13_what_version_1_wrote_is_read_and_written_the_same() {
     assert_eq!(written, std::fs::read(folder("v1").join("state.snapshot")).unwrap());
 }
 
+/// Compares a text with the file that has it, or writes the file when it is asked for.
+fn compare(version: &str, file: &str, text: &str) {
+    if std::env::var_os(BLESS).is_some() {
+        std::fs::create_dir_all(folder(version)).unwrap();
+        std::fs::write(folder(version).join(file), text).unwrap();
+    }
+    assert_eq!(text, read(version, file), "{version}/{file}");
+}
+
+/// What a world did, against the files of its version, of which it must have every command and event.
+fn check_version<'a>(
+    version: &str,
+    world: &World,
+    commands_of: impl Iterator<Item = &'a &'a str>,
+    events_of: impl Iterator<Item = &'a &'a str>,
+) {
+    world.check();
+    let log: Vec<Proposal> = world.log.iter().flatten().cloned().collect();
+    let came_to = digests(&log);
+    compare(version, "commands.txt", &commands(world));
+    compare(version, "events.txt", &events(&world.store));
+    compare(version, "digests.txt", &came_to);
+    check_complete(version, "commands.txt", &commands_of.copied().collect::<Vec<_>>());
+    check_complete(version, "events.txt", &events_of.copied().collect::<Vec<_>>());
+    assert_eq!(digests(&read_commands(version)), came_to);
+    check_events(version, &world.store);
+}
+
+/// The state of the version before, raised: what it came to, and its last event.
+fn check_raised(version: &str, store: &Store) {
+    let events = events(store);
+    let lines: Vec<_> = events.lines().collect();
+    let raise = lines[lines.len() - 3..].join("\n");
+    compare(version, "raised.txt", &format!("{} {}\n{raise}\n", store.digest(), store.views_digest()));
+    store.verify().unwrap();
+    assert!(raise.starts_with("cluster_version_raised"), "{raise}");
+}
+
 #[test]
 fn i01_what_version_2_writes_stays_as_it_is() {
     let mut world = World::at(ClusterVersion::TWO);
     scenario_v2(&mut world);
-    world.check();
-    let log: Vec<Proposal> = world.log.iter().flatten().cloned().collect();
+    check_version("v2", &world, COMMANDS_V2.iter(), EVENTS_V1.iter());
+}
+
+#[test]
+fn i01_i13_a_state_of_version_1_is_raised_to_version_2() {
     let raised = raised(&read_commands("v1"));
-    let mut snapshot = Vec::new();
-    world.store.snapshot().unwrap().write_to(&mut snapshot).unwrap();
-    let texts = [
-        ("commands.txt", commands(&world)),
-        ("events.txt", events(&world.store)),
-        ("digests.txt", digests(&log)),
-        ("raised.txt", {
-            let events = events(&raised);
-            let lines: Vec<_> = events.lines().collect();
-            let raise = lines[lines.len() - 3..].join("\n");
-            format!("{} {}\n{raise}\n", raised.digest(), raised.views_digest())
-        }),
-    ];
-    if std::env::var_os(BLESS).is_some() {
-        std::fs::create_dir_all(folder("v2")).unwrap();
-        for (file, text) in &texts {
-            std::fs::write(folder("v2").join(file), text).unwrap();
-        }
-    }
-    for (file, text) in &texts {
-        assert_eq!(*text, read("v2", file), "v2/{file}");
-    }
-    let new = ["AdvanceLogTime", "BeginCluster", "RaiseClusterVersion"];
-    let old = COMMANDS_V1.iter().copied().filter(|name| *name != "InitCluster");
-    check_complete("v2", "commands.txt", &old.chain(new).collect::<Vec<_>>());
-    assert_eq!(digests(&read_commands("v2")), texts[2].1);
-    check_events("v2", &world.store);
+    check_raised("v2", &raised);
     assert_eq!(raised.log_time_ms(), 5_000);
-    let events = raised.view().unwrap().events(Revision(0), usize::MAX, None).unwrap().events;
-    let raise = events.last().unwrap();
-    assert_eq!(raise.payload.kind(), "cluster_version_raised");
     assert!(kept_outcomes(&raised) > 1);
 }

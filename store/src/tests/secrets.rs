@@ -13,15 +13,15 @@ use holdfast_model::sealed::*;
 use holdfast_model::*;
 use std::collections::{BTreeMap, BTreeSet};
 
-const CLUSTER: &str = "age1cluster";
+pub(super) const CLUSTER: &str = "age1cluster";
 /// Stands for sealed bytes: no event may hold it.
 const SEALED: &[u8] = b"sealed-canary";
 
-fn recipient(text: &str) -> Recipient {
+pub(super) fn recipient(text: &str) -> Recipient {
     Recipient(text.into())
 }
 
-fn envelope(key: &str, to: &str) -> Envelope {
+pub(super) fn envelope(key: &str, to: &str) -> Envelope {
     Envelope { recipient: recipient(key), to: recipient(to), key: SealedBytes(SEALED.to_vec()) }
 }
 
@@ -34,7 +34,7 @@ fn name(text: &str) -> SecretKey {
 }
 
 /// Sets these to values that nobody else has, and removes those.
-fn set(env: EnvId, n: u32, keys: &[&str], unset: &[&str]) -> Command {
+pub(super) fn set(env: EnvId, n: u32, keys: &[&str], unset: &[&str]) -> Command {
     let set = (0..).zip(keys).map(|(i, key)| (name(key), sealed(n * 1_000 + i, 10))).collect();
     Command::SetSecrets {
         env,
@@ -55,7 +55,7 @@ fn sealing() -> (World, Tenant) {
     (world, a)
 }
 
-fn seal_for(world: &mut World, tenant: &Tenant) {
+pub(super) fn seal_for(world: &mut World, tenant: &Tenant) {
     let cluster = Command::SetClusterRecipient { recipient: recipient(CLUSTER), after: None };
     world.system(cluster).unwrap();
     for owner in [SealOwner::Env(tenant.env), SealOwner::Org(tenant.org)] {

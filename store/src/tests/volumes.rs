@@ -16,7 +16,7 @@ use rand::{RngExt, SeedableRng};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A database with a disk, and a web server without.
-fn database(size_mib: u64, volumes: &str) -> Manifest {
+pub(super) fn database(size_mib: u64, volumes: &str) -> Manifest {
     let text = format!(
         "schema_version = \"v1\"\n[app]\nname = \"hello\"\n\
          [processes.web]\nresources = {{ memory = \"64Mi\", cpu = 0.5 }}\nscaling = {{ min = 1, max = 50 }}\n\
