@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
+use openraft::raft::VoteRequest;
 use openraft::{ChangeMembers, Instant as _};
 use rand::RngExt;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::service::MemberRaft;
 use crate::transport::message::{AdminRequest, Refusal};
-use crate::types::{MemberNode, Membership};
+use crate::types::{MemberNode, Membership, Vote};
 
 /// How long one change may take, waiting for the one before it included.
 pub(crate) const CHANGE_DEADLINE: Duration = Duration::from_secs(30);
@@ -22,6 +23,8 @@ const PROMOTE_LAG_ENTRIES_MAX: u64 = 1000;
 const PROMOTE_SILENCE_MAX: Duration = Duration::from_secs(2);
 /// How long a transfer of the leadership may take.
 const TRANSFER_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a member has to take the leadership before it is told once more.
+const TRANSFER_ASKED_EVERY: Duration = Duration::from_millis(500);
 /// About how long to wait before looking again.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Voters that a cluster may have: more make every write slower and no cluster safer.
@@ -80,7 +83,10 @@ pub(crate) async fn change(
                 apply(raft, ChangeMembers::RemoveNodes(only(id)), false, until).await
             }
         }
-        AdminRequest::TransferLeader { to } => transfer(raft, &voters, to).await,
+        AdminRequest::TransferLeader { to } if !voters.contains(&to) => {
+            Err(Refusal::Invalid(format!("member {to} is no voter; promote it first")))
+        }
+        AdminRequest::TransferLeader { to } => transfer(raft, to).await,
     }
 }
 
@@ -177,26 +183,76 @@ async fn caught_up(raft: &MemberRaft, id: u64, until: Instant) -> Result<(), Ref
     }
 }
 
-async fn transfer(raft: &MemberRaft, voters: &BTreeSet<u64>, to: u64) -> Result<(), Refusal> {
-    if !voters.contains(&to) {
-        return Err(Refusal::Invalid(format!("member {to} is no voter; promote it first")));
+/// Hands the leadership over, once: when it does not work, whoever asked is told, and looks before they ask again. It is a
+/// task of its own: whoever asked may go away, and a hand-over that nobody follows to its
+/// end would leave a leader that takes no writes.
+async fn transfer(raft: &MemberRaft, to: u64) -> Result<(), Refusal> {
+    let raft = raft.clone();
+    let followed = tokio::spawn(async move { hand_over(&raft, to).await });
+    followed.await.map_err(|error| Refusal::Unavailable(error.to_string()))?
+}
+
+async fn hand_over(raft: &MemberRaft, to: u64) -> Result<(), Refusal> {
+    let until = Instant::now() + TRANSFER_DEADLINE;
+    let now = |raft: &MemberRaft| {
+        let metrics = raft.metrics();
+        let metrics = metrics.borrow_watched();
+        (metrics.state.is_leader().then_some(metrics.vote), metrics.current_leader)
+    };
+    let (vote, leader) = now(raft);
+    if leader == Some(to) {
+        return Ok(());
+    }
+    let Some(vote) = vote else { return Err(Refusal::NotLeader { leader }) };
+    // To somebody who is silent it is not tried at all: meanwhile nobody would take writes.
+    match caught_up(raft, to, until).await {
+        Err(Refusal::Unavailable(text)) => {
+            return Err(Refusal::Invalid(format!("{text}, so the leadership stays where it is")));
+        }
+        other => other?,
     }
     let until = Instant::now() + TRANSFER_DEADLINE;
-    let leader = |raft: &MemberRaft| raft.metrics().borrow_watched().current_leader;
-    if !raft.is_leader() {
-        return Err(Refusal::NotLeader { leader: leader(raft) });
-    }
-    while leader(raft) != Some(to) {
-        if Instant::now() >= until {
-            return Err(Refusal::Unavailable(format!("member {to} did not take the leadership in time")));
+    // Asked again as long as this member leads in the term in which it was told to hand over: a later term is another
+    // leader's, or this one's by an election that came after.
+    while Instant::now() < until && now(raft).0 == Some(vote) {
+        if !effective(raft).await?.voter_ids().any(|voter| voter == to) {
+            step_down(raft, &vote, to).await?;
+            return Err(Refusal::Invalid(format!("member {to} is no voter; promote it first")));
         }
-        // Safe to repeat: a member that leads already, or that does not lead any more, ignores it.
         raft.trigger().transfer_leader(to).await.map_err(|error| Refusal::Unavailable(error.to_string()))?;
-        let pause_until = Instant::now() + Duration::from_millis(500);
-        while leader(raft) != Some(to) && Instant::now() < pause_until {
+        let pause_until = Instant::now() + TRANSFER_ASKED_EVERY;
+        while now(raft).0 == Some(vote) && Instant::now() < pause_until {
             pause().await;
         }
     }
+    if now(raft).0 == Some(vote) {
+        step_down(raft, &vote, to).await?;
+        return Err(Refusal::Invalid(format!("member {to} did not take the leadership in time")));
+    }
+    while now(raft).1.is_none() && Instant::now() < until {
+        pause().await;
+    }
+    match now(raft).1 {
+        Some(leader) if leader == to => Ok(()),
+        Some(leader) => Err(Refusal::Invalid(format!("member {leader} took the leadership instead"))),
+        None => Err(Refusal::Invalid(format!("member {to} did not take the leadership in time"))),
+    }
+}
+
+/// Gives the leadership up. openraft's leader takes no writes from the moment that it was told to hand over, for as long as
+/// it leads, also when nobody takes it; its heartbeats meanwhile keep everybody else from standing. Its vote for the heir in
+/// the term that follows, as the heir would have asked for it, ends its own term, and an election makes a leader that takes
+/// writes, most often of the same member.
+pub(crate) async fn step_down(raft: &MemberRaft, vote: &Vote, heir: u64) -> Result<(), Refusal> {
+    tracing::warn!(
+        heir,
+        "the leadership was not taken over; stepping down, so that an election makes a leader that takes writes"
+    );
+    let last = raft.with_raft_state(|state| state.log_ids.last().copied()).await;
+    let last_log_id = last.map_err(|error| Refusal::Unavailable(error.to_string()))?;
+    let vote = Vote::new(vote.leader_id.term + 1, heir);
+    let request = VoteRequest { vote, last_log_id, leadership_transfer: true };
+    raft.vote(request).await.map_err(|error| Refusal::Unavailable(error.to_string()))?;
     Ok(())
 }
 

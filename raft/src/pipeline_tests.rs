@@ -15,12 +15,14 @@ use holdfast_model::{
 };
 use holdfast_store::Store;
 use openraft::EntryPayload;
+use openraft::async_runtime::watch::WatchReceiver;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, watch};
 
 use crate::applier::{Applier, Batch, Worker};
 use crate::checkpoints::Checkpoints;
 use crate::consensus::{Consensus, Parts};
+use crate::error::ConsensusError;
 use crate::health::{Fault, Health};
 use crate::log_store::LogStore;
 use crate::raft_meta::RaftMeta;
@@ -205,9 +207,8 @@ pub(crate) fn proposal(number: u64) -> Proposal {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_forwarded_command_that_cannot_be_read_spoils_no_other() {
-    let disk = tempfile::tempdir().unwrap();
+/// A member that is alone and leads.
+async fn alone(disk: &tempfile::TempDir) -> Consensus {
     let identity = MemberIdentity { cluster: "pipeline".into(), member: MemberId(1), incarnation: 1 };
     let path = disk.path().join("member");
     Consensus::prepare(&path, &identity).unwrap();
@@ -223,7 +224,29 @@ async fn a_forwarded_command_that_cannot_be_read_spoils_no_other() {
     member.bootstrap(MemberNode::default()).await.unwrap();
     let mut leader = member.leader_changes();
     leader.wait_for(Option::is_some).await.unwrap();
+    member
+}
 
+/// As seed 19085 of the simulation had it: told to hand over to somebody who never stands, and nobody else may.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_handed_over_to_nobody_takes_writes_after_it_stepped_down() {
+    let disk = tempfile::tempdir().unwrap();
+    let member = alone(&disk).await;
+    let raft = &member.inner.raft;
+    let vote = raft.metrics().borrow_watched().vote;
+    raft.trigger().transfer_leader(99).await.unwrap();
+    let refused = member.propose_as_leader(proposal(1)).await;
+    assert_eq!(refused, Err(ConsensusError::NoLeader));
+    assert_eq!(raft.metrics().borrow_watched().vote, vote, "nothing ends its term by itself");
+    crate::membership::step_down(raft, &vote, 99).await.unwrap();
+    member.propose(proposal(2)).await.unwrap().unwrap_err();
+    member.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_forwarded_command_that_cannot_be_read_spoils_no_other() {
+    let disk = tempfile::tempdir().unwrap();
+    let member = alone(&disk).await;
     let poison = LogCommand::from_wire(vec![0xff; 40].into()).unwrap();
     let hidden = LogCommand::batch(vec![poison.clone(), poison.clone()]);
     let good = |number| LogCommand::encode(&proposal(number)).unwrap();

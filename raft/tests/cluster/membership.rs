@@ -118,3 +118,44 @@ async fn the_leadership_goes_where_it_is_sent() {
         .await;
     group.propose(leader, group.write("after")).await;
 }
+
+/// openraft's leader takes no writes while it hands over, and its heartbeats keep the others from standing (found by seed
+/// 19085 of the simulation).
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_leader_whose_heir_does_not_answer_leads_again() {
+    let mut group = Group::new();
+    group.grow(2).await;
+    let leader = group.leader().await;
+    let heir = group.follower().await;
+    group.propose(leader, group.write("before")).await;
+    // It answered a moment ago, so it is asked to take over, and dies of it.
+    group.stop(heir).await;
+    let asked = tokio::spawn({
+        let member = group.members[&leader].clone();
+        async move { member.transfer_leader(MemberId(heir)).await }
+    });
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    // Whoever asked goes away, and it is followed to its end all the same.
+    asked.abort();
+    // Until nobody tells the heir once more.
+    tokio::time::sleep(std::time::Duration::from_secs(6)).await;
+    group.start(heir).await;
+    let leader = group.leader().await;
+    group.propose(leader, group.write("after")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_leadership_stays_when_its_heir_is_silent() {
+    let mut group = Group::of_three().await;
+    let leader = group.leader().await;
+    let heir = group.follower().await;
+    let term = group.members[&leader].status().term;
+    group.stop(heir).await;
+    // Longer than the silence after which it is not taken for one who answers.
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    let refused = group.members[&leader].transfer_leader(MemberId(heir)).await;
+    assert!(refused.unwrap_err().to_string().contains("does not answer"));
+    group.propose(leader, group.write("after")).await;
+    let status = group.members[&leader].status();
+    assert_eq!((status.leader, status.term), (Some(MemberId(leader)), term));
+}
