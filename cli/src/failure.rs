@@ -66,6 +66,9 @@ pub(crate) enum Failure {
     /// Not everything that was asked for could be had.
     #[error("Not every line could be had: {0}")]
     Incomplete(String),
+    /// What was to be verified is not what it says it is.
+    #[error("{0}")]
+    NotAuthentic(String),
     /// What an agent or a member of this host did failed.
     #[error("{0}")]
     Host(String),
@@ -108,7 +111,11 @@ impl Failure {
             Self::Exec { end: ExecEnd::Refused, .. } => exit::CONFLICT,
             Self::Exec { end: ExecEnd::Lost | ExecEnd::ConnectTimeout, .. } => exit::TRANSIENT,
             Self::Exec { .. } => exit::FAILURE,
-            Self::File { .. } | Self::RollOut(_) | Self::Host(_) | Self::Output(_) => exit::FAILURE,
+            Self::File { .. }
+            | Self::RollOut(_)
+            | Self::NotAuthentic(_)
+            | Self::Host(_)
+            | Self::Output(_) => exit::FAILURE,
         }
     }
 
@@ -155,6 +162,7 @@ impl Failure {
             Self::RollOut(_) => "rollout_failed".into(),
             Self::WaitTimedOut { .. } => "wait_timed_out".into(),
             Self::Incomplete(_) => "incomplete".into(),
+            Self::NotAuthentic(_) => "not_authentic".into(),
             Self::Host(_) => "host".into(),
             Self::Program { .. } => "program_failed".into(),
             Self::Exec { end, .. } => format!("exec_{end}"),

@@ -18,6 +18,7 @@ mod session;
 mod terminal;
 mod trace;
 
+use args::audit::AuditCommand;
 use args::operator::{EdgeCommand, NodeCommand, Rebuild, ServerCommand};
 use args::{Cli, Command};
 use clap::Parser;
@@ -117,6 +118,11 @@ async fn run(cli: Cli, output: Output) -> Result<(), Failure> {
         Command::Logs(arguments) => commands::logs::run(&session()?, arguments).await,
         Command::Exec(arguments) => commands::exec::run(&session()?, arguments).await,
         Command::Events(arguments) => commands::events::run(&session()?, arguments).await,
+        Command::Audit(command) => match command {
+            AuditCommand::Search(arguments) => commands::audit::search(&session()?, arguments).await,
+            AuditCommand::Export(arguments) => commands::audit::export(&session()?, arguments).await,
+            AuditCommand::Verify(arguments) => commands::audit_verify::run(output, &arguments),
+        },
         Command::Status => commands::status::run(&session()?).await,
         Command::Token(command) => commands::token::run(&session()?, command).await,
         Command::Completions { shell } => commands::completions::run(shell),

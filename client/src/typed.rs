@@ -12,6 +12,7 @@ use holdfast_model::api::{
     ResolveImage, RevealSecrets, RevealedSecrets, RollBackSecrets, Scale, SealingStatus,
     SetRegistryCredential, SetSecrets, TokenView, TransferLeader, Verification, WhoAmI,
 };
+use holdfast_model::audit::AuditCheckpoint;
 use holdfast_model::exec::ExecGrant;
 use holdfast_model::limits::PAGE_MAX;
 use holdfast_model::logs::{LogRecord, LogStart};
@@ -341,6 +342,11 @@ impl Client {
     /// Events after a revision, oldest first.
     pub async fn events(&self, after: Revision, limit: usize) -> Result<Page<Event>, ClientError> {
         self.get(&format!("/v1/events?after={after}&limit={limit}")).await
+    }
+
+    /// How the chain of events stands, signed.
+    pub async fn audit_checkpoint(&self) -> Result<Answer<AuditCheckpoint>, ClientError> {
+        self.get("/v1/events/checkpoint").await
     }
 
     /// Events after a revision, and those that come, oldest first.

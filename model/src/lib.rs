@@ -10,6 +10,7 @@
 
 pub mod agent;
 pub mod api;
+pub mod audit;
 pub mod cluster_version;
 pub mod command;
 pub mod context;

@@ -13,6 +13,7 @@
 
 pub mod agents;
 mod apply;
+mod chain;
 mod checkpoint;
 mod database;
 mod decide;
@@ -47,6 +48,7 @@ mod views;
 mod volumes;
 mod writer;
 
+pub use chain::{Chain, ChainError};
 pub use database::{DIGEST_EVERY, DIGESTS_KEPT};
 pub use error::StoreError;
 pub use outcomes::REQUEST_KEPT_MS;

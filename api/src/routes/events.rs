@@ -3,15 +3,17 @@
 use crate::caller::{Caller, still_holds};
 use crate::endpoint::{CONSISTENCY, Endpoint, Need, Table};
 use crate::problem::Refusal;
-use crate::request::{Call, page};
+use crate::request::{Call, found, page};
 use crate::service::{Service, moved_past, now, told_to_stop};
 use axum::body::{Body, Bytes};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use data_encoding::BASE64;
 use futures::Stream;
-use holdfast_model::api::{Consistency, NDJSON_MEDIA_TYPE, Page};
+use holdfast_model::api::{Answer, Consistency, NDJSON_MEDIA_TYPE, Page};
+use holdfast_model::audit::{AuditCheckpoint, CHECKPOINT_PURPOSE};
 use holdfast_model::{Code, Event, Revision, Scope};
-use holdfast_store::View;
+use holdfast_store::{View, Views};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,6 +45,37 @@ pub(super) fn add(table: &mut Table<Arc<Service>>) {
         .answers::<Page<Event>>(200),
         list,
     );
+    table.add(
+        Endpoint::get(
+            "/v1/events/checkpoint",
+            Need::Operator(Scope::AuditRead),
+            "How the chain of events stands, signed by the cluster's authority",
+        )
+        .answers::<Answer<AuditCheckpoint>>(200),
+        checkpoint,
+    );
+}
+
+/// Signs how the history of this moment ends: every event that was acknowledged before is in it (I3, I12).
+async fn checkpoint(call: Call) -> Result<Response, Refusal> {
+    let view = call.view().await?;
+    let cluster = view.cluster()?.ok_or_else(|| Refusal::not_found("cluster"))?;
+    let revision = view.revision();
+    let last = view.event(revision)?.ok_or_else(|| Refusal::not_found("event"))?;
+    let mut checkpoint = AuditCheckpoint {
+        cluster: cluster.id,
+        incarnation: cluster.incarnation,
+        revision,
+        chain: last.chain,
+        signed_at: now(),
+        signature: String::new(),
+    };
+    let signature =
+        call.service.authority.sign_statement(CHECKPOINT_PURPOSE, &checkpoint.statement()).map_err(
+            |error| Refusal::new(Code::Internal, format!("The checkpoint could not be signed: {error}.")),
+        )?;
+    checkpoint.signature = BASE64.encode(&signature);
+    Ok(found(revision, checkpoint))
 }
 
 async fn list(call: Call) -> Result<Response, Refusal> {

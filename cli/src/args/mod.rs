@@ -1,5 +1,6 @@
 //! Every command line that the program understands. Nothing here acts; each struct says what was asked.
 
+pub(crate) mod audit;
 pub(crate) mod operator;
 pub(crate) mod tenant;
 
@@ -100,6 +101,9 @@ pub(crate) enum Command {
     Exec(tenant::Exec),
     /// Print the history of the cluster.
     Events(tenant::Events),
+    /// The history as evidence: search it, take it along, verify it without the cluster.
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
     /// Show how the cluster stands.
     Status,
     /// Tokens: what people and machines log in with.

@@ -61,7 +61,7 @@ async fn follow(session: &Session, mut after: Revision) -> Result<(), Failure> {
     }
 }
 
-fn line(event: &Event) -> String {
+pub(crate) fn line(event: &Event) -> String {
     format!(
         "{:>8}  {}  {:<26}  {}  by {}{}{}",
         event.revision,
@@ -74,7 +74,7 @@ fn line(event: &Event) -> String {
     )
 }
 
-fn about(aggregate: &Aggregate) -> String {
+pub(crate) fn about(aggregate: &Aggregate) -> String {
     match aggregate {
         Aggregate::Cluster(id) => id.to_string(),
         Aggregate::Org(id) => id.to_string(),

@@ -1,6 +1,8 @@
 //! What each command does. Commands of the API are thin: resolve names, ask, print.
 
 pub(crate) mod app;
+pub(crate) mod audit;
+pub(crate) mod audit_verify;
 pub(crate) mod ca;
 pub(crate) mod completions;
 pub(crate) mod confirm;

@@ -1,6 +1,7 @@
 //! Tests of the state machine as its callers see it: commands in, outcomes, views and digests out.
 
 mod agents;
+mod chain;
 mod crashes;
 mod durability;
 mod exec;
