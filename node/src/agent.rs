@@ -41,6 +41,7 @@ use crate::logs::retention::Retention;
 use crate::logs::{LogError, Logs, chain};
 use crate::machine::now_ms;
 use crate::metrics;
+use crate::network::guard::Rate;
 use crate::network::{Network, NetworkError};
 use crate::pulls::PullsFollower;
 use crate::secrets::{NodeSecretsError, NodeSecretsStore};
@@ -105,6 +106,8 @@ pub struct HostConfig {
     pub vmm: VmmChoice,
     /// What it runs in.
     pub jail: JailConfig,
+    /// What goes through each instance's network card.
+    pub rate: Rate,
     /// How much of what instances write is kept.
     pub logs: Retention,
     /// What images may take on the disk, in bytes, as far as nothing needs them.
@@ -259,7 +262,7 @@ impl Node {
         let state = Arc::new(State::open(&data_dir.join(STATE_FILE))?);
         let known = state.load()?.into_keys().collect();
         let secrets = Arc::new(NodeSecretsStore::open(data_dir, || known)?);
-        let network = Network::open(data_dir)?;
+        let network = Network::open(data_dir)?.with_rate(config.rate);
         let executor = Executor::new(data_dir, network, images, volumes, secrets, vmm, after_step)?;
         Ok(Self {
             data_dir: data_dir.clone(),

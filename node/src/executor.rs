@@ -548,6 +548,7 @@ pub(crate) async fn remove_all(data_dir: &Path) -> Result<usize, ExecutorError> 
     for tap in network.list().await? {
         network.remove(&tap).await?;
     }
+    network.unguard().await?;
     remove_folder(&data_dir.join(PROBE_FOLDER), &unheard())?;
     remove_folder(&folder, &unheard())?;
     Ok(ended)

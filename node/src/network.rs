@@ -1,25 +1,27 @@
 //! Each microVM's TAP device: persistent, owned by this agent by its name, with `fe80::1/64` as the guest's gateway
 //! and a host route to the guest's /128.
 //!
-//! It goes through the `ip` tool of iproute2, which every host that we support has: two short processes for each
-//! start of an instance, no netlink crate to build and keep, and commands that an operator can repeat by hand.
-//! The agent never turns forwarding on: what a guest sends to anybody but this host goes no further, so a tenant
-//! reaches no other one (I9); the overlay opens what it needs.
+//! It goes through the tools `ip` and `tc` of iproute2, which every host that we support has, and `nft`: a few short
+//! processes for each start of an instance, no netlink crate to build and keep, and commands that an operator can repeat by
+//! hand. The agent never turns forwarding on: what a guest sends to anybody but this host goes no further, so a tenant
+//! reaches no other one (I9); the overlay opens what it needs. What a guest may send to the host itself, and how much, is
+//! in [`guard`].
+
+pub mod guard;
+mod tool;
 
 use std::fs;
 use std::io;
 use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::time::Duration;
 
 use holdfast_model::InstanceId;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
-use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
 
 use crate::step::{AfterStep, Step};
+use guard::Rate;
+use tool::{COMMAND_DEADLINE, Tool};
 
 /// The guest's next hop on its own link.
 pub const GATEWAY: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
@@ -36,23 +38,19 @@ const TAG_CHARS: usize = 4;
 /// Characters of a TAP's name that tell the instance: with prefix and tag 15, the kernel's limit.
 const INSTANCE_CHARS: usize = 9;
 
-/// How long one `ip` command may take.
-const COMMAND_DEADLINE: Duration = Duration::from_secs(20);
-
-/// Bytes of an error output that are repeated.
-const SAID_BYTES_MAX: usize = 512;
-
 /// Where a TAP's settings are.
-const SETTINGS: &str = "/proc/sys/net/ipv6/conf";
+const SETTINGS: &str = "/proc/sys/net";
 
-/// No router advertisements, no delay of the gateway's address, and IPv6 even where the host's default is off.
-const SETTINGS_VALUES: [(&str, &str); 6] = [
-    ("disable_ipv6", "0"),
-    ("accept_ra", "0"),
-    ("accept_redirects", "0"),
-    ("autoconf", "0"),
-    ("accept_dad", "0"),
-    ("dad_transmits", "0"),
+/// No router advertisements, no delay of the gateway's address, and IPv6 even where the host's default is off. None of
+/// the host's IPv4 addresses is told to a guest that asks for it.
+const SETTINGS_VALUES: [(&str, &str, &str); 7] = [
+    ("ipv6", "disable_ipv6", "0"),
+    ("ipv6", "accept_ra", "0"),
+    ("ipv6", "accept_redirects", "0"),
+    ("ipv6", "autoconf", "0"),
+    ("ipv6", "accept_dad", "0"),
+    ("ipv6", "dad_transmits", "0"),
+    ("ipv4", "arp_ignore", "8"),
 ];
 
 /// Why a TAP could not be made, listed or removed.
@@ -78,19 +76,27 @@ pub enum NetworkError {
         /// The file.
         path: PathBuf,
     },
-    /// `ip` could not be started.
-    #[error("The program 'ip' could not be started; install the package iproute2.")]
-    Spawn(#[source] io::Error),
-    /// `ip` did not end.
-    #[error("'ip {command}' took longer than {} s; the kernel's network settings may be blocked.", COMMAND_DEADLINE.as_secs())]
+    /// A tool could not be started.
+    #[error("The program '{program}' could not be started; install the package {package}.")]
+    Spawn {
+        /// Which one.
+        program: &'static str,
+        /// Where it is from.
+        package: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A tool did not end.
+    #[error("'{command}' took longer than {} s; the kernel's network settings may be blocked.", COMMAND_DEADLINE.as_secs())]
     Deadline {
-        /// Its arguments.
+        /// Program and arguments.
         command: String,
     },
-    /// `ip` refused.
-    #[error("'ip {command}' failed: {said}")]
+    /// A tool refused.
+    #[error("'{command}' failed: {said}")]
     Refused {
-        /// Its arguments, or the commands that it read.
+        /// Program and arguments, or the commands that it read.
         command: String,
         /// The beginning of its error output.
         said: String,
@@ -120,6 +126,8 @@ pub enum NetworkError {
 pub struct Network {
     /// [`TAG_CHARS`] lower-case letters and digits.
     tag: String,
+    /// What each TAP carries.
+    rate: Rate,
 }
 
 #[derive(Deserialize)]
@@ -132,7 +140,7 @@ impl Network {
     pub fn open(data_dir: &Path) -> Result<Self, NetworkError> {
         let path = data_dir.join("network-tag");
         match fs::read_to_string(&path) {
-            Ok(tag) if is_tag(&tag) => Ok(Self { tag }),
+            Ok(tag) if is_tag(&tag) => Ok(Self { tag, rate: Rate::default() }),
             Ok(_) => Err(NetworkError::TagForm { path }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let tag = short_name(&rand::random::<[u8; 16]>(), TAG_CHARS);
@@ -142,10 +150,16 @@ impl Network {
                     .and_then(|()| fs::rename(&fresh, &path))
                     .and_then(|()| fs::File::open(data_dir)?.sync_all());
                 written.map_err(|source| NetworkError::Tag { path, action: "written", source })?;
-                Ok(Self { tag })
+                Ok(Self { tag, rate: Rate::default() })
             }
             Err(source) => Err(NetworkError::Tag { path, action: "read", source }),
         }
+    }
+
+    /// With another rate than the default.
+    #[must_use]
+    pub fn with_rate(self, rate: Rate) -> Self {
+        Self { rate, ..self }
     }
 
     /// The name of an instance's TAP, always the same.
@@ -153,7 +167,7 @@ impl Network {
         format!("{}{}", self.own_prefix(), short_name(&instance.to_key(), INSTANCE_CHARS))
     }
 
-    /// Makes the TAP of an instance, or completes it, and the route to the guest.
+    /// Makes the TAP of an instance, or completes it, and the route to the guest. Its guards are up before it is.
     pub async fn ensure(
         &self,
         instance: InstanceId,
@@ -161,12 +175,18 @@ impl Network {
         after_step: &AfterStep,
     ) -> Result<String, NetworkError> {
         let tap = self.tap_name(instance);
-        if !self.exists(&tap).await? {
+        // Two processes at once: neither needs the other, and both come before the TAP is up.
+        let prefix = self.own_prefix();
+        let guard = guard::put_up(&self.tag, &prefix, self.rate);
+        let ((), exists) = tokio::try_join!(guard, self.exists(&tap))?;
+        after_step(Step::Guarded);
+        if !exists {
             ip(&["tuntap", "add", "dev", &tap, "mode", "tap"], None).await?;
             after_step(Step::TapMade);
         }
-        for (setting, value) in SETTINGS_VALUES {
-            let path = Path::new(SETTINGS).join(&tap).join(setting);
+        guard::bound(&tap, self.rate).await?;
+        for (family, setting, value) in SETTINGS_VALUES {
+            let path = Path::new(SETTINGS).join(family).join("conf").join(&tap).join(setting);
             fs::write(&path, value).map_err(|source| NetworkError::Setting { path, source })?;
         }
         after_step(Step::TapSet);
@@ -219,6 +239,11 @@ impl Network {
         }
     }
 
+    /// Removes what is there whether or not an instance is: for a host that is a node no more.
+    pub async fn unguard(&self) -> Result<(), NetworkError> {
+        guard::take_down(&self.tag).await
+    }
+
     /// Every TAP of this agent.
     pub async fn list(&self) -> Result<Vec<String>, NetworkError> {
         let arguments = ["-json", "link", "show"];
@@ -238,37 +263,8 @@ impl Network {
     }
 }
 
-/// Runs `ip` and answers with what it printed.
 async fn ip(arguments: &[&str], input: Option<String>) -> Result<Vec<u8>, NetworkError> {
-    let command = || match &input {
-        Some(input) => input.trim_end().replace('\n', "; "),
-        None => arguments.join(" "),
-    };
-    let mut child = Command::new("ip")
-        .args(arguments)
-        .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(NetworkError::Spawn)?;
-    let run = async {
-        if let (Some(mut stdin), Some(input)) = (child.stdin.take(), &input) {
-            // A process that ended early says why on its error output.
-            stdin.write_all(input.as_bytes()).await.ok();
-        }
-        child.wait_with_output().await
-    };
-    let output = match tokio::time::timeout(COMMAND_DEADLINE, run).await {
-        Ok(output) => output.map_err(NetworkError::Spawn)?,
-        Err(_) => return Err(NetworkError::Deadline { command: command() }),
-    };
-    if output.status.success() {
-        return Ok(output.stdout);
-    }
-    let said = output.stderr.get(..SAID_BYTES_MAX).unwrap_or(&output.stderr);
-    let said = String::from_utf8_lossy(said).trim().replace(char::is_control, " ");
-    Err(NetworkError::Refused { command: command(), said })
+    Tool::Ip.run(arguments, input).await
 }
 
 /// Lower-case letters and digits that follow from the bytes.
@@ -277,6 +273,16 @@ fn short_name(bytes: &[u8], chars: usize) -> String {
     let mut name = data_encoding::BASE32_DNSSEC.encode(&hash);
     name.truncate(chars);
     name
+}
+
+/// Whether a link has a name as the TAPs of agents have.
+pub(crate) fn is_tap_name(name: &str) -> bool {
+    name.len() == PREFIX.len() + TAG_CHARS + INSTANCE_CHARS && tag_of(name).is_some_and(is_tag)
+}
+
+/// The tag in a TAP's name.
+pub(crate) fn tag_of(name: &str) -> Option<&str> {
+    name.strip_prefix(PREFIX)?.get(..TAG_CHARS)
 }
 
 fn is_tag(text: &str) -> bool {

@@ -54,6 +54,8 @@ steps! {
     RootCollected = "root collected";
     /// The instance's root image is in the cache.
     RootReady = "root ready";
+    /// What guests may send is bounded.
+    Guarded = "guarded";
     /// The TAP exists.
     TapMade = "tap made";
     /// The kernel's settings for it are written.

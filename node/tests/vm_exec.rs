@@ -12,9 +12,7 @@ use guest_image::{FileSystem, assets, jails, root_image};
 use holdfast_guest::exec::{ExecSignal, WINDOW_BYTES};
 use holdfast_node::vmm::channel::{ExitStatus, GuestChannel, GuestConfig, GuestEvent, GuestSender, Workload};
 use holdfast_node::vmm::exec::{ExecStream, Program, ProgramNews, Terminal, TerminalSize};
-use holdfast_node::vmm::probe::find_qemu;
-use holdfast_node::vmm::qemu::Qemu;
-use holdfast_node::vmm::{Adoption, Vm, VmSpec, Vmm};
+use holdfast_node::vmm::{Adoption, Vm, VmSpec};
 
 /// Nothing here waits longer for anything.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -70,8 +68,7 @@ fn listen(channel: GuestChannel) -> (GuestSender, tokio::task::JoinHandle<()>) {
 async fn guest(user: &str) -> Guest {
     let folder = tempfile::Builder::new().prefix("hf-vm-").tempdir().unwrap();
     let image = root_image(folder.path(), FileSystem::Erofs);
-    let program = find_qemu().expect("qemu-system-x86_64 must be installed: run `cargo xtask assets`");
-    let qemu = Qemu { program, kvm: false, jails: jails(folder.path()) };
+    let vmm = guest_image::vmm(jails(folder.path()));
     let assets = assets();
     let spec = VmSpec {
         instance_id: "inst_test".to_owned(),
@@ -85,7 +82,7 @@ async fn guest(user: &str) -> Guest {
         nic: None,
         volumes: Vec::new(),
     };
-    let vm = qemu.start(&spec).await.unwrap();
+    let vm = vmm.start(&spec).await.unwrap();
     let mut channel = GuestChannel::connect(&vm.channel(), 0, PATIENCE).await.unwrap();
     channel.sender.configure(&config(user)).await.unwrap();
     while !matches!(channel.receiver.recv().await.unwrap(), GuestEvent::Ready { .. }) {}

@@ -10,10 +10,8 @@ use std::{net::Ipv6Addr, path::Path, process::Command, time::Duration};
 
 use guest_image::{FileSystem, assets, jails, root_image};
 use holdfast_node::vmm::{
-    Nic, VmSpec, Vmm,
+    Nic, VmSpec,
     channel::{GuestChannel, GuestConfig, GuestEvent, HealthCheck, NetworkConfig, Workload},
-    probe,
-    qemu::Qemu,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -58,8 +56,7 @@ async fn traffic_reaches_a_guest_through_its_tap_device() {
         nic: Some(Nic::for_address("hf0", GUEST)),
         volumes: Vec::new(),
     };
-    let program = probe::find_qemu().expect("qemu-system-x86_64 must be installed: run `cargo xtask assets`");
-    let vm = Qemu { program, kvm: false, jails: jails(folder.path()) }.start(&spec).await.unwrap();
+    let vm = guest_image::vmm(jails(folder.path())).start(&spec).await.unwrap();
     let outcome = tokio::time::timeout(PATIENCE, talk(&vm.channel(), folder.path())).await;
     vm.kill().await.unwrap();
     outcome.expect("the guest must answer");

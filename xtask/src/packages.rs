@@ -22,7 +22,9 @@ const PACKAGES: &[(&str, &str)] = &[
     ("busybox-static", "the programs of guests in tests"),
     ("prometheus", "its promtool checks the metrics in tests"),
     ("curl", "the demo's client"),
-    ("iproute2", "network namespaces by hand"),
+    ("iproute2", "network namespaces by hand, TAPs and their queues"),
+    ("nftables", "what guests may send"),
+    ("binutils", "test programs without what is for debuggers"),
     ("ca-certificates", "fetching crates"),
 ];
 

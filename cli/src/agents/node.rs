@@ -15,6 +15,7 @@ use holdfast_model::limits::CPU_OVERCOMMIT_MILLI;
 use holdfast_node::agent::{HostConfig, NodeConfig};
 use holdfast_node::host::{CapacityOverride, VmmChoice};
 use holdfast_node::logs::retention::Retention;
+use holdfast_node::network::guard::Rate;
 use holdfast_node::status::NodeStatus;
 use holdfast_node::vmm::jail::JailConfig;
 use std::path::{Path, PathBuf};
@@ -44,6 +45,7 @@ pub(crate) async fn run(arguments: NodeRun) -> Result<(), Failure> {
     let ids = IdRange::new(arguments.vmm_uid_first, arguments.vmm_uids)
         .map_err(|e| Failure::Usage(e.to_string()))?;
     let jail = JailConfig { cgroups, ids, ..JailConfig::default() };
+    let rate = Rate::megabits(arguments.instance_mbit).map_err(|e| Failure::Usage(e.to_string()))?;
     let bounds = &arguments.logs;
     let (one, all) = (bounds.instance_mib.saturating_mul(1 << 20), bounds.node_mib.saturating_mul(1 << 20));
     let logs =
@@ -61,6 +63,7 @@ pub(crate) async fn run(arguments: NodeRun) -> Result<(), Failure> {
                 },
                 vmm: VmmChoice::default(),
                 jail: jail.clone(),
+                rate,
                 logs,
                 images_bytes_max: arguments.images_mib.saturating_mul(1 << 20),
                 metrics: arguments.metrics.clone(),

@@ -6,6 +6,7 @@ use holdfast_jail::ids::{COUNT_DEFAULT, FIRST_DEFAULT};
 use holdfast_metrics::Listen;
 use holdfast_model::resource::EnrolmentKind;
 use holdfast_model::{AgentName, Revision};
+use holdfast_node::network::guard::Rate;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -328,6 +329,9 @@ pub(crate) struct NodeRun {
     /// What images may take on the disk, in MiB. The least recently used go; those that an instance here needs stay.
     #[arg(long, value_name = "MIB", default_value_t = 20_480)]
     pub(crate) images_mib: u64,
+    /// What goes through one instance's network card in each direction, in megabits per second.
+    #[arg(long, value_name = "N", default_value_t = Rate::MEGABITS_DEFAULT)]
+    pub(crate) instance_mbit: u64,
     /// Serve metrics for Prometheus here: an address and port, or unix:/path/of/a/socket.
     #[arg(long, value_name = "PLACE")]
     pub(crate) metrics: Option<Listen>,

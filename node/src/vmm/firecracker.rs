@@ -13,7 +13,7 @@ use hyper::Method;
 use serde::Serialize;
 
 use super::{
-    BoxFuture, Vm, VmSpec, Vmm, VmmError, VmmKind,
+    BoxFuture, DISK_BYTES_PER_SECOND_MAX, DISK_OPERATIONS_PER_SECOND_MAX, Vm, VmSpec, Vmm, VmmError, VmmKind,
     channel::ChannelAddress,
     http_unix,
     jail::{Jails, Needs, own_folder},
@@ -28,6 +28,9 @@ const START_POLL: Duration = Duration::from_millis(10);
 
 /// The most bytes of a refusal that are reported.
 const REFUSAL_BYTES_MAX: usize = 1024;
+
+/// The most processors that it gives a guest.
+const VCPUS_MAX: u32 = 32;
 
 /// Each Firecracker process has a vsock of its own, so every guest can have the first free address.
 const GUEST_CID: u32 = 3;
@@ -74,6 +77,31 @@ struct Drive<'a> {
     is_read_only: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     cache_type: Option<&'static str>,
+    rate_limiter: RateLimiter,
+}
+
+/// How much a disk gives.
+#[derive(Debug, Serialize)]
+struct RateLimiter {
+    bandwidth: TokenBucket,
+    ops: TokenBucket,
+}
+
+/// So many bytes or operations in so many milliseconds.
+#[derive(Debug, Serialize)]
+struct TokenBucket {
+    size: u64,
+    refill_time: u64,
+}
+
+impl RateLimiter {
+    fn of_disk() -> Self {
+        let each_second = |size| TokenBucket { size, refill_time: 1_000 };
+        Self {
+            bandwidth: each_second(DISK_BYTES_PER_SECOND_MAX),
+            ops: each_second(DISK_OPERATIONS_PER_SECOND_MAX),
+        }
+    }
 }
 
 /// `PUT /network-interfaces/{iface_id}`
@@ -120,7 +148,7 @@ impl Vmm for Firecracker {
 
 impl Firecracker {
     async fn start_machine(&self, spec: &VmSpec) -> Result<Vm, VmmError> {
-        spec.check()?;
+        check(spec)?;
         let calls =
             calls(spec).map_err(|source| VmmError::Record { path: api_path(&spec.folder), source })?;
         let api = api_path(&spec.folder);
@@ -167,6 +195,15 @@ impl Firecracker {
     }
 }
 
+/// Refuses what Firecracker would refuse when its process runs already.
+fn check(spec: &VmSpec) -> Result<(), VmmError> {
+    if spec.vcpus > VCPUS_MAX {
+        let problem = "Firecracker gives a guest 32 processors at most";
+        return Err(VmmError::Spec { instance_id: spec.instance_id.clone(), problem });
+    }
+    spec.check()
+}
+
 async fn drive(vm: &Vm, api: &Path, spec: &VmSpec, calls: Vec<Call>) -> Result<(), VmmError> {
     let started_at = Instant::now();
     while !api.exists() {
@@ -182,6 +219,18 @@ async fn drive(vm: &Vm, api: &Path, spec: &VmSpec, calls: Vec<Call>) -> Result<(
         }
         tokio::time::sleep(START_POLL).await;
     }
+    send(api, calls).await
+}
+
+/// Tells a Firecracker that somebody else has started, and that listens at `api`, everything that one of ours is told, the
+/// start of its guest last. The paths in `spec` are those that it sees itself, in whatever root it has.
+pub async fn ask(api: &Path, spec: &VmSpec) -> Result<(), VmmError> {
+    check(spec)?;
+    let calls = calls(spec).map_err(|source| VmmError::Record { path: api.to_owned(), source })?;
+    send(api, calls).await
+}
+
+async fn send(api: &Path, calls: Vec<Call>) -> Result<(), VmmError> {
     for call in calls {
         let body = call.body.to_string().into_bytes();
         let (status, answer) = http_unix::request(api, Method::PUT, &call.uri, body).await?;
@@ -237,6 +286,7 @@ fn calls(spec: &VmSpec) -> Result<Vec<Call>, serde_json::Error> {
             is_root_device: false,
             is_read_only: true,
             cache_type: None,
+            rate_limiter: RateLimiter::of_disk(),
         };
         calls.push(call("/drives/root", drive)?);
     }
@@ -249,6 +299,7 @@ fn calls(spec: &VmSpec) -> Result<Vec<Call>, serde_json::Error> {
             is_read_only: false,
             // By default a guest's flushes are answered and not carried out.
             cache_type: Some("Writeback"),
+            rate_limiter: RateLimiter::of_disk(),
         };
         calls.push(call(&format!("/drives/{drive_id}"), drive)?);
     }
@@ -277,82 +328,6 @@ fn vsock_path(folder: &Path) -> PathBuf {
 }
 
 #[cfg(test)]
-mod tests {
-    //! Firecracker itself is not run here: these tests hold the requests against the published API only. With the
-    //! real program: `node/tests/firecracker_api.rs`, which has to be asked for.
-
-    use serde_json::json;
-
-    use super::*;
-    use crate::vmm::{Nic, VolumeDevice};
-
-    fn spec() -> VmSpec {
-        VmSpec {
-            instance_id: "inst_01".to_owned(),
-            folder: "/vms/inst_01".into(),
-            kernel: "/assets/vmlinux".into(),
-            initrd: "/assets/initramfs.cpio".into(),
-            root_image: Some("/images/root.erofs".into()),
-            memory_mib: 128,
-            vcpus: 2,
-            cpu_milli: 2_000,
-            nic: Some(Nic { tap: "hf0".to_owned(), mac: [2, 0x48, 0, 0, 0, 0x0a] }),
-            volumes: vec![VolumeDevice { number: 7 }],
-        }
-    }
-
-    #[test]
-    fn requests_carry_the_published_field_names_and_start_last() {
-        let calls: Vec<(String, serde_json::Value)> =
-            calls(&spec()).unwrap().into_iter().map(|call| (call.uri, call.body)).collect();
-        let expected = [
-            (
-                "/machine-config",
-                json!({"vcpu_count": 2, "mem_size_mib": 128, "smt": false, "track_dirty_pages": false}),
-            ),
-            (
-                "/boot-source",
-                json!({
-                    "kernel_image_path": "/assets/vmlinux",
-                    "initrd_path": "/assets/initramfs.cpio",
-                    "boot_args": KERNEL_COMMAND_LINE,
-                }),
-            ),
-            (
-                "/drives/root",
-                json!({
-                    "drive_id": "root",
-                    "path_on_host": "/images/root.erofs",
-                    "is_root_device": false,
-                    "is_read_only": true,
-                }),
-            ),
-            (
-                "/drives/volume0",
-                json!({
-                    "drive_id": "volume0",
-                    "path_on_host": "/dev/loop7",
-                    "is_root_device": false,
-                    "is_read_only": false,
-                    "cache_type": "Writeback",
-                }),
-            ),
-            (
-                "/network-interfaces/eth0",
-                json!({"iface_id": "eth0", "host_dev_name": "hf0", "guest_mac": "02:48:00:00:00:0a"}),
-            ),
-            ("/vsock", json!({"guest_cid": 3, "uds_path": "/vms/inst_01/vmm/vsock.sock"})),
-            ("/entropy", json!({})),
-            ("/actions", json!({"action_type": "InstanceStart"})),
-        ];
-        let expected: Vec<_> = expected.into_iter().map(|(uri, body)| (uri.to_owned(), body)).collect();
-        assert_eq!(calls, expected);
-    }
-
-    #[test]
-    fn a_machine_without_disk_and_card_asks_for_neither() {
-        let bare = VmSpec { root_image: None, nic: None, volumes: Vec::new(), ..spec() };
-        let uris: Vec<String> = calls(&bare).unwrap().into_iter().map(|call| call.uri).collect();
-        assert_eq!(uris, ["/machine-config", "/boot-source", "/vsock", "/entropy", "/actions"]);
-    }
-}
+mod shapes;
+#[cfg(test)]
+mod tests;

@@ -42,6 +42,13 @@ pub const MEMORY_MIB_MIN: u32 = 64;
 /// The most processors that a guest can be given.
 pub const VCPUS_MAX: u32 = 64;
 
+/// How much one disk of a guest's gives in a second, reading and writing together, so that no guest keeps the host's disk
+/// for itself. Well above what a guest needs to start.
+pub const DISK_BYTES_PER_SECOND_MAX: u64 = 512 << 20;
+
+/// How many operations it does in a second.
+pub const DISK_OPERATIONS_PER_SECOND_MAX: u64 = 50_000;
+
 /// A program that runs microVMs.
 pub trait Vmm: Send + Sync {
     /// Which one it is.

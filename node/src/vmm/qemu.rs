@@ -13,7 +13,7 @@ use std::{
 use holdfast_jail::plan::{Descriptor, Device, FIRST_DESCRIPTOR, Profile};
 
 use super::{
-    BoxFuture, Vm, VmSpec, Vmm, VmmError, VmmKind,
+    BoxFuture, DISK_BYTES_PER_SECOND_MAX, DISK_OPERATIONS_PER_SECOND_MAX, Vm, VmSpec, Vmm, VmmError, VmmKind,
     channel::ChannelAddress,
     host_clock,
     jail::{Jails, Needs},
@@ -184,7 +184,8 @@ impl Qemu {
         }
         add("-display", "none".to_owned());
         add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned());
-        add("-machine", "microvm,acpi=off,rtc=on,pit=on,pic=on,isa-serial=on".to_owned());
+        // Equal pages of two tenants are not merged, whatever the host does with others'.
+        add("-machine", "microvm,acpi=off,rtc=on,pit=on,pic=on,isa-serial=on,mem-merge=off".to_owned());
         add("-accel", accelerator);
         add("-cpu", processor.to_owned());
         add("-m", format!("{}M", spec.memory_mib));
@@ -207,7 +208,10 @@ impl Qemu {
         add("-chardev", listens("channel", numbers.channel));
         add("-device", format!("virtserialport,chardev=channel,name={}", holdfast_guest::SERIAL_PORT_NAME));
         if let Some(number) = numbers.root {
-            add("-drive", format!("id=root,file={},format=raw,if=none,readonly=on", set(number)));
+            add(
+                "-drive",
+                format!("id=root,file={},format=raw,if=none,readonly=on,{}", set(number), throttle()),
+            );
             add("-device", "virtio-blk-device,drive=root".to_owned());
         }
         for (at, number) in numbers.volumes.iter().enumerate() {
@@ -231,6 +235,13 @@ fn found(program: &Path, folders: &[&str], names: &[&str]) -> Vec<PathBuf> {
     let folders = folders.iter().filter_map(|folder| Some(beside?.join(folder.trim_start_matches("../"))));
     let files = folders.flat_map(|folder| names.iter().map(move |name| folder.join(name)));
     files.filter(|file| file.is_file()).collect()
+}
+
+/// How much a disk gives, in a form that a `-drive` takes.
+fn throttle() -> String {
+    format!(
+        "throttling.bps-total={DISK_BYTES_PER_SECOND_MAX},throttling.iops-total={DISK_OPERATIONS_PER_SECOND_MAX}"
+    )
 }
 
 /// Whether a run state of QEMU's means that the guest makes progress, or is about to.

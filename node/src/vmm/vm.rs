@@ -232,3 +232,33 @@ fn adopt_unrecorded(folder: &Path) -> Option<Record> {
     let instance_id = folder.file_name()?.to_str()?;
     Some(Record::new(instance_id, kind, identity))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    /// What the kernel really writes there is tried in `jail/tests/cgroups.rs`.
+    #[tokio::test]
+    async fn a_machine_ended_for_want_of_memory_if_its_group_says_so() {
+        for (kills, expected) in [("oom_kill 2", VmEnd::OutOfMemory), ("oom_kill 0", ended_by_itself())] {
+            let folder = tempfile::tempdir().unwrap();
+            let group = folder.path().join("group");
+            std::fs::create_dir(&group).unwrap();
+            std::fs::write(group.join("memory.events"), format!("low 0\nhigh 3\nmax 9\noom 1\n{kills}\n"))
+                .unwrap();
+            let mut process = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+            let kind = VmmKind::Firecracker;
+            let vm =
+                Vm::record(folder.path(), "inst_1", kind, process.id(), Some(group), None).unwrap().unwrap();
+            process.kill().unwrap();
+            assert_eq!(vm.ended().await.unwrap(), expected);
+            process.wait().unwrap();
+        }
+    }
+
+    fn ended_by_itself() -> VmEnd {
+        VmEnd::Exited { said: "nothing".to_owned() }
+    }
+}

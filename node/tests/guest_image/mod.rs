@@ -10,12 +10,15 @@ use std::{
 
 use holdfast_jail::cgroup::{Choice, Hierarchy};
 use holdfast_node::step::unheard;
+use holdfast_node::vmm::firecracker::Firecracker;
 use holdfast_node::vmm::jail::{JailConfig, Jails};
+use holdfast_node::vmm::qemu::Qemu;
+use holdfast_node::vmm::{Vmm, probe};
 
 /// Every program of busybox that a test uses.
-const APPLETS: [&str; 19] = [
-    "sh", "cat", "date", "echo", "head", "hostname", "httpd", "id", "mkdir", "nproc", "pwd", "seq", "sleep",
-    "stat", "stty", "sync", "touch", "tr", "tty",
+const APPLETS: [&str; 23] = [
+    "sh", "cat", "date", "echo", "head", "hostname", "httpd", "id", "ip", "mkdir", "nc", "nproc", "ping",
+    "pwd", "seq", "sleep", "stat", "stty", "sync", "timeout", "touch", "tr", "tty",
 ];
 
 /// What a guest boots from.
@@ -52,6 +55,27 @@ pub(crate) fn jail_config() -> JailConfig {
 #[allow(dead_code, reason = "not every test starts machines by itself")]
 pub(crate) fn jails(data_dir: &Path) -> Arc<Jails> {
     Arc::new(Jails::new(data_dir, jail_config(), unheard()))
+}
+
+/// The VMM that guests of the conformance suite run on: QEMU that translates, which every host has; or, where guests boot
+/// on it, what `HOLDFAST_SUITE_VMM` names.
+#[allow(dead_code, reason = "not every test starts machines by itself")]
+pub(crate) fn vmm(jails: Arc<Jails>) -> Box<dyn Vmm> {
+    let named = std::env::var("HOLDFAST_SUITE_VMM");
+    let qemu = |kvm, jails| {
+        let program =
+            probe::find_qemu().expect("qemu-system-x86_64 must be installed: run `cargo xtask assets`");
+        Box::new(Qemu { program, kvm, jails })
+    };
+    match named.as_deref().unwrap_or("qemu-tcg") {
+        "qemu-tcg" => qemu(false, jails),
+        "qemu-kvm" => qemu(true, jails),
+        "firecracker" => {
+            let program = probe::find_firecracker().expect("HOLDFAST_FIRECRACKER must name the program");
+            Box::new(Firecracker { program, jails })
+        }
+        other => panic!("HOLDFAST_SUITE_VMM is qemu-tcg, qemu-kvm or firecracker, not {other}"),
+    }
 }
 
 /// What a root image may be.

@@ -35,6 +35,7 @@ use holdfast_node::image::{CACHE_BYTES_MAX, ImageConfig, ImageUser};
 use holdfast_node::logs::Ring;
 use holdfast_node::logs::retention::Retention;
 use holdfast_node::network::Network;
+use holdfast_node::network::guard::Rate;
 use holdfast_node::secrets::Source;
 use holdfast_node::status::NodeStatus;
 use holdfast_node::step::Step;
@@ -424,6 +425,7 @@ pub(crate) fn host_config(data_dir: &Path) -> HostConfig {
         capacity: CapacityOverride::default(),
         vmm: VmmChoice::Qemu,
         jail: jail_config(),
+        rate: Rate::default(),
         logs: Retention::default(),
         images_bytes_max: CACHE_BYTES_MAX,
         metrics: Some(Listen::Unix(data_dir.join(METRICS_SOCKET))),
