@@ -72,6 +72,12 @@ pub(crate) enum Failure {
     /// What an agent or a member of this host did failed.
     #[error("{0}")]
     Host(String),
+    /// The doctor found something that must be mended.
+    #[error("{failed} {} failed; see above what each means and how to mend it.", if *failed == 1 { "check" } else { "checks" })]
+    Unwell {
+        /// How many.
+        failed: usize,
+    },
     /// A program in an instance ended with this code.
     #[error("The program ended with exit code {code}.")]
     Program {
@@ -115,6 +121,7 @@ impl Failure {
             | Self::RollOut(_)
             | Self::NotAuthentic(_)
             | Self::Host(_)
+            | Self::Unwell { .. }
             | Self::Output(_) => exit::FAILURE,
         }
     }
@@ -164,6 +171,7 @@ impl Failure {
             Self::Incomplete(_) => "incomplete".into(),
             Self::NotAuthentic(_) => "not_authentic".into(),
             Self::Host(_) => "host".into(),
+            Self::Unwell { .. } => "unwell".into(),
             Self::Program { .. } => "program_failed".into(),
             Self::Exec { end, .. } => format!("exec_{end}"),
             Self::Output(_) => "output".into(),

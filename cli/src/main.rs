@@ -127,6 +127,7 @@ async fn run(cli: Cli, output: Output) -> Result<(), Failure> {
         Command::Token(command) => commands::token::run(&session()?, command).await,
         Command::Completions { shell } => commands::completions::run(shell),
         Command::Confirm(arguments) => commands::confirm::run(&session()?, arguments).await,
+        Command::Doctor(arguments) => commands::doctor::run(&global, output, arguments).await,
         Command::Dev(arguments) => dev::run(arguments, output).await,
         Command::Server(command) => match command {
             ServerCommand::Init(arguments) => server::init(&output, arguments).await,

@@ -13,6 +13,23 @@ use crate::report::Enforced;
 /// What this release asks for; an older kernel does what it knows of it, and the agent is told.
 const ABI_WANTED: ABI = ABI::V6;
 
+/// Asks for the version instead of making a rule set.
+const ASK_VERSION: u32 = 1;
+
+/// The version of Landlock that this kernel has; 0 is none.
+pub fn landlock_version() -> u32 {
+    // SAFETY: with this flag the call takes no structure and makes nothing.
+    let version = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            std::ptr::null::<libc::c_void>(),
+            0_usize,
+            ASK_VERSION,
+        )
+    };
+    u32::try_from(version).unwrap_or(0)
+}
+
 /// Restricts this process for good.
 pub(crate) fn restrict(access: &Access) -> Result<Enforced, Failure> {
     let status = try_restrict(access)?;

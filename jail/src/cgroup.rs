@@ -114,9 +114,15 @@ pub struct Hierarchy {
 impl Hierarchy {
     /// Finds it, and whether it has what is needed.
     pub fn find() -> Result<Self, CgroupError> {
-        let path = Path::new("/proc/self/mounts");
-        let mounts = fs::read_to_string(path).map_err(|source| file(path, "read", source))?;
+        Self::find_below(Path::new("/"))
+    }
+
+    /// The same for a host whose files are below another folder.
+    pub fn find_below(root: &Path) -> Result<Self, CgroupError> {
+        let path = root.join("proc/self/mounts");
+        let mounts = fs::read_to_string(&path).map_err(|source| file(&path, "read", source))?;
         let mount = mount_point(&mounts).ok_or(CgroupError::NotMounted)?;
+        let mount = root.join(mount.strip_prefix("/").unwrap_or(&mount));
         let offered = fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default();
         let missing: Vec<_> = CONTROLLERS
             .into_iter()
@@ -138,6 +144,7 @@ impl Hierarchy {
     pub fn list(&self, prefix: &str) -> Vec<String> {
         let entries = fs::read_dir(self.mount.join(PARENT)).into_iter().flatten().flatten();
         entries
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
             .filter_map(|entry| entry.file_name().into_string().ok())
             .filter(|name| name.starts_with(prefix))
             .collect()

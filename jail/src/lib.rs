@@ -30,4 +30,5 @@ mod report;
 mod root;
 pub mod start;
 
+pub use access::landlock_version;
 pub use error::{LaunchError, Step};

@@ -9,6 +9,7 @@
 pub mod admission;
 pub mod agent;
 pub mod boot;
+pub mod doctor;
 pub mod exec;
 pub mod executor;
 pub mod health;

@@ -125,6 +125,8 @@ pub(crate) enum Command {
     Edge(operator::EdgeCommand),
     /// Let an agent carry out removals that it holds back.
     Confirm(operator::Confirm),
+    /// Explain what is wrong with this host, the cluster or the login.
+    Doctor(operator::Doctor),
     /// Run a whole cluster on this machine.
     Dev(operator::Dev),
 }

@@ -433,6 +433,31 @@ pub(crate) enum AgentKind {
     Edge,
 }
 
+/// `holdfast doctor`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Each check is ok, warn, fail or unknown (it could not be looked at), with what that means and how to mend it. Nothing is
+changed. The host is held against Firecracker's recommendations for production hosts. Run it as root on a node: others
+do not see processes and packet filters.
+
+Examples:
+  holdfast doctor --data-dir /var/lib/holdfast-node
+  holdfast doctor --host
+  holdfast doctor --json | jq '.findings[] | select(.severity == \"fail\")'
+
+It ends with 1 if any check fails.")]
+pub(crate) struct Doctor {
+    /// The folder of the node agent on this host, for its certificate, its disk and its probe of VMMs.
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Look at this host only.
+    #[arg(long, conflicts_with = "cluster")]
+    pub(crate) host: bool,
+    /// Look at login and cluster only.
+    #[arg(long)]
+    pub(crate) cluster: bool,
+}
+
 /// `holdfast dev`.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\

@@ -8,6 +8,7 @@ pub(crate) mod completions;
 pub(crate) mod confirm;
 pub(crate) mod deploy;
 pub(crate) mod deployments;
+pub(crate) mod doctor;
 pub(crate) mod edge;
 pub(crate) mod env;
 pub(crate) mod events;
