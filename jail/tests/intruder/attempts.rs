@@ -11,6 +11,8 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::resources;
+
 type Given = BTreeMap<String, String>;
 type Outcome = io::Result<String>;
 
@@ -24,6 +26,9 @@ pub(crate) fn attempt(name: &str, given: &Given) -> Outcome {
     }
     if let Some(family) = name.strip_prefix("socket_") {
         return socket(family);
+    }
+    if let Some(outcome) = resources::attempt(name, given) {
+        return outcome;
     }
     match name {
         // Files.

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod attempts;
+mod resources;
 
 use std::collections::BTreeMap;
 use std::io::Write;
