@@ -30,6 +30,8 @@ use tokio::net::TcpListener;
 const PATIENCE: Duration = Duration::from_secs(240);
 
 const GUEST: Ipv6Addr = Ipv6Addr::new(0xfd48, 1, 2, 3, 0, 0, 0, 7);
+/// The IPv4 address that the guest gives itself.
+const LINK_LOCAL: &str = "169.254.7.7";
 const HOST: Ipv6Addr = Ipv6Addr::new(0xfd48, 1, 2, 3, 0, 0, 0, 1);
 
 /// What the guest sends in each round, and what the host takes at most when it is bounded: less, so that the bound shows.
@@ -40,7 +42,7 @@ const ROUNDS_SKIPPED: usize = 2;
 
 fn script() -> String {
     format!(
-        "ip address add 169.254.7.7/16 dev eth0; while :; do \
+        "ip address add {LINK_LOCAL}/16 dev eth0; while :; do \
          if nc -w 1 169.254.169.254 80 </dev/null >/dev/null 2>&1; then echo metadata reached; else echo metadata refused; fi; \
          ping -6 -c 1 -W 1 fd00:99::2 >/dev/null 2>&1; \
          head -c {SENT_BYTES} /dev/zero | timeout 3 nc {HOST} 9000 >/dev/null 2>&1; \
@@ -96,7 +98,8 @@ impl Rounds {
         let (mut rounds, mut reached) = (VecDeque::new(), false);
         while rounds.len() < count {
             match self.0.recv().await.unwrap() {
-                GuestEvent::Log(line) => match std::str::from_utf8(&line.bytes).unwrap().trim() {
+                // What a test that hangs is looked for with.
+                GuestEvent::Log(line) => match heard(&line.bytes) {
                     "metadata reached" => reached = true,
                     "metadata refused" => reached = false,
                     "round" => rounds.push_back(reached),
@@ -110,6 +113,12 @@ impl Rounds {
         }
         rounds
     }
+}
+
+fn heard(line: &[u8]) -> &str {
+    let line = std::str::from_utf8(line).unwrap().trim();
+    eprintln!("guest: {line}");
+    line
 }
 
 #[test]
@@ -129,6 +138,8 @@ async fn tries() {
     let network = Network::open(folder.path()).unwrap().with_rate(Rate::megabits(1).unwrap());
     let tap = network.ensure(id, GUEST, &unheard()).await.unwrap();
     let table = format!("holdfast_{}", &tap[2..6]);
+    // As on a host that would answer: only the guard is between it and the guest.
+    tool("ip", &format!("route add {LINK_LOCAL}/32 dev {tap}"));
     let metadata = TcpListener::bind("169.254.169.254:80").await.unwrap();
     tokio::spawn(async move { while metadata.accept().await.is_ok() {} });
     let sink = TcpListener::bind((HOST, 9_000)).await.unwrap();
@@ -202,6 +213,7 @@ async fn start(folder: &Path, tap: &str) -> holdfast_node::vmm::Vm {
         vcpus: 1,
         cpu_milli: 1_000,
         nic: Some(Nic::for_address(tap, GUEST)),
+        volumes: Vec::new(),
     };
     guest_image::vmm(jails(folder)).start(&spec).await.unwrap()
 }
@@ -221,6 +233,7 @@ async fn configure(address: &ChannelAddress) -> GuestReceiver {
             user: String::new(),
         },
         secrets: None,
+        volumes: Vec::new(),
     };
     sender.configure(&config).await.unwrap();
     // The channel lives as long as the test.
