@@ -157,12 +157,14 @@ impl Group {
         MemberNode { raft_addr: self.addresses[&id].to_string(), api_addr: format!("127.0.0.1:{id}") }
     }
 
-    /// Stops a member and waits until its files are closed: the last task of its core lets go of them a little later than
-    /// the core ends, and writes beside them what it knows of them.
     pub(crate) async fn stop(&mut self, id: u64) {
         let member = self.members.remove(&id).unwrap();
         member.shutdown().await;
-        drop(member);
+    }
+
+    /// Waits until the files of a member that was stopped are closed: the last task of its core lets go of them a little
+    /// later than the core ends, and writes beside them what it knows of them. Nobody may have a handle of it any more.
+    pub(crate) async fn closed(&self, id: u64) {
         for name in ["log.redb", "state.redb"] {
             let Ok(file) = std::fs::File::open(self.path(id).join(name)) else { continue };
             self.until("a stopped member to close its files", || file.try_lock_shared().ok()).await;

@@ -48,6 +48,7 @@ async fn set_back(group: &mut Group) -> u64 {
     let leader = group.leader().await;
     group.propose(leader, group.write("before")).await;
     group.stop(victim).await;
+    group.closed(victim).await;
     let image = tempfile::tempdir().unwrap();
     copy(&group.path(victim), image.path());
     group.start(victim).await;
@@ -58,6 +59,7 @@ async fn set_back(group: &mut Group) -> u64 {
     group.until("the follower to have it all", || (group.revision(victim) >= written).then_some(())).await;
     assert_eq!(group.leader().await, leader, "the leader changed, so nobody remembers");
     group.stop(victim).await;
+    group.closed(victim).await;
     std::fs::remove_dir_all(group.path(victim)).unwrap();
     copy(image.path(), &group.path(victim));
     victim
