@@ -1,6 +1,6 @@
 //! `holdfast doctor`: what of this host is not as a multi-tenant node should have it, what that means, how to mend it.
 //!
-//! Reading ([`read`]) and judging ([`judge`]) are apart: the one knows files below a root folder and two tools, the other
+//! Reading ([`mod@read`]) and judging ([`mod@judge`]) are apart: the one knows files below a root folder and two tools, the other
 //! is a function of what was read, so that every finding can be tested on any machine. It changes nothing, needs no agent
 //! and no control plane, and says «unknown» where it could not look instead of guessing.
 //!
