@@ -133,9 +133,13 @@ fn short(duration: Duration) -> String {
     }
 }
 
+/// The last moment that RFC 3339 has a form for, the end of the year 9999, in milliseconds: later ones are shown as it.
+const LAST_SHOWN_MS: u64 = 253_402_300_799_999;
+
 /// A time in RFC 3339, in UTC.
 pub(crate) fn time(time: Timestamp) -> String {
-    humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(time.0)).to_string()
+    let shown = Duration::from_millis(time.0.min(LAST_SHOWN_MS));
+    humantime::format_rfc3339_millis(UNIX_EPOCH + shown).to_string()
 }
 
 /// The stable snake_case name of a plain enum, as the API spells it.

@@ -199,8 +199,7 @@ mod tests {
             Finding::new("ksm", Severity::Fail, "merged\u{1b}[2J", "It leaks.", "Switch it off."),
             Finding::unknown("login", "there is none", "Log in."),
         ];
-        let expected = "\
-         CHECK  SEEN
+        let expected = "         CHECK  SEEN
 ok       kvm    /dev/kvm can be used
 fail     ksm    merged [2J
 unknown  login  there is none
