@@ -293,6 +293,7 @@ mod tests {
                 observations: Vec::new(),
                 capacity: Default::default(),
                 vmm: String::new(),
+                snapshots: Default::default(),
                 pulls,
                 disk: Some(Disk { total_mib: 2, free_mib: 1 }),
             },

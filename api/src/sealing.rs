@@ -10,13 +10,13 @@ use crate::service::{RequestInfo, Service};
 use data_encoding::BASE64;
 use holdfast_identity::{KeyRing, KeyRingError, SealError, SealKey, SealTo};
 use holdfast_model::api::{NodeSecrets, SealingKeys, SealingStatus};
-use holdfast_model::delivery::{ClearCredential, ClearKey, ClearSecret, Delivery};
+use holdfast_model::delivery::{ClearCredential, ClearKey, ClearSecret, Delivery, SnapshotDelivery};
 use holdfast_model::resource::Member;
 use holdfast_model::sealed::{
     CredentialOwner, Envelope, Recipient, RegistryHost, SealOwner, SealedBytes, SealedSecret, SecretVersion,
 };
 use holdfast_model::secrets::{Bundle, SecretValue};
-use holdfast_model::{AppId, Code, Command, NodeId, OrgId, SecretKey};
+use holdfast_model::{AppId, Code, Command, NodeId, OrgId, SecretKey, SnapshotId};
 use holdfast_store::{ENVELOPES_PAGE, SecretViews, View, Views};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -222,6 +222,29 @@ pub(crate) fn deliver(
     let delivery = Delivery { cluster: service.cluster, node, instance, version, file, registry };
     let sealed = seal(&seal_to(recipient)?, &delivery)?;
     Ok(NodeSecrets { version, sealed: Some(BASE64.encode(&sealed.0)) })
+}
+
+/// To whom a snapshot is sealed: a key of its own, which goes with it.
+pub(crate) async fn snapshot_recipient(
+    service: &Service,
+    snapshot: SnapshotId,
+) -> Result<Recipient, Refusal> {
+    owners_recipient(service, SealOwner::Snapshot(snapshot)).await
+}
+
+/// The key of a snapshot, sealed to the node that restores from it; base64.
+pub(crate) fn deliver_snapshot_key(
+    service: &Service,
+    view: &View,
+    node: NodeId,
+    snapshot: SnapshotId,
+    recipient: &Recipient,
+) -> Result<String, Refusal> {
+    let key = owners_key(service, view, SealOwner::Snapshot(snapshot))?;
+    let text = key.to_text();
+    let key = SecretValue::new(Zeroizing::new(text.as_bytes().to_vec()));
+    let delivery = SnapshotDelivery { cluster: service.cluster, node, snapshot, key };
+    Ok(BASE64.encode(&seal(&seal_to(recipient)?, &delivery)?.0))
 }
 
 /// How many keys are sealed to whom.

@@ -55,6 +55,9 @@ pub(crate) enum Failure {
     /// The roll-out did not get there.
     #[error("{0}")]
     RollOut(String),
+    /// A snapshot or a restore came to nothing.
+    #[error("{0}")]
+    Backup(String),
     /// It was watched for as long as was asked.
     #[error("{what} is not done after {}.", humantime::format_duration(*after))]
     WaitTimedOut {
@@ -119,6 +122,7 @@ impl Failure {
             Self::Exec { .. } => exit::FAILURE,
             Self::File { .. }
             | Self::RollOut(_)
+            | Self::Backup(_)
             | Self::NotAuthentic(_)
             | Self::Host(_)
             | Self::Unwell { .. }
@@ -167,6 +171,7 @@ impl Failure {
             Self::File { .. } => "file".into(),
             Self::Manifest { .. } => Code::InvalidManifest.as_str().into(),
             Self::RollOut(_) => "rollout_failed".into(),
+            Self::Backup(_) => "backup_failed".into(),
             Self::WaitTimedOut { .. } => "wait_timed_out".into(),
             Self::Incomplete(_) => "incomplete".into(),
             Self::NotAuthentic(_) => "not_authentic".into(),

@@ -8,6 +8,7 @@ use holdfast_model::VolumeId;
 use holdfast_model::agent::{REPORT_PATH, Report};
 use holdfast_model::api::Reported;
 use holdfast_model::limits::HEARTBEAT_MS;
+use holdfast_model::volume_snapshot::SnapshotWork;
 use tokio::sync::watch;
 
 use crate::follow::chain;
@@ -41,6 +42,7 @@ pub struct Reporter {
     client: Client,
     newest: watch::Receiver<Option<Report>>,
     erase: watch::Sender<BTreeSet<VolumeId>>,
+    snapshots: watch::Sender<Option<SnapshotWork>>,
 }
 
 /// A slot and what delivers from it; run the second ([`Reporter::run`]).
@@ -48,14 +50,20 @@ pub fn reporter(client: &Client) -> (ReportSlot, Reporter) {
     let newest = watch::Sender::new(None);
     let receiver = newest.subscribe();
     let erase = watch::Sender::new(BTreeSet::new());
+    let snapshots = watch::Sender::new(None);
     let client = client.with_deadline(DELIVERY_MAX);
-    (ReportSlot { newest }, Reporter { client, newest: receiver, erase })
+    (ReportSlot { newest }, Reporter { client, newest: receiver, erase, snapshots })
 }
 
 impl Reporter {
     /// Deleted volumes whose disks the node is to erase, as it was last told.
     pub fn erase(&self) -> watch::Receiver<BTreeSet<VolumeId>> {
         self.erase.subscribe()
+    }
+
+    /// What the node has to do about snapshots, as it was last told; `None` before the first answer.
+    pub fn snapshots(&self) -> watch::Receiver<Option<SnapshotWork>> {
+        self.snapshots.subscribe()
     }
 
     /// Delivers until `stop` becomes true, its sender is gone, or every slot is dropped.
@@ -70,7 +78,8 @@ impl Reporter {
                 let Some(report) = self.newest.borrow_and_update().clone() else { continue };
                 let outcome = self.client.post::<_, Reported>(REPORT_PATH, &report).await;
                 if let Ok(reported) = &outcome {
-                    self.told(&reported.erase);
+                    tell(&self.erase, &reported.erase);
+                    tell(&self.snapshots, &Some(reported.snapshots.clone()));
                 }
                 match &outcome {
                     Ok(_) if !delivered => tracing::info!("reports are delivered again"),
@@ -90,16 +99,15 @@ impl Reporter {
     }
 }
 
-impl Reporter {
-    fn told(&self, erase: &BTreeSet<VolumeId>) {
-        self.erase.send_if_modified(|known| {
-            let changed = known != erase;
-            if changed {
-                known.clone_from(erase);
-            }
-            changed
-        });
-    }
+/// Tells what is new, and wakes nobody for what is not.
+fn tell<T: Clone + PartialEq>(to: &watch::Sender<T>, told: &T) {
+    to.send_if_modified(|known| {
+        let changed = known != told;
+        if changed {
+            known.clone_from(told);
+        }
+        changed
+    });
 }
 
 /// A heartbeat with jitter: between four fifths of the interval and all of it.

@@ -9,7 +9,7 @@ use holdfast_model::api::{
     Answer, ClusterStatus, ConfirmRemovals, CreateApp, CreateDeployment, CreateEnrolment, CreateEnv,
     CreateExecGrant, CreateOrg, CreateRelease, CreateRoute, CreateToken, CreatedEnrolment, CreatedExecGrant,
     CreatedToken, Done, EdgeStatus, InstanceStatus, Leader, NodeStatus, Page, RebuildViews, RebuiltViews,
-    ResolveImage, RevealSecrets, RevealedSecrets, RollBackSecrets, Scale, SealingStatus,
+    ResolveImage, RestoreSnapshot, RevealSecrets, RevealedSecrets, RollBackSecrets, Scale, SealingStatus,
     SetRegistryCredential, SetSecrets, TokenView, TransferLeader, Verification, WhoAmI,
 };
 use holdfast_model::audit::AuditCheckpoint;
@@ -19,9 +19,10 @@ use holdfast_model::logs::{LogRecord, LogStart};
 use holdfast_model::resource::{App, Deployment, Env, Image, Org, Release, Route};
 use holdfast_model::sealed::{CredentialOwner, RegistryCredential, RegistryHost, SecretVersion};
 use holdfast_model::volume::Volume;
+use holdfast_model::volume_snapshot::{VolumeRestore, VolumeSnapshot};
 use holdfast_model::{
     AppId, DeploymentId, EdgeId, EnvId, Event, ExecGrantId, InstanceId, MemberId, NodeId, OrgId, ReleaseId,
-    Revision, RouteId, TokenId, VolumeId,
+    Revision, RouteId, SnapshotId, TokenId, VolumeId, VolumeName,
 };
 use serde::de::DeserializeOwned;
 
@@ -239,6 +240,40 @@ impl Client {
     /// Deletes a volume that no instance has, as long as it is at `version`.
     pub async fn delete_volume(&self, volume: VolumeId, version: u64) -> Result<Done, ClientError> {
         self.delete(&format!("/v1/volumes/{volume}?expected_version={version}")).await
+    }
+
+    /// The snapshots of an env's volumes, all on one page.
+    pub async fn volume_snapshots(&self, env: EnvId) -> Result<Page<VolumeSnapshot>, ClientError> {
+        self.get(&format!("/v1/envs/{env}/snapshots")).await
+    }
+
+    /// A volume snapshot.
+    pub async fn volume_snapshot(&self, id: SnapshotId) -> Result<Answer<VolumeSnapshot>, ClientError> {
+        self.get(&format!("/v1/snapshots/{id}")).await
+    }
+
+    /// Asks for a snapshot of a volume.
+    pub async fn create_snapshot(&self, volume: VolumeId) -> Result<Answer<VolumeSnapshot>, ClientError> {
+        self.post(&format!("/v1/volumes/{volume}/snapshots"), &()).await
+    }
+
+    /// Deletes a volume snapshot.
+    pub async fn delete_snapshot(&self, id: SnapshotId) -> Result<Done, ClientError> {
+        self.delete(&format!("/v1/snapshots/{id}")).await
+    }
+
+    /// Makes a new volume from a snapshot.
+    pub async fn restore_snapshot(
+        &self,
+        id: SnapshotId,
+        name: VolumeName,
+    ) -> Result<Answer<Volume>, ClientError> {
+        self.post(&format!("/v1/snapshots/{id}/restore"), &RestoreSnapshot { name }).await
+    }
+
+    /// What a volume is being made from.
+    pub async fn volume_restore(&self, volume: VolumeId) -> Result<Answer<VolumeRestore>, ClientError> {
+        self.get(&format!("/v1/volumes/{volume}/restore")).await
     }
 
     /// Changes an env's secrets.

@@ -13,6 +13,8 @@ use zeroize::Zeroizing;
 
 /// The most that one seal holds, in bytes. More than any sealed thing of ours has.
 pub const SEALED_BYTES_MAX: usize = 1 << 20;
+/// The most that one sealed part of a backup holds, in bytes.
+pub const PART_BYTES_MAX: usize = 5 << 20;
 
 /// Why something could not be sealed or opened. Never holds any of it.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +50,21 @@ impl SealTo {
         if clear.len() > SEALED_BYTES_MAX {
             return Err(SealError::TooLarge);
         }
+        self.seal_any(clear)
+    }
+
+    /// Seals a part of a backup, which may be larger: [`PART_BYTES_MAX`].
+    ///
+    /// # Errors
+    /// As [`SealTo::seal`].
+    pub fn seal_part(&self, clear: &[u8]) -> Result<Vec<u8>, SealError> {
+        if clear.len() > PART_BYTES_MAX {
+            return Err(SealError::TooLarge);
+        }
+        self.seal_any(clear)
+    }
+
+    fn seal_any(&self, clear: &[u8]) -> Result<Vec<u8>, SealError> {
         let failed = |error: Box<dyn std::error::Error + Send + Sync>| SealError::Seal(error);
         let encryptor =
             age::Encryptor::with_recipients(once(&self.0 as _)).map_err(|e| failed(Box::new(e)))?;
@@ -107,6 +124,22 @@ impl SealKey {
         if sealed.len() > SEALED_BYTES_MAX + 4_096 {
             return Err(SealError::TooLarge);
         }
+        self.open_any(sealed)
+    }
+
+    /// Opens a part of a backup that was sealed to this key.
+    ///
+    /// # Errors
+    /// As [`SealKey::open`].
+    pub fn open_part(&self, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError> {
+        // Of 64 KiB each, age keeps 16 bytes more.
+        if sealed.len() > PART_BYTES_MAX + PART_BYTES_MAX / 4_096 + 4_096 {
+            return Err(SealError::TooLarge);
+        }
+        self.open_any(sealed)
+    }
+
+    fn open_any(&self, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError> {
         let failed = |error: Box<dyn std::error::Error + Send + Sync>| SealError::Open(error);
         let decryptor = age::Decryptor::new_buffered(sealed).map_err(|e| failed(Box::new(e)))?;
         let mut reader = decryptor.decrypt(once(&self.0 as _)).map_err(|e| failed(Box::new(e)))?;

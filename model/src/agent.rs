@@ -8,6 +8,7 @@ use crate::logs::{LogChunk, LogStart};
 use crate::manifest::{Health, Port, Resources, Restart};
 use crate::resource::{Capacity, Image, InstanceReason, InstanceState};
 use crate::volume::NodeVolume;
+use crate::volume_snapshot::SnapshotNews;
 use crate::{
     AppName, ClusterId, EnvName, Hostname, Incarnation, InstanceId, OrgName, ProcessName, RequestId,
     Revision, RouteId, VolumeId,
@@ -491,6 +492,9 @@ pub enum ReportDetail {
         /// Deleted volumes whose disks it has erased, until it is not asked to any more.
         #[serde(default)]
         erased: BTreeSet<VolumeId>,
+        /// How far snapshots are that it was asked for. Of older agents there is none.
+        #[serde(default, skip_serializing_if = "SnapshotNews::is_empty")]
+        snapshots: SnapshotNews,
         /// Its instances that wait for their images, at most [`REPORT_PULLS_MAX`]. Of older agents there is none.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         pulls: Vec<Pull>,

@@ -10,10 +10,11 @@ use crate::resource::{
 };
 use crate::sealed::{Recipient, RegistryHost};
 use crate::secrets::SecretValue;
+use crate::volume_snapshot::SnapshotWork;
 use crate::{
     AgentName, AppName, ClusterId, ClusterVersion, DeploymentId, Digest, EnrolmentId, EnvName, Incarnation,
     InstanceId, MemberId, OrgId, OrgName, PortName, ProcessName, ReleaseId, Revision, Role, Scope, ScopeSet,
-    SecretKey, SupportedVersions, Timestamp, VolumeId,
+    SecretKey, SupportedVersions, Timestamp, VolumeId, VolumeName,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -67,6 +68,34 @@ pub struct Reported {
     /// Deleted volumes whose disks the node is to erase: these, and never one that is merely not known.
     #[serde(default)]
     pub erase: BTreeSet<VolumeId>,
+    /// What the node has to do about snapshots.
+    #[serde(default)]
+    pub snapshots: SnapshotWork,
+}
+
+/// Makes a volume from a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RestoreSnapshot {
+    /// What the new volume is called; unique in the env.
+    pub name: VolumeName,
+}
+
+/// A node asks for the key of a snapshot that it is to restore from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AskSnapshotKey {
+    /// The volume that is being restored.
+    pub volume: VolumeId,
+    /// To whom the answer is sealed: a key that the node made.
+    pub recipient: Recipient,
+}
+
+/// The key of a snapshot, sealed to the node that asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SnapshotKey {
+    /// An age file, in base64.
+    pub sealed: String,
 }
 
 /// A problem (RFC 9457) with our members.

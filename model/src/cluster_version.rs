@@ -22,10 +22,12 @@ impl ClusterVersion {
     /// The third: nodes are cordoned and quarantined, want of room is told more exactly, programs run in instances,
     /// instances have volumes, and there are secrets.
     pub const THREE: Self = Self(3);
+    /// The fourth: volumes have snapshots, and are restored from them.
+    pub const FOUR: Self = Self(4);
     /// The oldest version whose log entries and state this build takes part in.
     pub const OLDEST_SUPPORTED: Self = Self::ONE;
     /// The newest version that this build takes part in; new clusters begin with it.
-    pub const NEWEST: Self = Self::THREE;
+    pub const NEWEST: Self = Self::FOUR;
 
     /// The version that may follow this one.
     #[must_use]
@@ -46,6 +48,11 @@ impl ClusterVersion {
     /// Whether there are volumes.
     pub const fn has_volumes(self) -> bool {
         self.0 >= Self::THREE.0
+    }
+
+    /// Whether volumes have snapshots.
+    pub const fn has_snapshots(self) -> bool {
+        self.0 >= Self::FOUR.0
     }
 
     /// Whether nodes can be cordoned and quarantined, and which kind of room is missing is told.

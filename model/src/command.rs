@@ -6,10 +6,12 @@ use crate::resource::{Capacity, EnrolmentKind, Image, RouteTarget, TokenKind};
 use crate::sealed::{
     CredentialOwner, Envelope, Recipient, RegistryHost, SealOwner, SealedBytes, SealedSecret,
 };
+use crate::volume_snapshot::SnapshotNews;
 use crate::{
     AgentName, AppId, AppName, ClusterId, ClusterVersion, Code, Digest, EdgeId, EnvId, EnvName, ExecGrantId,
     Incarnation, InstanceId, LogIndex, Manifest, MemberId, NodeId, OrgId, OrgName, PortName, ProcessName,
-    Rejection, ReleaseId, Revision, RouteId, ScopeSet, SecretKey, Timestamp, TokenId, VolumeId,
+    Rejection, ReleaseId, Revision, RouteId, ScopeSet, SecretKey, SnapshotId, Timestamp, TokenId, VolumeId,
+    VolumeName,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -359,6 +361,30 @@ pub enum Command {
         /// The registry.
         host: RegistryHost,
     },
+    /// Asks for a snapshot of a volume.
+    CreateSnapshot {
+        /// Of which volume.
+        volume: VolumeId,
+    },
+    /// Deletes a snapshot. What only it held is lost.
+    DeleteSnapshot {
+        /// Which.
+        snapshot: SnapshotId,
+    },
+    /// Makes a volume from a snapshot, in the snapshot's env.
+    RestoreSnapshot {
+        /// From which.
+        snapshot: SnapshotId,
+        /// What the new volume is called.
+        name: VolumeName,
+    },
+    /// A node tells of its snapshots.
+    ReportSnapshots {
+        /// Which node.
+        node: NodeId,
+        /// What it tells.
+        news: SnapshotNews,
+    },
 }
 
 impl Command {
@@ -404,6 +430,10 @@ impl Command {
             | Self::SetClusterRecipient { .. }
             | Self::SetRegistryCredential { .. }
             | Self::DeleteRegistryCredential { .. } => ClusterVersion::THREE,
+            Self::CreateSnapshot { .. }
+            | Self::DeleteSnapshot { .. }
+            | Self::RestoreSnapshot { .. }
+            | Self::ReportSnapshots { .. } => ClusterVersion::FOUR,
             Self::InitCluster { .. }
             | Self::CreateOrg { .. }
             | Self::CreateApp { .. }

@@ -6,7 +6,7 @@
 
 use crate::sealed::{CredentialOwner, RegistryHost, SealOwner};
 use crate::secrets::SecretValue;
-use crate::{ClusterId, EnvId, InstanceId, NodeId, SecretKey};
+use crate::{ClusterId, EnvId, InstanceId, NodeId, SecretKey, SnapshotId};
 use serde::{Deserialize, Serialize};
 
 /// One secret of an env.
@@ -57,4 +57,17 @@ pub struct Delivery {
     pub file: Option<SecretValue>,
     /// For the registry of the instance's image.
     pub registry: Option<ClearCredential>,
+}
+
+/// The key of a snapshot, for the node that restores a volume from it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotDelivery {
+    /// In which cluster.
+    pub cluster: ClusterId,
+    /// For which node.
+    pub node: NodeId,
+    /// Of which snapshot.
+    pub snapshot: SnapshotId,
+    /// The key's text.
+    pub key: SecretValue,
 }

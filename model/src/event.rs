@@ -10,10 +10,11 @@ use crate::resource::{
 };
 use crate::sealed::{CredentialOwner, Recipient, RegistryCredential, RegistryHost, SealOwner, SecretVersion};
 use crate::volume::Volume;
+use crate::volume_snapshot::{SnapshotState, VolumeSnapshot};
 use crate::{
     Actor, AppId, ClusterId, ClusterVersion, DeploymentId, Digest, EdgeId, EnrolmentId, EnvId, ExecGrantId,
     Incarnation, InstanceId, MemberId, NodeId, OrgId, ReleaseId, RequestId, Revision, RouteId, SecretKey,
-    Timestamp, TokenId, VolumeId,
+    SnapshotId, Timestamp, TokenId, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -55,6 +56,8 @@ pub enum Aggregate {
     ExecGrant(ExecGrantId),
     /// A volume.
     Volume(VolumeId),
+    /// A volume snapshot.
+    Snapshot(SnapshotId),
 }
 
 /// One event.
@@ -316,6 +319,46 @@ pub enum EventPayload {
         /// The registry.
         host: RegistryHost,
     },
+    /// A snapshot of a volume was asked for.
+    SnapshotRequested(Box<VolumeSnapshot>),
+    /// A snapshot is further, or came to nothing.
+    SnapshotAdvanced {
+        /// Which.
+        snapshot: SnapshotId,
+        /// How far it is.
+        state: SnapshotState,
+    },
+    /// A snapshot is gone, and with it the only key to it; its node erases what is stored.
+    SnapshotDeleted {
+        /// Which.
+        snapshot: SnapshotId,
+    },
+    /// What was stored of a deleted snapshot is gone, too.
+    SnapshotErased {
+        /// Which.
+        snapshot: SnapshotId,
+        /// By which node.
+        node: NodeId,
+    },
+    /// A volume is being made from a snapshot.
+    VolumeRestoreBegan {
+        /// The volume.
+        volume: Box<Volume>,
+        /// From which snapshot.
+        snapshot: SnapshotId,
+    },
+    /// A volume that was made from a snapshot is whole.
+    VolumeRestored {
+        /// Which.
+        volume: VolumeId,
+    },
+    /// A volume could not be made from its snapshot.
+    VolumeRestoreFailed {
+        /// Which.
+        volume: VolumeId,
+        /// Why, in the node's words.
+        detail: String,
+    },
 }
 
 impl EventPayload {
@@ -363,6 +406,13 @@ impl EventPayload {
             Self::EnvelopeResealed { .. } => "envelope_resealed",
             Self::RegistryCredentialSet(_) => "registry_credential_set",
             Self::RegistryCredentialDeleted { .. } => "registry_credential_deleted",
+            Self::SnapshotRequested(_) => "snapshot_requested",
+            Self::SnapshotAdvanced { .. } => "snapshot_advanced",
+            Self::SnapshotDeleted { .. } => "snapshot_deleted",
+            Self::SnapshotErased { .. } => "snapshot_erased",
+            Self::VolumeRestoreBegan { .. } => "volume_restore_began",
+            Self::VolumeRestored { .. } => "volume_restored",
+            Self::VolumeRestoreFailed { .. } => "volume_restore_failed",
         }
     }
 }

@@ -131,6 +131,8 @@ ids! {
     ExecGrantId = "exec", "an exec grant";
     /// A disk that outlives the instances which mount it.
     VolumeId = "vol", "a volume";
+    /// A snapshot of a volume.
+    SnapshotId = "snap", "a volume snapshot";
     /// One request to the API.
     RequestId = "req", "a request";
 }

@@ -33,6 +33,7 @@ pub mod scope;
 pub mod sealed;
 pub mod secrets;
 pub mod volume;
+pub mod volume_snapshot;
 
 pub use cluster_version::{ClusterVersion, SupportedVersions};
 pub use command::Command;
@@ -41,7 +42,7 @@ pub use event::{Aggregate, Event, EventPayload};
 pub use hostname::Hostname;
 pub use id::{
     AppId, ClusterId, DeploymentId, EdgeId, EnrolmentId, EnvId, ExecGrantId, InstanceId, NodeId, OrgId,
-    ReleaseId, RequestId, RouteId, ServiceId, TokenId, UserId, VolumeId,
+    ReleaseId, RequestId, RouteId, ServiceId, SnapshotId, TokenId, UserId, VolumeId,
 };
 pub use manifest::Manifest;
 pub use name::{AgentName, AppName, EnvName, OrgName, PortName, ProcessName, VolumeName};

@@ -31,6 +31,24 @@ pub const VOLUMES_ORG_MAX: usize = 100;
 pub const VOLUMES_ORG_MIB_MAX: u64 = 10 << 20;
 /// Erased volumes that a node reports at a time.
 pub const VOLUMES_ERASED_MAX: usize = 100;
+/// Snapshots of one org at most, failed ones included.
+pub const SNAPSHOTS_ORG_MAX: usize = 2_000;
+/// Snapshots of one volume that somebody asked for, at most.
+pub const SNAPSHOTS_ASKED_MAX: usize = 32;
+/// Daily snapshots of one volume that are kept.
+pub const SNAPSHOTS_DAILY_KEPT: usize = 14;
+/// Failed snapshots of one volume that are kept, to be looked at.
+pub const SNAPSHOTS_FAILED_KEPT: usize = 3;
+/// From one good daily snapshot to the next, in milliseconds.
+pub const SNAPSHOT_DAILY_MS: u64 = 24 * 3_600_000;
+/// From a daily snapshot that failed to the next try, in milliseconds.
+pub const SNAPSHOT_RETRY_MS: u64 = 3_600_000;
+/// Snapshots that a node takes, and volumes that it restores, at a time.
+pub const SNAPSHOTS_AT_ONCE_MAX: usize = 2;
+/// Snapshots that a node is asked to forget, and tells of, at a time.
+pub const SNAPSHOT_NEWS_MAX: usize = 100;
+/// The longest text about a snapshot, in bytes.
+pub const SNAPSHOT_DETAIL_BYTES_MAX: usize = 512;
 /// Volumes that one process mounts at most: a machine has room for eight devices and has four of its own.
 pub const MOUNTS_MAX: usize = 4;
 /// Plain variables of one process or manifest at most.

@@ -2,7 +2,8 @@
 
 use crate::resource::Enrolled;
 use crate::{
-    AppId, DeploymentId, EnrolmentId, EnvId, ExecGrantId, OrgId, ReleaseId, Revision, RouteId, TokenId,
+    AppId, DeploymentId, EnrolmentId, EnvId, ExecGrantId, OrgId, ReleaseId, Revision, RouteId, SnapshotId,
+    TokenId, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +47,10 @@ pub enum Output {
     ExecGrant(ExecGrantId),
     /// A version of an env's secrets.
     SecretVersion(u32),
+    /// A volume snapshot.
+    Snapshot(SnapshotId),
+    /// A volume.
+    Volume(VolumeId),
 }
 
 macro_rules! codes {

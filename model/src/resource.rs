@@ -272,6 +272,8 @@ pub enum Unschedulable {
     QuotaExceeded,
     /// Nodes have the memory, and no node that has it has enough CPU, overcommit included.
     NoCapacityCpu,
+    /// The volume is being restored, or could not be.
+    VolumeRestoring,
 }
 
 /// How an instance stands. `Stopped` and `Failed` are final.
@@ -483,6 +485,11 @@ pub struct Node {
 }
 
 impl Node {
+    /// Whether what it says counts: it was not cut off.
+    pub const fn is_trusted(&self) -> bool {
+        !matches!(self.state, NodeState::Quarantined | NodeState::Disabled)
+    }
+
     /// Whether new instances may be placed on it, as far as it is the node that decides.
     pub const fn takes_instances(&self) -> bool {
         matches!(self.state, NodeState::Active) && self.silent_since.is_none()

@@ -53,6 +53,7 @@ texts! {
     EnrolmentId = "^enr_[0-9a-hjkmnp-tv-z]{26}$";
     ExecGrantId = "^exec_[0-9a-hjkmnp-tv-z]{26}$";
     VolumeId = "^vol_[0-9a-hjkmnp-tv-z]{26}$";
+    SnapshotId = "^snap_[0-9a-hjkmnp-tv-z]{26}$";
     RequestId = "^req_[0-9a-hjkmnp-tv-z]{26}$";
     OrgName = NAME;
     AppName = NAME;

@@ -5,7 +5,7 @@
 //! which the events refer to by digest (`docs/adr/`, «Secrets»).
 
 use crate::limits::{SEAL_BYTES_MAX, SECRET_VALUE_BYTES_MAX};
-use crate::{Actor, AppId, Digest, EnvId, OrgId, SecretKey, Timestamp};
+use crate::{Actor, AppId, Digest, EnvId, OrgId, SecretKey, SnapshotId, Timestamp};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -78,6 +78,8 @@ pub enum SealOwner {
     Env(EnvId),
     /// An org's, for its registry credentials.
     Org(OrgId),
+    /// A volume snapshot's. With it goes all that was ever sealed to it.
+    Snapshot(SnapshotId),
 }
 
 /// A sealing key: who holds the cluster's key opens it, and with it what is sealed to `recipient`.

@@ -29,10 +29,12 @@ use holdfast_identity::{AuthorityError, CaCertificate, Credential, CredentialErr
 use holdfast_metrics::Listen;
 use holdfast_model::agent::{AgentCall, CallAnswer, NodeInstance};
 use holdfast_model::resource::Capacity;
+use holdfast_model::volume_snapshot::{SnapshotNews, SnapshotWork};
 use holdfast_model::{ClusterId, VolumeId};
 use rustix::fs::FlockOperation;
 use tokio::sync::watch;
 
+use crate::backups::Backups;
 use crate::exec::Execs;
 use crate::executor::{self, Executor, ExecutorError};
 use crate::host::{self, CapacityOverride, HostError, VmmChoice, VmmHost};
@@ -116,6 +118,8 @@ pub struct HostConfig {
     pub metrics: Option<Listen>,
     /// Where volumes' disks are: on a file system of their own, at best. In the data folder, if nothing is said.
     pub volumes_dir: Option<PathBuf>,
+    /// Where snapshots of volumes are kept: a folder or `s3://bucket/folder`. Nowhere, if nothing is said.
+    pub backups: Option<String>,
 }
 
 /// Why an agent cannot start or go on.
@@ -210,6 +214,9 @@ pub enum AgentError {
     /// The host.
     #[error(transparent)]
     Host(#[from] HostError),
+    /// The store of backups.
+    #[error(transparent)]
+    Backups(#[from] holdfast_backups::StoreError),
 }
 
 /// A node with its data folder open: the agent without its control plane.
@@ -221,6 +228,8 @@ pub struct Node {
     logs: Arc<Logs>,
     cut_off: watch::Receiver<bool>,
     erase: watch::Receiver<BTreeSet<VolumeId>>,
+    backups: Backups,
+    snapshots: watch::Receiver<Option<SnapshotWork>>,
     metrics: Option<Listen>,
     _lock: File,
 }
@@ -253,6 +262,7 @@ impl Node {
             disk: host::disk(data_dir),
             waiting: BTreeMap::new(),
             erased: BTreeSet::new(),
+            snapshots: SnapshotNews::default(),
         };
         let volumes_dir = config.volumes_dir.clone().unwrap_or_else(|| data_dir.join("volumes"));
         let volumes = Volumes::open(&volumes_dir)?;
@@ -263,6 +273,9 @@ impl Node {
         let known = state.load()?.into_keys().collect();
         let secrets = Arc::new(NodeSecretsStore::open(data_dir, || known)?);
         let network = Network::open(data_dir)?.with_rate(config.rate);
+        let store = config.backups.as_deref().map(holdfast_backups::Store::open).transpose()?;
+        let machines = executor::machines_folder(data_dir);
+        let backups = Backups::new(store, volumes.clone(), Arc::clone(&secrets), machines);
         let executor = Executor::new(data_dir, network, images, volumes, secrets, vmm, after_step)?;
         Ok(Self {
             data_dir: data_dir.clone(),
@@ -272,6 +285,8 @@ impl Node {
             logs: Arc::new(Logs::open_with(data_dir.join("logs"), config.logs)?),
             cut_off: watch::Sender::new(false).subscribe(),
             erase: watch::Sender::new(BTreeSet::new()).subscribe(),
+            backups,
+            snapshots: watch::Sender::new(None).subscribe(),
             metrics: config.metrics.clone(),
             _lock: lock,
         })
@@ -292,6 +307,12 @@ impl Node {
     #[must_use]
     pub fn with_erase(self, erase: watch::Receiver<BTreeSet<VolumeId>>) -> Self {
         Self { erase, ..self }
+    }
+
+    /// Takes and restores the snapshots that this tells of.
+    #[must_use]
+    pub fn with_snapshots(self, snapshots: watch::Receiver<Option<SnapshotWork>>) -> Self {
+        Self { snapshots, ..self }
     }
 
     /// What instances need in secret.
@@ -331,8 +352,11 @@ impl Node {
         let metrics = serve_metrics(self.metrics, sources);
         let erased = watch::Sender::new(BTreeSet::new());
         let eraser = erase_volumes(Arc::clone(&self.executor), self.erase, erased.clone());
+        let told_of_snapshots = self.backups.news();
+        let backups = self.backups.run(self.snapshots);
         let teller = Teller {
             erased: erased.subscribe(),
+            told_of_snapshots,
             data_dir: self.data_dir,
             capacity: self.around.capacity,
             around: self.around,
@@ -347,7 +371,7 @@ impl Node {
         let sweeper = sweep_logs(self.logs, supervisor.snapshots(), LOGS_PERIOD);
         tokio::select! {
             kept = supervisor.run(shutdown) => Ok(kept?),
-            () = async { tokio::join!(teller.run(), probe, sweeper, metrics, eraser); } => Ok(()),
+            () = async { tokio::join!(teller.run(), probe, sweeper, metrics, eraser, backups); } => Ok(()),
         }
     }
 }
@@ -404,6 +428,8 @@ async fn erase_volumes(
 struct Teller {
     /// Volumes whose disks are erased.
     erased: watch::Receiver<BTreeSet<VolumeId>>,
+    /// What there is to tell of snapshots.
+    told_of_snapshots: watch::Receiver<SnapshotNews>,
     data_dir: PathBuf,
     /// What is offered once a VMM is known to boot.
     capacity: Capacity,
@@ -438,6 +464,7 @@ impl Teller {
                 // Its sender lives as long as this does.
                 _ = self.probed.changed() => {}
                 _ = self.erased.changed() => {}
+                _ = self.told_of_snapshots.changed() => {}
                 () = tokio::time::sleep(STATUS_PERIOD) => {}
             }
         }
@@ -450,6 +477,7 @@ impl Teller {
         self.around.waiting = self.pulls.look();
         self.around.link = self.link.borrow_and_update().clone();
         self.around.erased.clone_from(&self.erased.borrow_and_update());
+        self.around.snapshots.clone_from(&self.told_of_snapshots.borrow_and_update());
         // Nothing is told before the first pass: a report without observations would say that nothing runs.
         let Some(snapshot) = self.snapshots.borrow_and_update().clone() else { return Ok(()) };
         let view = self.desired.borrow_and_update().clone();
@@ -507,11 +535,11 @@ pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()>) -> Resu
     let follower = Follower::new(client.clone(), replica, Calls { logs, execs, client: client.clone() });
     let (views, link, cut_off) = (follower.views(), follower.link(), follower.cut_off());
     let (slot, reporter) = reporter(&client);
-    let erase = reporter.erase();
+    let (erase, snapshots) = (reporter.erase(), reporter.snapshots());
     let (stop, stopped) = watch::channel(false);
     let following = tokio::spawn(follower.run(stopped.clone()));
     let reporting = tokio::spawn(reporter.run(stopped));
-    let node = node.with_cut_off(cut_off).with_erase(erase);
+    let node = node.with_cut_off(cut_off).with_erase(erase).with_snapshots(snapshots);
     let kept = node.keep(views, link, Some(slot), shutdown).await;
     stop.send_replace(true);
     // Both end at once when they are told to; a death of theirs changes nothing any more.

@@ -8,6 +8,7 @@
 
 pub mod admission;
 pub mod agent;
+pub mod backups;
 pub mod boot;
 pub mod doctor;
 pub mod exec;

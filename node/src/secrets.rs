@@ -19,11 +19,11 @@ use holdfast_client::{Client, ClientError};
 use holdfast_guest::config;
 use holdfast_identity::files::{FileError, read_secret, write_secret};
 use holdfast_identity::{SealError, SealKey};
-use holdfast_model::api::{Answer, AskSecrets, NodeSecrets};
-use holdfast_model::delivery::{ClearCredential, Delivery};
+use holdfast_model::api::{Answer, AskSecrets, AskSnapshotKey, NodeSecrets, SnapshotKey};
+use holdfast_model::delivery::{ClearCredential, Delivery, SnapshotDelivery};
 use holdfast_model::sealed::Recipient;
 use holdfast_model::secrets::{Bundle, SecretsError};
-use holdfast_model::{ClusterId, InstanceId, NodeId};
+use holdfast_model::{ClusterId, InstanceId, NodeId, SnapshotId, VolumeId};
 
 use crate::logs::redact::RedactError;
 use crate::logs::{Ring, chain};
@@ -43,6 +43,9 @@ pub enum NodeSecretsError {
     /// No member could be asked.
     #[error("The instance's secrets are not on this node yet, and no member gave them.")]
     Ask(#[source] ClientError),
+    /// No member could be asked for a snapshot's key.
+    #[error("No member gave the key of the snapshot.")]
+    AskSnapshotKey(#[source] ClientError),
     /// A file of the key or of an instance.
     #[error("The node's own file of secrets cannot be used.")]
     File(#[from] FileError),
@@ -82,6 +85,13 @@ pub trait Source: Send + Sync + 'static {
         instance: InstanceId,
         recipient: Recipient,
     ) -> BoxFuture<'static, Result<NodeSecrets, ClientError>>;
+
+    /// Asks for the key of the snapshot that a volume is restored from, sealed to `recipient`.
+    fn ask_snapshot_key(
+        &self,
+        volume: VolumeId,
+        recipient: Recipient,
+    ) -> BoxFuture<'static, Result<SnapshotKey, ClientError>>;
 }
 
 impl Source for Client {
@@ -94,6 +104,19 @@ impl Source for Client {
         Box::pin(async move {
             let body = AskSecrets { instance, recipient };
             let answer: Answer<NodeSecrets> = client.post("/v1/agent/secrets", &body).await?;
+            Ok(answer.item)
+        })
+    }
+
+    fn ask_snapshot_key(
+        &self,
+        volume: VolumeId,
+        recipient: Recipient,
+    ) -> BoxFuture<'static, Result<SnapshotKey, ClientError>> {
+        let client = self.clone();
+        Box::pin(async move {
+            let body = AskSnapshotKey { volume, recipient };
+            let answer: Answer<SnapshotKey> = client.post("/v1/agent/snapshots/key", &body).await?;
             Ok(answer.item)
         })
     }
@@ -143,6 +166,27 @@ impl NodeSecretsStore {
     pub async fn ensure(&self, id: InstanceId) -> Result<(), NodeSecretsError> {
         let Some(membership) = self.membership.get() else { return Ok(()) };
         if self.path(id).exists() { Ok(()) } else { self.fetch(membership, id).await }
+    }
+
+    /// The key of the snapshot that a volume is restored from. It is kept nowhere.
+    pub async fn snapshot_key(
+        &self,
+        volume: VolumeId,
+        snapshot: SnapshotId,
+    ) -> Result<SealKey, NodeSecretsError> {
+        let membership = self.membership.get().ok_or(NodeSecretsError::Misplaced)?;
+        let recipient = Recipient(self.key.recipient().to_string());
+        let asked = membership.source.ask_snapshot_key(volume, recipient);
+        let given = asked.await.map_err(NodeSecretsError::AskSnapshotKey)?;
+        let sealed = BASE64.decode(given.sealed.as_bytes()).map_err(|_| NodeSecretsError::Form)?;
+        let clear = self.key.open(&sealed)?;
+        let delivery: SnapshotDelivery = postcard::from_bytes(&clear).map_err(|_| NodeSecretsError::Form)?;
+        let expected = (membership.cluster, membership.node, snapshot);
+        if (delivery.cluster, delivery.node, delivery.snapshot) != expected {
+            return Err(NodeSecretsError::Misplaced);
+        }
+        let text = std::str::from_utf8(delivery.key.reveal()).map_err(|_| NodeSecretsError::Form)?;
+        Ok(text.parse()?)
     }
 
     /// Asks for what an instance needs now, in the place of what is here.
@@ -281,6 +325,35 @@ mod tests {
                 let sealed = delivery.file.is_some().then(|| BASE64.encode(&to.seal(&clear).unwrap()));
                 Ok(NodeSecrets { version: delivery.version, sealed })
             })
+        }
+
+        fn ask_snapshot_key(
+            &self,
+            volume: VolumeId,
+            recipient: Recipient,
+        ) -> BoxFuture<'static, Result<SnapshotKey, ClientError>> {
+            let to: SealTo = recipient.0.parse().unwrap();
+            // The volume's number says for whom it is sealed.
+            let (cluster, node) =
+                if volume.bits() == 1 { (CLUSTER, NODE) } else { (CLUSTER, NodeId::from_bits(9)) };
+            let snapshot = SnapshotId::from_bits(7);
+            let key = SealKey::generate().to_text().as_bytes().to_vec();
+            let delivery = SnapshotDelivery { cluster, node, snapshot, key: SecretValue::new(key.into()) };
+            let sealed = BASE64.encode(&to.seal(&postcard::to_stdvec(&delivery).unwrap()).unwrap());
+            Box::pin(async move { Ok(SnapshotKey { sealed }) })
+        }
+    }
+
+    #[tokio::test]
+    async fn i09_a_snapshots_key_is_taken_only_if_it_is_for_this_node_and_snapshot() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, _) = store(folder.path(), None);
+        let (own, other) = (VolumeId::from_bits(1), VolumeId::from_bits(2));
+        let (asked, another) = (SnapshotId::from_bits(7), SnapshotId::from_bits(8));
+        store.snapshot_key(own, asked).await.unwrap();
+        for (volume, snapshot) in [(other, asked), (own, another)] {
+            let refused = store.snapshot_key(volume, snapshot).await;
+            assert!(matches!(refused, Err(NodeSecretsError::Misplaced)), "{refused:?}");
         }
     }
 

@@ -11,6 +11,7 @@ use holdfast_model::agent::{
     Disk, Held, ImageProgress, NodeInstance, Observation, REPORT_OBSERVATIONS_MAX, Report, ReportDetail,
 };
 use holdfast_model::resource::Capacity;
+use holdfast_model::volume_snapshot::SnapshotNews;
 use holdfast_model::{Incarnation, InstanceId, Revision, VolumeId};
 use serde::{Deserialize, Serialize};
 
@@ -114,6 +115,8 @@ pub struct Surroundings {
     pub waiting: BTreeMap<InstanceId, ImageProgress>,
     /// Deleted volumes whose disks it has erased.
     pub erased: BTreeSet<VolumeId>,
+    /// What there is to tell of snapshots.
+    pub snapshots: SnapshotNews,
 }
 
 /// The report to the control plane.
@@ -136,6 +139,7 @@ pub fn report(snapshot: &Snapshot, view: Option<&View<NodeInstance>>, around: &S
             capacity: around.capacity,
             vmm: bounded(around.vmm.clone()),
             erased: around.erased.clone(),
+            snapshots: around.snapshots.clone(),
             pulls: pulls::reported(&around.waiting),
             disk: around.disk,
         },
@@ -216,6 +220,7 @@ mod tests {
             disk: None,
             waiting: BTreeMap::new(),
             erased: BTreeSet::new(),
+            snapshots: SnapshotNews::default(),
         };
         let report = report(&Snapshot::default(), None, &around);
         let ReportDetail::Node { observations, vmm, .. } = report.detail else { panic!("not a node's") };
@@ -233,6 +238,7 @@ mod tests {
             disk: Some(Disk { total_mib: 8, free_mib: 7 }),
             waiting: BTreeMap::new(),
             erased: BTreeSet::new(),
+            snapshots: SnapshotNews::default(),
         };
         let written = status(&Snapshot::default(), None, &around, 7);
         assert!(NodeStatus::read(folder.path()).is_err());

@@ -10,6 +10,7 @@
 
 mod guest_image;
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
 use guest_image::{FileSystem, assets, jails, root_image};
@@ -66,7 +67,11 @@ async fn firecracker_accepts_every_request_and_is_adopted() {
 #[ignore = "needs the firecracker program and /dev/kvm"]
 async fn firecracker_says_why_it_refuses_a_request() {
     let folder = tempfile::Builder::new().prefix("hf-fc-").tempdir().unwrap();
-    let no_kernel = VmSpec { kernel: folder.path().join("absent"), nic: None, ..spec(&folder) };
+    // One that is not there would be missed by the jail. This one is there, and not for the jail's user.
+    let kernel = folder.path().join("unreadable");
+    std::fs::write(&kernel, "a kernel").unwrap();
+    std::fs::set_permissions(&kernel, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let no_kernel = VmSpec { kernel, nic: None, ..spec(&folder) };
     let error = back_end(&folder).start(&no_kernel).await.unwrap_err();
     let VmmError::Refused { request, answer, .. } = &error else { panic!("{error}") };
     assert_eq!(request, "PUT /boot-source");

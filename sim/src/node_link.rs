@@ -171,6 +171,7 @@ impl NodeLink {
             disk: None,
             waiting: std::collections::BTreeMap::new(),
             erased: BTreeSet::new(),
+            snapshots: Default::default(),
         };
         let report = status::report(&snapshot, node.known.as_deref(), &around);
         let body = serde_json::to_vec(&report).map_err(|e| e.to_string())?;

@@ -5,11 +5,11 @@
 use crate::decide::exec::hour_of;
 use crate::error::StoreError;
 use crate::evolve_secrets;
-use crate::evolve_volumes;
 use crate::rows::{RowsMut, remove, write, write_at, write_id, write_mark};
 use crate::settled;
 use crate::tables::{Table, aggregate_key, key, port_claim_key, token_owner, unsettled_key};
 use crate::views::{ENV_ENDED_KEPT, ExecHour, NodeLoad, Views, aggregate_seq};
+use crate::{evolve_volume_snapshots, evolve_volumes};
 use holdfast_model::command::AgentRef;
 use holdfast_model::exec::ExecGrant;
 use holdfast_model::limits::VMM_OVERHEAD_MIB;
@@ -18,7 +18,7 @@ use holdfast_model::resource::{
     Member, Node, NodeState, Release, Route, RouteTarget, Token, TokenKind,
 };
 use holdfast_model::volume::Attachment;
-use holdfast_model::{AppId, EnvId, Event, EventPayload, Hostname};
+use holdfast_model::{AppId, ClusterVersion, EnvId, Event, EventPayload, Hostname};
 
 /// Rows that deleting an app reads at a time.
 const DELETE_PAGE: usize = 1_000;
@@ -153,7 +153,8 @@ pub(crate) fn evolve(rows: &mut impl RowsMut, event: &Event) -> Result<(), Store
         }
         EventPayload::ClusterVersionRaised { to } => {
             let cluster = rows.cluster()?.ok_or_else(|| missing("a cluster"))?;
-            write(rows, &Cluster { version: *to, ..cluster })
+            write(rows, &Cluster { version: *to, ..cluster })?;
+            if *to == ClusterVersion::FOUR { evolve_volumes::mark_backed_up(rows) } else { Ok(()) }
         }
         EventPayload::ExecGranted(grant) => exec_granted(rows, grant),
         EventPayload::ExecStarted { grant, used } => {
@@ -173,6 +174,21 @@ pub(crate) fn evolve(rows: &mut impl RowsMut, event: &Event) -> Result<(), Store
         EventPayload::VolumeDeleted { volume } => evolve_volumes::deleted(rows, *volume),
         EventPayload::VolumeErased { volume, node } => {
             remove(rows, Table::VolumeToErase, &[&node.to_key(), &volume.to_key()])
+        }
+        EventPayload::SnapshotRequested(snapshot) => evolve_volume_snapshots::requested(rows, snapshot),
+        EventPayload::SnapshotAdvanced { snapshot, state } => {
+            evolve_volume_snapshots::advanced(rows, *snapshot, state, event.time)
+        }
+        EventPayload::SnapshotDeleted { snapshot } => evolve_volume_snapshots::deleted(rows, *snapshot),
+        EventPayload::SnapshotErased { snapshot, node } => {
+            evolve_volume_snapshots::erased(rows, *snapshot, *node)
+        }
+        EventPayload::VolumeRestoreBegan { volume, snapshot } => {
+            evolve_volume_snapshots::restore_began(rows, volume, *snapshot)
+        }
+        EventPayload::VolumeRestored { volume } => evolve_volume_snapshots::restored(rows, *volume),
+        EventPayload::VolumeRestoreFailed { volume, detail } => {
+            evolve_volume_snapshots::restore_failed(rows, *volume, detail)
         }
         EventPayload::SecretsChanged(version) => evolve_secrets::secrets_changed(rows, version),
         // They are there to be read; no view follows from them.

@@ -21,6 +21,7 @@ mod error;
 mod event_bytes;
 mod evolve;
 mod evolve_secrets;
+mod evolve_volume_snapshots;
 mod evolve_volumes;
 mod generation;
 mod greatest;
@@ -45,6 +46,8 @@ mod store;
 mod tables;
 mod view;
 mod views;
+mod volume_snapshot_views;
+mod volume_snapshots;
 mod volumes;
 mod writer;
 
@@ -61,6 +64,7 @@ pub use store::{ACTIVE_BYTES_MAX, Store};
 pub use tables::{Table, Value};
 pub use view::{EventPage, View};
 pub use views::{ENV_ENDED_KEPT, NodeLoad, Views};
+pub use volume_snapshot_views::SnapshotViews;
 
 #[cfg(test)]
 mod tests;

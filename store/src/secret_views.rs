@@ -25,6 +25,7 @@ pub(crate) fn seal_owner_bytes(owner: SealOwner) -> [u8; 17] {
     tagged(match owner {
         SealOwner::Env(id) => (1, id.to_key()),
         SealOwner::Org(id) => (2, id.to_key()),
+        SealOwner::Snapshot(id) => (3, id.to_key()),
     })
 }
 
@@ -183,6 +184,7 @@ fn owner_of(at: &[u8]) -> Result<SealOwner, StoreError> {
     match at.get(1) {
         Some(1) => Ok(SealOwner::Env(EnvId::from_bits(id))),
         Some(2) => Ok(SealOwner::Org(holdfast_model::OrgId::from_bits(id))),
+        Some(3) => Ok(SealOwner::Snapshot(holdfast_model::SnapshotId::from_bits(id))),
         _ => Err(StoreError::corrupt("a sealing key is nobody's")),
     }
 }

@@ -10,7 +10,8 @@ use holdfast_model::resource::{
     App, Cluster, Deployment, Edge, Enrolment, Env, Instance, Member, Node, Org, Release, Route, Token,
 };
 use holdfast_model::volume::Volume;
-use holdfast_model::{Aggregate, Digest, EnvId, Hostname, OrgId};
+use holdfast_model::volume_snapshot::VolumeSnapshot;
+use holdfast_model::{Aggregate, Digest, EnvId, Hostname, OrgId, VolumeId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::cell::Cell;
@@ -144,6 +145,22 @@ tables! {
     VolumeByOrg = 58, "volume_by_org";
     /// node, volume → nothing: it is deleted, and its disk is still there.
     VolumeToErase = 59, "volume_to_erase";
+    /// snapshot → volume snapshot.
+    VolumeSnapshot = 60, "volume_snapshot";
+    /// org, snapshot → nothing.
+    SnapshotByOrg = 61, "snapshot_by_org";
+    /// volume, snapshot → nothing.
+    SnapshotByVolume = 62, "snapshot_by_volume";
+    /// node, snapshot → nothing: it is yet to be taken or uploaded.
+    SnapshotWork = 63, "snapshot_work";
+    /// node, snapshot → nothing: it is deleted, and what is stored of it is still there.
+    SnapshotToErase = 64, "snapshot_to_erase";
+    /// volume → what it is being made from.
+    VolumeRestore = 65, "volume_restore";
+    /// node, volume → nothing: it is yet to be restored.
+    RestoreWork = 66, "restore_work";
+    /// random half of the volume's id, volume → nothing: it is backed up daily, so `Tick` looks at it.
+    VolumeBackedUp = 67, "volume_backed_up";
     /// Log state: (kind, scope) → the first outcome (I4).
     Outcome = 0xC0, "outcome";
     /// Log state: (end, key of an outcome) → nothing.
@@ -256,7 +273,7 @@ macro_rules! rows {
     )*};
 }
 
-rows! { Org; App; Env; Release; Deployment; Instance; Route; Node; Edge; Token; Enrolment; ExecGrant; Volume; }
+rows! { Org; App; Env; Release; Deployment; Instance; Route; Node; Edge; Token; Enrolment; ExecGrant; Volume; VolumeSnapshot; }
 
 impl Row for Cluster {
     const TABLE: Table = Table::Cluster;
@@ -292,6 +309,7 @@ pub(crate) fn aggregate_key(aggregate: &Aggregate) -> Vec<u8> {
         Aggregate::Enrolment(id) => (13, id.to_key()),
         Aggregate::ExecGrant(id) => (20, id.to_key()),
         Aggregate::Volume(id) => (24, id.to_key()),
+        Aggregate::Snapshot(id) => (25, id.to_key()),
     };
     key(Table::AggregateSeq, &[&[kind], &id])
 }
@@ -306,6 +324,12 @@ pub(crate) fn port_claim_key(port: u16, hostname: Option<&Hostname>) -> Vec<u8> 
 pub(crate) fn unsettled_key(env: EnvId) -> Vec<u8> {
     let id = env.to_key();
     key(Table::Unsettled, &[&id[8..], &id])
+}
+
+/// The key of the mark that makes `Tick` look at a volume.
+pub(crate) fn backed_up_key(volume: VolumeId) -> Vec<u8> {
+    let id = volume.to_key();
+    key(Table::VolumeBackedUp, &[&id[8..], &id])
 }
 
 /// The first part of a token's key by org: operators' tokens stand under zeros.

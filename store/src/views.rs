@@ -78,7 +78,7 @@ fn by_index<T: Row>(
 }
 
 /// Rows of `T` in the order of an index under `prefix`, whose keys end in ids.
-fn by_mark<T: Row>(
+pub(crate) fn by_mark<T: Row>(
     rows: &(impl Rows + ?Sized),
     prefix: &[u8],
     after: Option<&[u8]>,

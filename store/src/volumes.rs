@@ -7,6 +7,7 @@
 use crate::error::StoreError;
 use crate::overlay::{Draft, Filing};
 use crate::views::{Views, required};
+use crate::volume_snapshot_views::SnapshotViews as _;
 use holdfast_model::manifest::{Manifest, Process};
 use holdfast_model::resource::{Env, Instance, Release, Unschedulable};
 use holdfast_model::volume::{NodeVolume, Volume};
@@ -78,6 +79,9 @@ pub(crate) fn wanted(
         let Some(volume) = draft.volume_by_name(env, &mount.volume)? else {
             return Ok(Err(Unschedulable::VolumeLocality));
         };
+        if draft.volume_restore(volume.id)?.is_some() {
+            return Ok(Err(Unschedulable::VolumeRestoring));
+        }
         // A manifest names each once.
         if wanted.volumes.iter().any(|other| other.id == volume.id) {
             return Ok(Err(Unschedulable::VolumeInUse));

@@ -2,6 +2,7 @@
 //! make it another (I9).
 
 use super::enrolment::issue;
+use super::volume_snapshots;
 use crate::endpoint::{Endpoint, Need, Table};
 use crate::follow;
 use crate::problem::Refusal;
@@ -19,6 +20,7 @@ use holdfast_model::api::{Answer, Done, Renew, Renewed, Reported};
 use holdfast_model::command::AgentRef;
 use holdfast_model::limits::VOLUMES_ERASED_MAX;
 use holdfast_model::resource::{Instance, InstanceReason, InstanceState};
+use holdfast_model::volume_snapshot::SnapshotWork;
 use holdfast_model::{Command, Incarnation, NodeId, Revision};
 use holdfast_store::{View, Views};
 use std::collections::BTreeSet;
@@ -89,8 +91,11 @@ async fn report(call: Call, Body(report): Body<Report>) -> Result<Response, Refu
     let request = RequestInfo { idempotency_key: None, ..call.caller.request().clone() };
     let mut revision = service.store().revision();
     let mut erase = BTreeSet::new();
-    if let (AgentRef::Node(node), ReportDetail::Node { observations, capacity, vmm, erased, .. }) =
-        (agent, &report.detail)
+    let mut snapshots = SnapshotWork::default();
+    if let (
+        AgentRef::Node(node),
+        ReportDetail::Node { observations, capacity, vmm, erased, snapshots: told, .. },
+    ) = (agent, &report.detail)
     {
         if observations.len() > REPORT_OBSERVATIONS_MAX || vmm.len() > DETAIL_BYTES_MAX {
             return Err(Refusal::invalid(
@@ -107,6 +112,7 @@ async fn report(call: Call, Body(report): Body<Report>) -> Result<Response, Refu
             view.node(node)?.is_some_and(|n| n.capacity != *capacity || n.vmm.as_ref() != Some(vmm));
         erase = view.volumes_to_erase(node, VOLUMES_ERASED_MAX)?.into_iter().collect();
         let gone: BTreeSet<_> = erase.intersection(erased).copied().collect();
+        let of_snapshots = volume_snapshots::changed(&view, node, told)?;
         drop(view);
         if described {
             let command = Command::ReportNode { node, capacity: *capacity, vmm: vmm.clone() };
@@ -121,8 +127,14 @@ async fn report(call: Call, Body(report): Body<Report>) -> Result<Response, Refu
             revision = service.propose(&request, command).await?.revision;
             erase.retain(|volume| !gone.contains(volume));
         }
+        if !of_snapshots.is_empty() {
+            let command = Command::ReportSnapshots { node, news: of_snapshots };
+            revision = service.propose(&request, command).await?.revision;
+            drop(service.view_at_least(revision).await?);
+        }
+        snapshots = volume_snapshots::work(service, node).await?;
     }
-    Ok(reported(Reported { revision, erase }))
+    Ok(reported(Reported { revision, erase, snapshots }))
 }
 
 /// Observations of the node's own instances that say something new.

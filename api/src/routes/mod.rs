@@ -14,6 +14,7 @@ mod meta;
 mod routing;
 mod secrets;
 mod tokens;
+mod volume_snapshots;
 mod volumes;
 
 pub use enrolment::member_subject;
@@ -33,6 +34,7 @@ pub(crate) fn table() -> Table<Arc<Service>> {
     exec::add(&mut table);
     routing::add(&mut table);
     volumes::add(&mut table);
+    volume_snapshots::add(&mut table);
     secrets::add(&mut table);
     tokens::add(&mut table);
     events::add(&mut table);

@@ -124,6 +124,7 @@ pub(crate) fn node_report(vmm: &str) -> String {
             capacity: Capacity { memory_mib: 4096, cpu_milli: 4000 },
             vmm: vmm.to_owned(),
             erased: BTreeSet::new(),
+            snapshots: Default::default(),
             pulls: Vec::new(),
             disk: None,
         },

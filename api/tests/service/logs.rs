@@ -92,6 +92,7 @@ impl Scene {
             held: None,
             detail: ReportDetail::Node {
                 erased: std::collections::BTreeSet::new(),
+                snapshots: Default::default(),
                 observations: vec![seen],
                 capacity: Capacity { memory_mib: 4096, cpu_milli: 4000 },
                 vmm: "kvm".to_owned(),

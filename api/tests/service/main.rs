@@ -11,4 +11,5 @@ mod logs;
 mod members;
 mod revisions;
 mod secrets;
+mod volume_snapshots;
 mod volumes;

@@ -20,7 +20,7 @@ fn set(value: &str) -> Value {
 }
 
 /// A member with its clockwork, and a tenant.
-async fn sealing() -> (Rig, Tenant, tokio::task::JoinHandle<()>) {
+pub(crate) async fn sealing() -> (Rig, Tenant, tokio::task::JoinHandle<()>) {
     let rig = Rig::start().await;
     let ours = tenant(&rig, "ours").await;
     let clock = tokio::spawn(clockwork::run(rig.service.clone()));

@@ -25,10 +25,27 @@ name = "data"
 size = "1Gi"
 "#;
 
+/// A database alone, that writes to its volume.
+pub(crate) const WRITTEN_TO: &str = r#"
+schema_version = "v1"
+[app]
+name = "hello"
+[processes.db]
+resources = { memory = "64Mi" }
+mounts = [{ volume = "data", path = "/data" }]
+[[volumes]]
+name = "data"
+size = "1Gi"
+"#;
+
 async fn deploy(rig: &Rig, tenant: &Tenant) {
+    deploy_manifest(rig, tenant, MANIFEST).await;
+}
+
+pub(crate) async fn deploy_manifest(rig: &Rig, tenant: &Tenant, manifest: &str) {
     let digest = format!("sha256:{}", "ab".repeat(32));
     let release =
-        json!({"image": {"repository": "127.0.0.1:5000/hello", "digest": digest}, "manifest": MANIFEST});
+        json!({"image": {"repository": "127.0.0.1:5000/hello", "digest": digest}, "manifest": manifest});
     let made = rig.post(&format!("/v1/envs/{}/releases", tenant.env), &tenant.owner, release).await;
     assert_eq!(made.status, StatusCode::CREATED, "{}", made.text);
     let deployment = json!({"release": made.body["item"]["id"]});

@@ -68,6 +68,7 @@ pub(crate) async fn run(arguments: NodeRun) -> Result<(), Failure> {
                 images_bytes_max: arguments.images_mib.saturating_mul(1 << 20),
                 metrics: arguments.metrics.clone(),
                 volumes_dir: volumes_dir.clone(),
+                backups: arguments.backups.clone(),
             },
             endpoints: agent.endpoints.clone(),
             ca_file: agent.ca_file(),

@@ -317,6 +317,10 @@ pub(crate) struct NodeRun {
     /// The folder of volumes' disks, best on a file system of its own; without it they lie in the agent's folder.
     #[arg(long, value_name = "FOLDER")]
     pub(crate) volumes_dir: Option<PathBuf>,
+    /// Where snapshots of volumes are kept: a folder that all nodes share, or s3://BUCKET/FOLDER with credentials in the
+    /// environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT).
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) backups: Option<String>,
     /// Start microVMs although this host cannot bound them by cgroups.
     #[arg(long)]
     pub(crate) without_cgroups: bool,

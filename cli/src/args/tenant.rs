@@ -4,7 +4,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use holdfast_model::sealed::RegistryHost;
 use holdfast_model::{
     AgentName, AppName, EnvName, ExecGrantId, Hostname, OrgName, PortName, ProcessName, Role, Scope,
-    SecretKey,
+    SecretKey, SnapshotId, VolumeName,
 };
 use std::path::PathBuf;
 use std::time::Duration;
@@ -188,6 +188,51 @@ Examples:
     Show {
         /// Its name or id.
         volume: String,
+    },
+    /// Take a snapshot of a volume, and keep it in the operator's store of backups.
+    #[command(after_help = "\
+The process that has the volume stands still for two seconds at most; what is kept is what its disk would have after a loss
+of power. A volume with `backup = true` in the manifest has a snapshot every day without this.
+
+Examples:
+  holdfast volume snapshot data --app shop --env prod
+  holdfast volume snapshot data --no-wait --json | jq -r .id")]
+    Snapshot {
+        /// The volume's name or id.
+        volume: String,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// List the snapshots of the env's volumes, also of those that are deleted.
+    #[command(after_help = "Example:\n  holdfast volume snapshots data --app shop --env prod")]
+    Snapshots {
+        /// Only those of this volume, by its name or id.
+        volume: Option<String>,
+    },
+    /// Make a new volume from a snapshot. No volume that is there is touched.
+    #[command(after_help = "\
+Each part is verified before the volume can be mounted. Then either deploy a manifest that names the new volume, or
+restore under the old name after the old volume was deleted.
+
+Examples:
+  holdfast volume restore snap_01jz8k5v3qd9y2m4n6p8r0s2t4 --as data2
+  holdfast volume delete data --yes && holdfast volume restore snap_01jz8k5v3qd9y2m4n6p8r0s2t4 --as data")]
+    Restore {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// What the new volume is called.
+        #[arg(long = "as", value_name = "NAME")]
+        name: VolumeName,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Delete a snapshot and the only key to it.
+    #[command(
+        after_help = "Example:\n  holdfast volume delete-snapshot snap_01jz8k5v3qd9y2m4n6p8r0s2t4 --yes"
+    )]
+    DeleteSnapshot {
+        /// The snapshot.
+        snapshot: SnapshotId,
     },
     /// Delete a volume that no instance has, and all that is on it.
     #[command(after_help = "\

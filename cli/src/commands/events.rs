@@ -91,6 +91,7 @@ pub(crate) fn about(aggregate: &Aggregate) -> String {
         Aggregate::Enrolment(id) => id.to_string(),
         Aggregate::ExecGrant(id) => id.to_string(),
         Aggregate::Volume(id) => id.to_string(),
+        Aggregate::Snapshot(id) => id.to_string(),
     }
 }
 

@@ -33,3 +33,4 @@ pub(crate) mod secrets;
 pub(crate) mod status;
 pub(crate) mod token;
 pub(crate) mod volume;
+mod volume_snapshot;

@@ -1,6 +1,7 @@
 //! `holdfast volume`: the disks that an env's deployments have made.
 
 use crate::args::tenant::VolumeCommand;
+use crate::commands::volume_snapshot;
 use crate::failure::Failure;
 use crate::output::{age, or_dash, table};
 use crate::session::Session;
@@ -17,6 +18,15 @@ pub(crate) async fn run(session: &Session, command: VolumeCommand) -> Result<(),
             let volume = find(session, &volume).await?;
             session.output.show(&volume, || text(&volume))
         }
+        VolumeCommand::Snapshot { volume, wait } => {
+            let volume = find(session, &volume).await?;
+            volume_snapshot::create(session, &volume, wait).await
+        }
+        VolumeCommand::Snapshots { volume } => volume_snapshot::list(session, volume.as_deref()).await,
+        VolumeCommand::Restore { snapshot, name, wait } => {
+            volume_snapshot::restore(session, snapshot, name, wait).await
+        }
+        VolumeCommand::DeleteSnapshot { snapshot } => volume_snapshot::delete(session, snapshot).await,
         VolumeCommand::Delete { volume } => {
             let volume = find(session, &volume).await?;
             let name = &volume.name;

@@ -163,6 +163,11 @@ impl Vm {
         matches!(rustix::event::poll(&mut fds, Some(&now)), Ok(0))
     }
 
+    /// Sends the VMM a signal, wherever its process id leads by now.
+    pub(crate) fn signal(&self, signal: Signal) -> std::io::Result<()> {
+        Ok(rustix::process::pidfd_send_signal(&self.process, signal)?)
+    }
+
     /// Kills the VMM and waits until it is gone. A machine that is already gone is no error.
     pub async fn kill(&self) -> Result<(), VmmError> {
         let error = |action, source| VmmError::Process { pid: self.pid(), action, source };

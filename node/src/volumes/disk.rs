@@ -16,7 +16,7 @@ use super::{Owner, VolumeError};
 use crate::host::disk_of;
 
 /// The file.
-const NAME: &str = "disk.img";
+pub(super) const NAME: &str = "disk.img";
 /// From e2fsprogs.
 const TOOL: &str = "mkfs.ext4";
 /// Where it is looked for; the agent's own PATH may lack the system folders.
@@ -88,27 +88,64 @@ impl Disk {
     }
 
     /// Gives it its size and a file system. Repeated whole after a crash: no machine has had it yet.
-    pub(super) async fn make(mut self, owner: Owner) -> Result<Self, VolumeError> {
+    pub(super) async fn make(self, owner: Owner) -> Result<Self, VolumeError> {
         let volume = self.volume;
         let failed = move |action| move |source: io::Error| VolumeError::Disk { volume, action, source };
         let bytes = self.record.size_mib << 20;
-        let said = rustix::fs::fstatvfs(&self.file).map_err(|e| failed("looked at")(e.into()))?;
-        let free_mib = disk_of(&said).free_mib;
-        if free_mib < self.record.size_mib {
-            return Err(VolumeError::Room { volume, needed_mib: self.record.size_mib, free_mib });
-        }
+        self.check_room()?;
         // Empty first: what a start that failed has left of a file system is not to be found by the next.
         self.file.set_len(0).map_err(failed("made"))?;
         self.file.set_len(bytes).map_err(failed("made"))?;
         make_file_system(volume, &self.file, owner).await?;
-        super::blocking(move || {
-            self.file.sync_all().map_err(failed("written"))?;
-            self.record.made = true;
-            record::write(self.folder.as_fd(), &self.record).map_err(failed("recorded"))?;
-            Ok(self)
-        })
-        .await
+        super::blocking(move || self.made()).await
     }
+
+    /// Writes down that it is made: from here on it is never formatted, nor written from a snapshot.
+    pub(super) fn made(mut self) -> Result<Self, VolumeError> {
+        let volume = self.volume;
+        let failed = move |action| move |source: io::Error| VolumeError::Disk { volume, action, source };
+        self.file.sync_all().map_err(failed("written"))?;
+        self.record.made = true;
+        record::write(self.folder.as_fd(), &self.record).map_err(failed("recorded"))?;
+        Ok(self)
+    }
+
+    fn check_room(&self) -> Result<(), VolumeError> {
+        let (volume, needed_mib) = (self.volume, self.record.size_mib);
+        let said = rustix::fs::fstatvfs(&self.file).map_err(|e| VolumeError::Disk {
+            volume,
+            action: "looked at",
+            source: e.into(),
+        })?;
+        let free_mib = disk_of(&said).free_mib;
+        if free_mib < needed_mib { Err(VolumeError::Room { volume, needed_mib, free_mib }) } else { Ok(()) }
+    }
+}
+
+/// A disk that is written from a snapshot: locked, of its size, and all zeros. `None` if that was done before.
+pub(super) fn begin_restore(
+    folder: OwnedFd,
+    volume: VolumeId,
+    size_mib: u64,
+) -> Result<Option<Disk>, VolumeError> {
+    let fresh = NodeVolume {
+        id: volume,
+        generation: 0,
+        size_mib,
+        fresh: true,
+        path: String::new(),
+        read_only: false,
+    };
+    let disk = Disk::take(folder, &fresh)?;
+    if disk.record.made {
+        return Ok(None);
+    }
+    let failed = |action| move |source: io::Error| VolumeError::Disk { volume, action, source };
+    disk.check_room()?;
+    // Empty first: what an attempt that failed has left is not to shine through.
+    disk.file.set_len(0).map_err(failed("made"))?;
+    disk.file.set_len(size_mib << 20).map_err(failed("made"))?;
+    Ok(Some(disk))
 }
 
 /// Erases a disk that nobody has, and its record; says whether it did.
@@ -123,6 +160,7 @@ pub(super) fn erase(folder: &OwnedFd, volume: VolumeId) -> Result<bool, VolumeEr
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(failed(error)),
     }
+    super::clone::sweep(folder, |_| false).map_err(failed)?;
     // The record goes last: a disk without one is never formatted.
     for name in [NAME, record::FRESH, record::NAME] {
         match rustix::fs::unlinkat(folder, name, AtFlags::empty()) {
@@ -141,13 +179,21 @@ fn open(folder: BorrowedFd<'_>, more: OFlags) -> io::Result<File> {
 /// Whether the lock was got. It belongs to the open file, not to this process, and goes where that goes.
 fn lock(file: &File) -> io::Result<bool> {
     for _ in 0..LOCK_TRIES_MAX {
-        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(true),
-            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(LOCK_PAUSE),
-            Err(error) => return Err(error.into()),
+        if lock_now(file)? {
+            return Ok(true);
         }
+        std::thread::sleep(LOCK_PAUSE);
     }
     Ok(false)
+}
+
+/// The same, without a second try.
+pub(super) fn lock_now(file: &File) -> io::Result<bool> {
+    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 async fn make_file_system(volume: VolumeId, file: &File, owner: Owner) -> Result<(), VolumeError> {

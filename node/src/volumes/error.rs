@@ -87,6 +87,16 @@ pub enum VolumeError {
         /// The end of what it said, or that it took too long.
         said: String,
     },
+    /// Its machine would have had to stand for too long.
+    #[error(
+        "The disk of {volume} could not be cloned within {seconds} s, for which its microVM may stand: keep the node's volumes on a file system that clones files (XFS, Btrfs), or take the snapshot while nothing mounts the volume."
+    )]
+    Quiesce {
+        /// Which volume.
+        volume: VolumeId,
+        /// How long it may stand.
+        seconds: u64,
+    },
     /// No device for it.
     #[error(
         "The disk of {volume} could not be made a loop device; the agent must be root, and the kernel must have loop devices."

@@ -7,6 +7,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
 
 /// Where free devices are asked for.
 const CONTROL: &str = "/dev/loop-control";
@@ -44,6 +45,21 @@ struct Config {
     block_size: u32,
     info: Info,
     reserved: [u64; 8],
+}
+
+/// The device that was made of the file at this path, if there is one.
+pub(super) fn of(path: &Path) -> io::Result<Option<File>> {
+    let path = path.canonicalize()?;
+    for entry in std::fs::read_dir("/sys/block")? {
+        let name = entry?.file_name();
+        let Some(name) = name.to_str().filter(|name| name.starts_with("loop")) else { continue };
+        // Those that have no file have no such entry.
+        let Ok(backing) = std::fs::read(format!("/sys/block/{name}/loop/backing_file")) else { continue };
+        if backing.trim_ascii_end() == path.as_os_str().as_encoded_bytes() {
+            return File::open(format!("/dev/{name}")).map(Some);
+        }
+    }
+    Ok(None)
 }
 
 /// Makes a free device of the file; answers with its number, and a descriptor that keeps it. The file stays open in the

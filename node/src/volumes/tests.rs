@@ -141,3 +141,5 @@ async fn a_link_in_the_place_of_a_disk_or_folder_is_not_followed() {
     assert!(volumes.attach(&volume(2, 1), NOBODY).await.is_err());
     assert_eq!(std::fs::read(other.join("disk.img")).unwrap(), b"somebody's");
 }
+
+mod snapshots;

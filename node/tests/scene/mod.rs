@@ -22,13 +22,13 @@ use holdfast_identity::SealTo;
 use holdfast_jail::ids::IdRange;
 use holdfast_metrics::Listen;
 use holdfast_model::agent::{Desired, Frame, LogLine, NodeInstance, Stamp};
-use holdfast_model::api::NodeSecrets;
+use holdfast_model::api::{NodeSecrets, SnapshotKey};
 use holdfast_model::delivery::Delivery;
 use holdfast_model::manifest::{Health, HealthCheck, Resources, Restart, RestartPolicy};
 use holdfast_model::resource::{Image, ImageDigest, InstanceReason, InstanceState};
 use holdfast_model::sealed::Recipient;
 use holdfast_model::secrets::SecretValue;
-use holdfast_model::{ClusterId, Incarnation, InstanceId, NodeId, Revision};
+use holdfast_model::{ClusterId, Incarnation, InstanceId, NodeId, Revision, VolumeId};
 use holdfast_node::agent::{HostConfig, Node, wipe};
 use holdfast_node::host::{CapacityOverride, VmmChoice};
 use holdfast_node::image::{CACHE_BYTES_MAX, ImageConfig, ImageUser};
@@ -430,6 +430,7 @@ pub(crate) fn host_config(data_dir: &Path) -> HostConfig {
         images_bytes_max: CACHE_BYTES_MAX,
         metrics: Some(Listen::Unix(data_dir.join(METRICS_SOCKET))),
         volumes_dir: None,
+        backups: None,
     }
 }
 
@@ -453,6 +454,14 @@ impl Source for GivesSecret {
         let to: SealTo = recipient.0.parse().unwrap();
         let sealed = to.seal(&postcard::to_stdvec(&delivery).unwrap()).unwrap();
         Box::pin(async move { Ok(NodeSecrets { version, sealed: Some(BASE64.encode(&sealed)) }) })
+    }
+
+    fn ask_snapshot_key(
+        &self,
+        _: VolumeId,
+        _: Recipient,
+    ) -> BoxFuture<'static, Result<SnapshotKey, ClientError>> {
+        Box::pin(async { Err(ClientError::NoEndpoints) })
     }
 }
 

@@ -5,7 +5,7 @@ use super::{Refusal, absent, refuse};
 use crate::error::StoreError;
 use crate::overlay::Draft;
 use crate::views::Views;
-use holdfast_model::resource::{App, Env, NodeState, Token, TokenKind};
+use holdfast_model::resource::{App, Env, Token, TokenKind};
 use holdfast_model::{Actor, AppId, Code, Command, EnvId, OrgId, TokenId};
 
 /// Refuses callers that the state does not know, or no longer trusts, and what the cluster's version does not have.
@@ -41,13 +41,13 @@ fn admit_actor(draft: &Draft<'_>, command: &Command) -> Result<(), Refusal> {
         Actor::Operator(token) | Actor::Token(token) => admit_token(draft, token),
         Actor::Node(id) => {
             let node = draft.node(id)?;
-            let trusted =
-                node.is_some_and(|n| !matches!(n.state, NodeState::Quarantined | NodeState::Disabled));
+            let trusted = node.is_some_and(|n| n.is_trusted());
             let own = matches!(
                 command,
                 Command::ReportInstances { .. }
                     | Command::ReportNode { .. }
                     | Command::ReportVolumesErased { .. }
+                    | Command::ReportSnapshots { .. }
             );
             if trusted && own { Ok(()) } else { Err(unknown_caller()) }
         }

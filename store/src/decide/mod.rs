@@ -18,6 +18,7 @@ mod tick;
 mod token;
 mod version;
 mod volume;
+mod volume_snapshot;
 
 use crate::error::StoreError;
 use crate::overlay::Draft;
@@ -135,6 +136,10 @@ pub(crate) fn decide(draft: &mut Draft<'_>, command: &Command) -> Decision {
         Command::DeleteVolume { volume, expected_version } => {
             volume::delete(draft, *volume, *expected_version)
         }
+        Command::CreateSnapshot { volume } => volume_snapshot::create(draft, *volume),
+        Command::DeleteSnapshot { snapshot } => volume_snapshot::delete(draft, *snapshot),
+        Command::RestoreSnapshot { snapshot, name } => volume_snapshot::restore(draft, *snapshot, name),
+        Command::ReportSnapshots { node, news } => volume_snapshot::report(draft, *node, news),
         Command::ReportVolumesErased { node, volumes } => volume::erased(draft, *node, volumes),
         Command::Tick => tick::tick(draft),
         Command::SetSecrets { env, recipient, set, unset, replace, roll, content: _ } => {

@@ -4,6 +4,7 @@ use super::admission::{app, cluster_only, sees};
 use super::{Decision, Refusal, absent, exec, expect_version, refuse};
 use crate::overlay::{Draft, Filing};
 use crate::views::Views;
+use crate::volume_snapshot_views::SnapshotViews as _;
 use holdfast_model::resource::{App, Env, Org};
 use holdfast_model::{Aggregate, AppId, AppName, Code, EnvId, EnvName, EventPayload, OrgId, OrgName, Output};
 
@@ -64,6 +65,13 @@ pub(super) fn delete_app(draft: &mut Draft<'_>, id: AppId, expected_version: Opt
         let message = format!(
             "The app has the volume «{}»: scale the process that mounts it to 0 and delete the volume first.",
             volume.name
+        );
+        return Err(refuse(Code::FailedPrecondition, message));
+    }
+    if let Some(snapshot) = draft.org_snapshots(app.org)?.iter().find(|snapshot| snapshot.app == id) {
+        let message = format!(
+            "The app has the snapshot {} of the volume «{}»: delete its snapshots first.",
+            snapshot.id, snapshot.name
         );
         return Err(refuse(Code::FailedPrecondition, message));
     }

@@ -13,6 +13,7 @@ use crate::rows::{Rows, RowsMut};
 use crate::secret_views::{SecretViews, credential_owner_bytes, seal_owner_bytes};
 use crate::tables::{Table, encode, key};
 use crate::views::{Views, required};
+use crate::volume_snapshot_views::SnapshotViews as _;
 use holdfast_model::limits::{REGISTRY_CREDENTIALS_MAX, SECRETS_FILE_BYTES_MAX, SECRETS_MAX};
 use holdfast_model::resource::DeploymentCause;
 use holdfast_model::sealed::{
@@ -172,6 +173,9 @@ fn org_of(draft: &Draft<'_>, owner: SealOwner) -> Result<OrgId, Refusal> {
     match owner {
         SealOwner::Env(id) => draft.env(id)?.map(|env| env.org).ok_or_else(|| absent("env")),
         SealOwner::Org(id) => draft.org(id)?.map(|org| org.id).ok_or_else(|| absent("org")),
+        SealOwner::Snapshot(id) => {
+            draft.volume_snapshot(id)?.map(|snapshot| snapshot.org).ok_or_else(|| absent("volume snapshot"))
+        }
     }
 }
 
@@ -209,6 +213,7 @@ pub(super) fn reseal_envelope(draft: &mut Draft<'_>, owner: SealOwner, envelope:
     let aggregate = match owner {
         SealOwner::Env(id) => Aggregate::Env(id),
         SealOwner::Org(id) => Aggregate::Org(id),
+        SealOwner::Snapshot(id) => Aggregate::Snapshot(id),
     };
     let payload = EventPayload::EnvelopeResealed { owner, to: envelope.to.clone() };
     draft.emit(Filing::org(aggregate, org), payload)?;

@@ -7,9 +7,9 @@ use crate::rollout;
 use crate::rows::{Rows, id_suffix};
 use crate::tables::{Table, key};
 use crate::views::{HOSTS_MAX, Views};
-use crate::volumes;
+use crate::{volume_snapshots, volumes};
 use holdfast_model::limits::{RESCHEDULE_MS, SILENT_NODES_PERCENT_MAX};
-use holdfast_model::resource::{InstanceReason, NodeState};
+use holdfast_model::resource::InstanceReason;
 use holdfast_model::{EnvId, Output, Timestamp};
 use std::collections::BTreeSet;
 
@@ -24,6 +24,7 @@ pub(super) fn tick(draft: &mut Draft<'_>) -> Decision {
     give_up_silent_nodes(draft)?;
     advance_unsettled(draft)?;
     exec::end_overdue(draft)?;
+    volume_snapshots::request_due(draft)?;
     Ok(Output::None)
 }
 
@@ -35,7 +36,7 @@ fn give_up_silent_nodes(draft: &mut Draft<'_>) -> Result<(), StoreError> {
     }
     let now = draft.context().now;
     let nodes = draft.nodes()?;
-    let used = nodes.iter().filter(|n| !matches!(n.state, NodeState::Quarantined | NodeState::Disabled));
+    let used = nodes.iter().filter(|n| n.is_trusted());
     let (all, silent) =
         used.fold((0u64, 0u64), |(all, silent), n| (all + 1, silent + u64::from(n.silent_since.is_some())));
     let suspects_itself = silent * 100 > all * SILENT_NODES_PERCENT_MAX;

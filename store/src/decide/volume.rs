@@ -6,8 +6,8 @@ use crate::overlay::{Draft, Filing};
 use crate::views::{Views, required};
 use crate::volumes;
 use holdfast_model::limits::{VOLUMES_ERASED_MAX, VOLUMES_ORG_MAX, VOLUMES_ORG_MIB_MAX};
-use holdfast_model::resource::{Env, NodeState, Release};
-use holdfast_model::{Aggregate, Code, EventPayload, NodeId, Output, VolumeId};
+use holdfast_model::resource::{Env, Release};
+use holdfast_model::{Aggregate, Code, EventPayload, NodeId, OrgId, Output, VolumeId};
 use std::collections::BTreeSet;
 
 /// Refuses a release whose volumes its env cannot have: too large for what is there, or beyond the org's quota.
@@ -26,14 +26,23 @@ pub(super) fn check_declared(draft: &Draft<'_>, env: &Env, release: &Release) ->
     if missing.is_empty() {
         return Ok(());
     }
-    let has = draft.org_volumes(env.org)?;
-    let count = has.len() + missing.len();
+    check_quota(draft, env.org, missing.iter().map(|(_, declared)| declared.size_mib))
+}
+
+/// Refuses more volumes, of these sizes, than an org may have.
+pub(super) fn check_quota(
+    draft: &Draft<'_>,
+    org: OrgId,
+    more_mib: impl ExactSizeIterator<Item = u64>,
+) -> Result<(), Refusal> {
+    let has = draft.org_volumes(org)?;
+    let count = has.len() + more_mib.len();
     if count > VOLUMES_ORG_MAX {
         let message =
             format!("The org may have {VOLUMES_ORG_MAX} volumes and would have {count}: delete some.");
         return Err(refuse(Code::QuotaExceeded, message));
     }
-    let sizes = has.iter().map(|v| v.size_mib).chain(missing.iter().map(|(_, v)| v.size_mib));
+    let sizes = has.iter().map(|v| v.size_mib).chain(more_mib);
     let size_mib = sizes.fold(0u64, u64::saturating_add);
     if size_mib > VOLUMES_ORG_MIB_MAX {
         let message = format!(
@@ -49,9 +58,7 @@ pub(super) fn delete(draft: &mut Draft<'_>, id: VolumeId, expected_version: Opti
     expect_version(expected_version, volume.version)?;
     // What runs on a node that was cut off counts no more, and no other node can ever have this disk.
     let cut_off = match volume.home {
-        Some(home) => draft
-            .node(home)?
-            .is_none_or(|node| matches!(node.state, NodeState::Quarantined | NodeState::Disabled)),
+        Some(home) => draft.node(home)?.is_none_or(|node| !node.is_trusted()),
         None => false,
     };
     if let (Some(attached), false) = (volume.attached, cut_off) {

@@ -15,5 +15,6 @@ mod rules;
 mod secrets;
 mod snapshots;
 mod versions;
+mod volume_snapshots;
 mod volumes;
 mod world;

@@ -9,7 +9,7 @@ use holdfast_model::limits::RESCHEDULE_MS;
 use holdfast_model::sealed::{CredentialOwner, RegistryHost, SealOwner, SealedBytes};
 
 /// What only version 3 has.
-const COMMANDS: &[&str] = &[
+pub(super) const COMMANDS: &[&str] = &[
     "CordonNode",
     "CreateEnvelope",
     "CreateExecGrant",
@@ -28,7 +28,7 @@ const COMMANDS: &[&str] = &[
 ];
 
 /// The kinds of events that only version 3 has.
-const EVENTS: &[&str] = &[
+pub(super) const EVENTS: &[&str] = &[
     "cluster_recipient_changed",
     "envelope_resealed",
     "exec_ended",
@@ -46,7 +46,7 @@ const EVENTS: &[&str] = &[
 ];
 
 /// A history at version 3 does all that one at version 2 does, and what only it can.
-fn scenario_v3(world: &mut World) {
+pub(super) fn scenario_v3(world: &mut World) {
     scenario_v2(world);
     world.system(Command::RaiseClusterVersion { to: ClusterVersion::THREE }).unwrap();
     let tenant = world.tenant("third", 30);
