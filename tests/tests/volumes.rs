@@ -2,100 +2,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test fails by panicking.
 
+mod database;
+
+use database::{COME_MAX, Tenant, image};
 use holdfast_tests::cluster::{Cluster, Options, signal, wait_for};
 use holdfast_tests::netns;
-use holdfast_tests::oci::{PushedImage, Registry, busybox};
+use holdfast_tests::oci::Registry;
 use rustix::process::Signal;
 use serde_json::Value;
-use std::path::PathBuf;
-use std::process::Output;
-use std::time::Duration;
-
-/// A guard against hanging.
-const COME_MAX: Duration = Duration::from_secs(120);
-
-/// Adds its release to what is on the volume, tells all of it, and stays.
-fn manifest(release: &str) -> String {
-    let script = "echo $RELEASE >> /data/runs; sync; while read run; do echo has $run; done < /data/runs; echo all; \
-                  exec sleep 100000";
-    format!(
-        r#"schema_version = "v1"
-
-[app]
-name = "shop"
-
-[processes.db]
-command = ["sh", "-c", "{script}"]
-user = "db"
-resources = {{ memory = "64Mi", cpu = 0.5 }}
-vars = {{ RELEASE = "{release}" }}
-mounts = [{{ volume = "data", path = "/data" }}]
-
-[[volumes]]
-name = "data"
-size = "32Mi"
-"#
-    )
-}
-
-async fn image(registry: &Registry) -> PushedImage {
-    let account = busybox::Account { name: "db", id: 70, home: "/" };
-    let programs = ["sh", "cat", "echo", "sleep", "sync"];
-    busybox::push(registry.host(), "team/db", account, &programs).await.unwrap()
-}
-
-struct Tenant {
-    cluster: Cluster,
-    image: PushedImage,
-}
-
-impl Tenant {
-    fn run(&self, arguments: &[&str]) -> Output {
-        let mut all = vec!["--org", "acme", "--app", "shop", "--env", "prod"];
-        all.extend(arguments);
-        self.cluster.holdfast(&all).unwrap()
-    }
-
-    fn text(&self, arguments: &[&str]) -> String {
-        let output = self.run(arguments);
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{arguments:?}: {said}{}", self.cluster.log_ends());
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn json(&self, arguments: &[&str]) -> Value {
-        let mut all = vec!["--json"];
-        all.extend(arguments);
-        serde_json::from_str(&self.text(&all)).unwrap()
-    }
-
-    fn deploy(&self, release: &str) -> Value {
-        let path = self.cluster.data_dir().join(format!("{release}.toml"));
-        std::fs::write(&path, manifest(release)).unwrap();
-        self.json(&["deploy", "--file", path.to_str().unwrap(), "--image", &self.image.reference])
-    }
-
-    fn volume(&self) -> Value {
-        self.json(&["volume", "show", "data"])
-    }
-
-    /// What the instance that has the volume told of what is on it.
-    fn told(&self) -> Vec<String> {
-        let instance = self.volume()["attached"]["instance"].as_str().unwrap().to_owned();
-        let told = || {
-            let text = self.text(&["logs", "--instance", &instance]);
-            let lines: Vec<_> =
-                text.lines().filter_map(|l| l.split_once("has ").map(|(_, run)| run.to_owned())).collect();
-            text.contains("all").then_some(lines)
-        };
-        wait_for("the instance to tell", COME_MAX, told).unwrap()
-    }
-
-    fn disk(&self) -> PathBuf {
-        let folder = self.cluster.process("node-1").unwrap().data_dir.clone();
-        folder.join("volumes").join(self.volume()["id"].as_str().unwrap())
-    }
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_volume_outlives_releases_agents_and_crashes_until_it_is_deleted() {

@@ -51,6 +51,13 @@ pub(crate) async fn run(arguments: NodeRun) -> Result<(), Failure> {
     let logs =
         Retention::new(one, all, bounds.age, bounds.ended).map_err(|e| Failure::Usage(e.to_string()))?;
     let volumes_dir = arguments.volumes_dir.as_deref().map(absolute).transpose()?;
+    // A folder may be named from where one is; the address of a service is not a path.
+    let backups = match arguments.backups.as_deref() {
+        Some(address) if !address.contains("://") => {
+            Some(absolute(Path::new(address))?.display().to_string())
+        }
+        address => address.map(str::to_owned),
+    };
     loop {
         let agent = Agent::load(&data_dir)?;
         let config = NodeConfig {
@@ -68,7 +75,7 @@ pub(crate) async fn run(arguments: NodeRun) -> Result<(), Failure> {
                 images_bytes_max: arguments.images_mib.saturating_mul(1 << 20),
                 metrics: arguments.metrics.clone(),
                 volumes_dir: volumes_dir.clone(),
-                backups: arguments.backups.clone(),
+                backups: backups.clone(),
             },
             endpoints: agent.endpoints.clone(),
             ca_file: agent.ca_file(),

@@ -223,6 +223,8 @@ impl Cluster {
             &folder.display().to_string(),
             "--assets",
             &assets.display().to_string(),
+            "--backups",
+            &self.folder.of("backups").display().to_string(),
         ]);
         // What is right for a laptop, and said: a real node wants its operator to decide this.
         if let Err(why) = Hierarchy::find() {
