@@ -230,6 +230,26 @@ mod tests {
         assert_eq!(&store.get("ab", 9).await.unwrap()[..], b"beside");
     }
 
+    /// A bucket of a real service: `HOLDFAST_S3=s3://bucket/folder` and the credentials that [`Store::open`] reads.
+    #[tokio::test]
+    #[ignore = "needs an S3-compatible service in HOLDFAST_S3"]
+    async fn a_bucket_does_what_a_folder_does() {
+        let address = std::env::var("HOLDFAST_S3").unwrap();
+        let store = Store::open(&address).unwrap();
+        let large = vec![7; 4 << 20];
+        store.put("a/one", large.clone()).await.unwrap();
+        store.put("a/b/two", b"second".to_vec()).await.unwrap();
+        store.put("ab", b"beside".to_vec()).await.unwrap();
+        assert!(store.get("a/one", large.len()).await.unwrap() == large);
+        assert!(matches!(store.get("a/one", 4).await, Err(StoreError::TooLong { .. })));
+        assert!(matches!(store.get("a/none", 4).await, Err(StoreError::Absent { .. })));
+        store.erase_all("a").await.unwrap();
+        store.erase_all("a").await.unwrap();
+        assert!(matches!(store.get("a/b/two", 9).await, Err(StoreError::Absent { .. })));
+        assert_eq!(&store.get("ab", 9).await.unwrap()[..], b"beside");
+        store.erase_all("ab").await.unwrap();
+    }
+
     #[test]
     fn what_is_no_address_is_refused_with_what_is_one() {
         for address in ["", "backups", "./backups", "ftp://host/x", "s3://", "s3:///folder", "s3://b cket"] {

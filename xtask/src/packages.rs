@@ -19,6 +19,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("g++", "libFuzzer"),
     ("libc6-dev", "static programs for the guest"),
     ("e2fsprogs", "volumes' file systems, and root disks of the node's tests"),
+    ("xfsprogs", "a file system that clones files, for the tests of snapshots"),
     ("busybox-static", "the programs of guests in tests"),
     ("prometheus", "its promtool checks the metrics in tests"),
     ("curl", "the demo's client"),

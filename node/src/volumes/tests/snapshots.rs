@@ -160,3 +160,26 @@ async fn a_restore_without_room_is_refused() {
     let error = volumes.begin_restore(VolumeId::from_bits(4), 16 << 20).await.unwrap_err();
     assert!(matches!(error, VolumeError::Room { .. }), "{error}");
 }
+
+/// The same on a file system that clones files, in a mount namespace that goes with its processes.
+#[test]
+fn clones_that_share_blocks_are_of_one_moment_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = r#"
+        set -e
+        truncate -s 512M "$1/xfs.img"
+        mkfs.xfs -q -m reflink=1 "$1/xfs.img"
+        mkdir "$1/mounted"
+        mount -o loop "$1/xfs.img" "$1/mounted"
+        TMPDIR="$1/mounted" exec "$0" --exact \
+            volumes::tests::snapshots::i02_a_machine_that_writes_stands_while_its_disk_is_cloned_and_goes_on \
+            volumes::tests::snapshots::a_snapshot_is_what_was_on_the_disk_and_is_taken_once"#;
+    let run = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "sh", "-c", script])
+        .arg(std::env::current_exe().unwrap())
+        .arg(folder.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&run.stdout);
+    assert!(said.contains("2 passed"), "{said}{}", String::from_utf8_lossy(&run.stderr));
+}
