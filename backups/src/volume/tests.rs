@@ -187,6 +187,18 @@ fn copy(from: &Path, to: &Path) {
 }
 
 #[tokio::test]
+async fn who_knows_the_recipient_exchanges_no_part() {
+    let scene = Scene::new();
+    let stored = scene.store(of(1), &some_disk()).await;
+    let part = named(&scene.objects(of(1)), "part").remove(0);
+    let forged = seal(&scene.key.recipient(), of(1), Kind::Part, 0, &vec![9; PART_BYTES]).unwrap();
+    std::fs::write(part, forged).unwrap();
+    let error = scene.restore(of(1), stored, BYTES).await.unwrap_err();
+    let SnapshotError::Changed { problem, .. } = &error else { panic!("{error}") };
+    assert_eq!(*problem, "its digest is another");
+}
+
+#[tokio::test]
 async fn a_wrong_key_manifest_or_size_is_refused() {
     let scene = Scene::new();
     let stored = scene.store(of(1), &some_disk()).await;
