@@ -299,38 +299,6 @@ mod tests {
         assert!(matches!(with(12, VERSION_AND_LOCAL), Ok(Decoded::Local { .. })));
     }
 
-    /// Another implementation reads what we write.
-    #[test]
-    fn the_ppp_crate_reads_the_same() {
-        for (source, destination) in
-            [("192.0.2.1:4660", "198.51.100.2:443"), ("[2001:db8::1]:4660", "[2001:db8::2]:443")]
-        {
-            let bytes = header(source, destination).encode();
-            let read = ppp::v2::Header::try_from(bytes.as_slice()).unwrap();
-            assert_eq!((read.version, read.command), (ppp::v2::Version::Two, ppp::v2::Command::Proxy));
-            let (read_source, read_destination) = match read.addresses {
-                ppp::v2::Addresses::IPv4(a) => (
-                    SocketAddr::from((a.source_address, a.source_port)),
-                    SocketAddr::from((a.destination_address, a.destination_port)),
-                ),
-                ppp::v2::Addresses::IPv6(a) => (
-                    SocketAddr::from((a.source_address, a.source_port)),
-                    SocketAddr::from((a.destination_address, a.destination_port)),
-                ),
-                other => panic!("{other:?}"),
-            };
-            assert_eq!(
-                (read_source, read_destination),
-                (source.parse().unwrap(), destination.parse().unwrap())
-            );
-            let tlvs: Vec<_> =
-                read.tlvs().map(|tlv| tlv.unwrap()).map(|t| (t.kind, t.value.to_vec())).collect();
-            let want: [(u8, Vec<u8>); 2] =
-                [(0x02, b"app.example".to_vec()), (0x05, b"01JZ0000000000000000000000".to_vec())];
-            assert_eq!(tlvs, want);
-        }
-    }
-
     proptest! {
         #[test]
         fn a_written_header_is_read_back(

@@ -2,5 +2,6 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 pub(crate) mod member;
+pub(crate) mod programs;
 pub(crate) mod tls;
 pub(crate) mod world;

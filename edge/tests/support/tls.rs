@@ -23,6 +23,10 @@ pub(crate) struct Offer {
 pub(crate) struct Identity {
     pub(crate) server: Arc<ServerConfig>,
     pub(crate) certificate: CertificateDer<'static>,
+    /// The certificate for programs.
+    pub(crate) certificate_pem: String,
+    /// Its key for programs.
+    pub(crate) key_pem: String,
 }
 
 pub(crate) fn identity(hostname: &str) -> Identity {
@@ -36,7 +40,8 @@ pub(crate) fn identity(hostname: &str) -> Identity {
         .with_no_client_auth()
         .with_single_cert(vec![der.clone()], private)
         .unwrap();
-    Identity { server: Arc::new(server), certificate: der }
+    let (certificate_pem, key_pem) = (certificate.pem(), key.serialize_pem());
+    Identity { server: Arc::new(server), certificate: der, certificate_pem, key_pem }
 }
 
 pub(crate) fn client(trusted: &[&Identity], offer: Offer) -> Arc<ClientConfig> {
