@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use holdfast_backups::volume::{self, SnapshotError};
@@ -82,6 +82,8 @@ pub struct Backups {
     secrets: Arc<NodeSecretsStore>,
     /// The folder of all machines.
     machines: PathBuf,
+    /// Who has the volume of a snapshot that is wanted, as it was last told: that may change while it is tried.
+    attached: Mutex<BTreeMap<SnapshotId, InstanceId>>,
     news: watch::Sender<SnapshotNews>,
 }
 
@@ -109,7 +111,8 @@ impl Backups {
         secrets: Arc<NodeSecretsStore>,
         machines: PathBuf,
     ) -> Self {
-        Self { store, volumes, secrets, machines, news: watch::Sender::new(SnapshotNews::default()) }
+        let news = watch::Sender::new(SnapshotNews::default());
+        Self { store, volumes, secrets, machines, attached: Mutex::default(), news }
     }
 
     /// What there is to tell.
@@ -141,6 +144,8 @@ impl Backups {
     fn begin(self: &Arc<Self>, slots: &Arc<Semaphore>, tasks: &mut Tasks, work: &SnapshotWork) {
         let take: BTreeSet<_> = work.take.iter().map(|take| take.of.snapshot).collect();
         let restore: BTreeSet<_> = work.restore.iter().map(|restore| restore.volume).collect();
+        let attached = work.take.iter().filter_map(|take| Some((take.of.snapshot, take.attached?)));
+        *self.attached.lock().unwrap_or_else(PoisonError::into_inner) = attached.collect();
         tasks.taking.retain(|id, _| take.contains(id));
         tasks.restoring.retain(|id, _| restore.contains(id));
         self.news.send_if_modified(|news| {
@@ -190,7 +195,7 @@ impl Backups {
     async fn try_take(&self, work: &TakeSnapshot) -> Result<volume::Stored, BackupError> {
         let store = self.store.as_ref().ok_or(BackupError::NoStore)?;
         let recipient: SealTo = work.recipient.0.parse()?;
-        let machine = work.attached.map(|instance| self.machine(instance));
+        let machine = self.machine_with(work.of.snapshot);
         let file = self.volumes.snapshot(work.of.volume, work.of.snapshot, machine).await?;
         self.news.send_if_modified(|news| {
             let known = news.taken.insert(work.of.snapshot, SnapshotState::Snapshotted);
@@ -252,8 +257,10 @@ impl Backups {
         left
     }
 
-    fn machine(&self, instance: InstanceId) -> PathBuf {
-        self.machines.join(instance.to_string())
+    /// The folder of the machine that has the volume of a snapshot.
+    fn machine_with(&self, snapshot: SnapshotId) -> Option<PathBuf> {
+        let attached = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
+        attached.get(&snapshot).map(|instance| self.machines.join(instance.to_string()))
     }
 }
 
@@ -285,3 +292,6 @@ fn detail(error: &BackupError) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;
