@@ -16,6 +16,11 @@ const BENCHMARKS: &[(&str, &str)] = &[
         "the node agent: starts beside a QEMU started by hand, its memory, its restart beside 50 guests, and leaks after a \
          thousand instances between crashes; takes some of: start agent leaks",
     ),
+    (
+        "edge",
+        "the edge beside Debian's HAProxy and nginx, with TLS passed through, one thread each; then its own tables of many \
+         routes; takes --rounds, --seconds, --idle",
+    ),
 ];
 
 /// Instances that come and go while agents crash.
@@ -32,6 +37,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
         }
         Some((name, rest)) if name == "raft" => raft(rest),
         Some((name, rest)) if name == "node" => node(rest),
+        Some((name, rest)) if name == "edge" => edge(rest),
         Some((name, _)) => {
             Err(Failure(format!("there is no benchmark «{name}»; `cargo xtask bench` lists them")))
         }
@@ -43,17 +49,41 @@ fn raft(arguments: &[String]) -> Result<(), Failure> {
     step("build holdfast as it is released", || {
         run_command(&mut cargo(&["build", "--locked", "--release", "--package", "holdfast-cli"]))
     })?;
-    let built = target().join("bench");
-    step("build the benchmark", || {
-        let mut command = cargo(&["build", "--quiet", "--locked", "--release", "--target-dir"]);
-        run_command(command.arg(&built).current_dir(root().join("bench")))
-    })?;
+    let built = build()?;
     let mut command = Command::new(built.join("release/bench-raft"));
     command.arg("--holdfast").arg(target().join("release/holdfast")).arg("--etcd").arg(etcd);
     command.arg("--revision").arg(revision()?);
     // Beside the build: the disk that the repository lies on is the one that is measured.
     command.arg("--folder").arg(built.join("data")).args(arguments);
     run_command(command.current_dir(root()))
+}
+
+/// Builds what measures; gives the folder that it is in.
+fn build() -> Result<PathBuf, Failure> {
+    let built = target().join("bench");
+    step("build the benchmark", || {
+        let mut command = cargo(&["build", "--quiet", "--locked", "--release", "--target-dir"]);
+        run_command(command.arg(&built).current_dir(root().join("bench")))
+    })?;
+    Ok(built)
+}
+
+/// Routes that an edge's copy takes at most, and those that the table is to take.
+const ROUTES: [&str; 2] = ["200000", "1000000"];
+
+fn edge(arguments: &[String]) -> Result<(), Failure> {
+    crate::packages::ensure()?;
+    let built = build()?;
+    let bench = |action: &str, folder: &str| {
+        let mut command = Command::new(built.join("release/bench-edge"));
+        command.arg(action).arg("--folder").arg(built.join("data").join(folder));
+        command
+    };
+    step("compare", || run_command(bench("compare", "edge").args(arguments)))?;
+    for routes in ROUTES {
+        step("measure tables", || run_command(bench("routes", "routes").args(["--routes", routes])))?;
+    }
+    Ok(())
 }
 
 /// The node's figures are measured by its own tests, which know how to keep guests and crashes in namespaces of their own.
