@@ -190,14 +190,17 @@ async fn a_guest_runs_its_workload_and_reports_how_it_ended() {
 #[tokio::test]
 async fn a_workload_runs_as_its_user_and_can_read_its_secrets() {
     let mut guest = boot(FileSystem::Ext4).await;
-    let mut config =
-        config("id -u; id -g; cat /run/secrets/keys/TOKEN; echo; touch /x 2>/dev/null || echo refused");
+    let mut config = config(
+        "id -u; id -g; cat /run/secrets/keys/TOKEN; echo; touch /x 2>/dev/null || echo refused; \
+             ulimit -n; ulimit -H -n; ulimit -H -c; \
+             while read device at kind rest; do [ $at = /run ] && echo $kind; done </proc/mounts; true",
+    );
     config.workload.user = "web:staff".to_owned();
     config.secrets =
         Some(Secrets { platform_env: Vec::new(), keys: vec![("TOKEN".to_owned(), b"abc".to_vec())] });
     start_workload(&mut guest.channel, &config).await;
     let (lines, status) = run_to_end(&mut guest.channel.receiver).await;
-    assert_eq!(texts(&lines), ["33", "50", "abc", "refused"]);
+    assert_eq!(texts(&lines), ["33", "50", "abc", "refused", "65536", "524288", "0", "tmpfs"]);
     assert_eq!(status, ExitStatus::Code(0));
     guest.vm.kill().await.unwrap();
 }

@@ -387,6 +387,7 @@ impl Supervisor {
 
     fn apply_and_start(&mut self, config: GuestConfig) -> Result<(), InitError> {
         set_clock(config.now_unix_ms)?;
+        workload::limit()?;
         mounts::enter_root(config.root_disk)?;
         mounts::mount_volumes(&config.volumes)?;
         network::set_up(config.network.as_ref())?;

@@ -8,6 +8,7 @@ use std::{
 };
 
 use holdfast_guest::config::Workload;
+use rustix::process::{Resource, Rlimit};
 
 use crate::InitError;
 
@@ -66,6 +67,22 @@ pub(crate) fn command(workload: &Workload, argv: &[String], user: Credentials) -
         command.pre_exec(|| rustix::process::setsid().map(drop).map_err(io::Error::from));
     }
     Ok(command)
+}
+
+/// Files that a program may have open, before and after it asks for more.
+const OPEN_FILES: (u64, u64) = (65_536, 524_288);
+
+/// What each of the tenant's programs may take of the guest's kernel, and this process, which they have it from: only root may
+/// raise a limit. Memory and processes are bounded by the machine itself; a core file would hold secrets.
+pub(crate) fn limit() -> Result<(), InitError> {
+    let (current, maximum) = OPEN_FILES;
+    let files = Rlimit { current: Some(current), maximum: Some(maximum) };
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    for (resource, limit) in [(Resource::Nofile, files), (Resource::Core, none)] {
+        rustix::process::setrlimit(resource, limit)
+            .map_err(|errno| InitError::at("set", "the limits of programs")(errno.into()))?;
+    }
+    Ok(())
 }
 
 /// The shell of a user: the one that the image's `/etc/passwd` names, if it is there and lets anybody in.
