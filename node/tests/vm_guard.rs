@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use guest_image::{FileSystem, assets, jails, root_image};
 use holdfast_model::InstanceId;
-use holdfast_node::network::guard::Rate;
+use holdfast_node::network::guard::{Rate, TABLE_PREFIX};
 use holdfast_node::network::{GATEWAY, MTU, Network};
 use holdfast_node::step::unheard;
 use holdfast_node::vmm::channel::{
@@ -137,7 +137,7 @@ async fn tries() {
     let id = InstanceId::from_bits(7);
     let network = Network::open(folder.path()).unwrap().with_rate(Rate::megabits(1).unwrap());
     let tap = network.ensure(id, GUEST, &unheard()).await.unwrap();
-    let table = format!("holdfast_{}", &tap[2..6]);
+    let table = format!("{TABLE_PREFIX}{}", &tap[2..6]);
     // As on a host that would answer: only the guard is between it and the guest.
     tool("ip", &format!("route add {LINK_LOCAL}/32 dev {tap}"));
     let metadata = TcpListener::bind("169.254.169.254:80").await.unwrap();

@@ -189,7 +189,7 @@ async fn i12_a_session_passes_everything_on_and_its_end_is_written_down() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn i11_a_session_is_cut_when_its_token_its_grant_or_its_node_is_taken_away() {
+async fn i11_a_session_is_cut_at_its_end_and_when_its_token_or_its_grant_is_taken_away() {
     let scene = scene().await;
     // By the grant.
     let (grant, mut person, mut node) = scene.session(None).await;
@@ -218,6 +218,19 @@ async fn i11_a_session_is_cut_when_its_token_its_grant_or_its_node_is_taken_away
     assert_eq!(scene.ended(grant).await, (ExecEnd::Revoked, None));
     tokio::time::timeout(HANG, flood).await.expect("the node is still heard").unwrap();
     drop((person, node));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i11_a_session_is_cut_when_its_node_is_cut_off() {
+    let scene = scene().await;
+    let (grant, mut person, mut node) = scene.session(None).await;
+    let path = format!("/v1/nodes/{}/quarantine", scene.peer.id);
+    let cut = scene.rig.post(&path, &scene.rig.operator, json!({})).await;
+    assert_eq!(cut.status, StatusCode::OK, "{}", cut.text);
+    assert!(matches!(person.hear().await, Some(ExecOutput::Ended { .. })));
+    assert_eq!(node.hear().await, Some(ExecInput::Close { kill: true }), "the program must not run on");
+    let (end, code) = scene.ended(grant).await;
+    assert_eq!((end, code), (ExecEnd::Revoked, None));
 }
 
 #[tokio::test(flavor = "multi_thread")]
