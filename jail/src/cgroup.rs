@@ -105,6 +105,58 @@ impl Shares {
     }
 }
 
+/// What the processes of a group may do to one disk in each second, there and back together each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskRate {
+    /// Bytes read, and bytes written.
+    pub bytes: u64,
+    /// Reads, and writes.
+    pub operations: u64,
+}
+
+/// A whole disk, by the kernel's numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Disk {
+    major: u32,
+    minor: u32,
+}
+
+/// The major number of loop devices (the kernel's `Documentation/admin-guide/devices.txt`).
+const LOOP_MAJOR: u32 = 7;
+
+impl Disk {
+    /// The loop device with this number.
+    pub const fn of_loop(number: u32) -> Self {
+        Self { major: LOOP_MAJOR, minor: number }
+    }
+
+    /// The disk on which a file lies; `None` where its file system is on none, or on several.
+    pub fn under(path: &Path) -> io::Result<Option<Self>> {
+        let device = std::os::unix::fs::MetadataExt::dev(&fs::metadata(path)?);
+        let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+        let known = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
+        if !known.exists() {
+            return Ok(None);
+        }
+        if !known.join("partition").exists() {
+            return Ok(Some(Self { major, minor }));
+        }
+        // Disks are bounded whole: the one above its partition in the kernel's tree.
+        let whole = fs::canonicalize(known)?.parent().map(|disk| disk.join("dev"));
+        Self::parse(&fs::read_to_string(whole.unwrap_or_default())?).map(Some)
+    }
+
+    /// As the kernel writes it: `254:0`.
+    pub fn parse(text: &str) -> io::Result<Self> {
+        let numbers = text
+            .trim()
+            .split_once(':')
+            .and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+        let (major, minor) = numbers.ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Self { major, minor })
+    }
+}
+
 /// The unified hierarchy of this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hierarchy {
@@ -190,6 +242,20 @@ impl Group {
     /// Where it is.
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// Bounds what it does to a disk. Says whether the kernel can: one that throttles no disks has no such file.
+    pub fn bound_disk(&self, disk: Disk, rate: DiskRate) -> Result<bool, CgroupError> {
+        let DiskRate { bytes, operations } = rate;
+        let line = format!(
+            "{}:{} rbps={bytes} wbps={bytes} riops={operations} wiops={operations}",
+            disk.major, disk.minor
+        );
+        let path = self.folder.join("io.max");
+        if !path.exists() {
+            return Ok(false);
+        }
+        write(&path, &line).map(|()| true)
     }
 
     /// Whether the kernel has killed in it because its memory was used up.
@@ -279,6 +345,15 @@ mod tests {
         assert_eq!(mount_point("cgroup /c cgroup rw 0 0"), None);
         assert_eq!(kills("low 0\nhigh 9\nmax 4\noom 1\noom_kill 3\noom_group_kill 1\n"), 3);
         assert_eq!(kills("oom 1\noom_kill 0\n"), 0);
+    }
+
+    #[test]
+    fn disks_are_named_as_the_kernel_names_them() {
+        assert_eq!(Disk::parse("254:16\n").unwrap(), Disk { major: 254, minor: 16 });
+        assert!(Disk::parse("254").is_err() && Disk::parse("a:b").is_err());
+        assert_eq!(Disk::of_loop(3), Disk { major: 7, minor: 3 });
+        // What is in memory lies on no disk.
+        assert_eq!(Disk::under(Path::new("/proc/self/stat")).unwrap(), None);
     }
 
     /// Whatever this host has, the answer is one of two: a hierarchy that can be used, or a sentence that says how to

@@ -65,7 +65,7 @@ impl Said {
 }
 
 #[test]
-fn i09_i14_a_group_bounds_memory_processes_and_processors_and_is_killed_as_one() {
+fn i09_i14_a_group_bounds_memory_processes_processors_and_disk_and_is_killed_as_one() {
     let folder = tempfile::Builder::new().prefix("hf-cgroups-").tempdir().unwrap();
     let said = boot(folder.path());
     let count = |case: &Value, name: &str| case[name].as_u64().unwrap_or_else(|| panic!("{name}: {case:#}"));
@@ -115,6 +115,11 @@ fn i09_i14_a_group_bounds_memory_processes_and_processors_and_is_killed_as_one()
     }
     let free = said.freed("processors, no ceiling");
     assert!(free["succeeded"] == true && count(free, "throttled") == 0, "{free:#}");
+
+    // The disk: read past every cache, at no more than the rate that the group was given.
+    let reads = said.tried("disk, alone");
+    assert!(reads["refused"] == true, "it was read, slowly: {reads:#}");
+    assert_eq!(said.freed("disk, no bound")["succeeded"], true);
     assert_eq!(said.0.last().unwrap()["case"], "end");
 }
 

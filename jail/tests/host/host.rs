@@ -15,7 +15,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use holdfast_jail::cgroup::{Group, Hierarchy, OVERHEAD_BYTES, PIDS_MAX, Shares};
+use holdfast_jail::cgroup::{Disk, DiskRate, Group, Hierarchy, OVERHEAD_BYTES, PIDS_MAX, Shares};
 use holdfast_jail::plan::{self, Access, Attack, Filter, Identity, Limits, Namespace, Plan, Profile, Root};
 use holdfast_jail::{program, start};
 use serde_json::json;
@@ -31,6 +31,10 @@ const EATEN_BYTES: u64 = GUEST_BYTES + OVERHEAD_BYTES + (32 << 20);
 
 /// With one processor a guest's group may use two: one for what the VMM does beside it.
 const SHARES: Shares = Shares { cpu_milli: 1_000, vcpus: 1, memory_bytes: GUEST_BYTES };
+
+/// What the group may do to the disk, and what the intruder reads of it: so that he needs three seconds at least.
+const DISK_RATE: DiskRate = DiskRate { bytes: 1 << 20, operations: 10_000 };
+const READ_BYTES: u64 = 4 << 20;
 
 /// How often and how long it is waited for a group to be empty.
 const LOOKS_MAX: u32 = 2_000;
@@ -55,6 +59,7 @@ fn main() {
         ("threads, alone", "many_threads", false),
         ("processors, alone", "burn_cpu", false),
         ("processors, all walls", "burn_cpu", true),
+        ("disk, alone", "read_disk", false),
     ] {
         host.attack(case, attempt, walled, &[]);
     }
@@ -62,6 +67,7 @@ fn main() {
     host.attack("memory, swap allowed", "eat_memory", false, &[("memory.swap.max", "max")]);
     host.attack("memory, one killed", "eat_memory", false, &[("memory.oom.group", "0")]);
     host.attack("processes, no bound", "fork_bomb", false, &[("pids.max", "max")]);
+    host.attack("disk, no bound", "read_disk", false, &[("io.max", "")]);
     host.attack("processors, no ceiling", "burn_cpu", false, &[("cpu.max", "max 100000")]);
     say(json!({ "case": "end" }));
     setting::leave();
@@ -105,7 +111,11 @@ impl Host {
             );
         }
         let group = self.hierarchy.make("attacked", &SHARES).unwrap();
-        for (name, value) in changed {
+        let disk = Disk::parse(&fs::read_to_string("/sys/class/block/vda/dev").unwrap()).unwrap();
+        if attempt == "read_disk" && changed.is_empty() {
+            assert!(group.bound_disk(disk, DISK_RATE).unwrap(), "this kernel throttles disks");
+        }
+        for (name, value) in changed.iter().filter(|(_, value)| !value.is_empty()) {
             fs::write(group.folder().join(name), value).unwrap();
         }
         let said = self.run(attempt, Some(&group), walled);
@@ -175,6 +185,7 @@ fn plan(attempt: &str, walled: bool) -> Plan {
             format!("eat_bytes={EATEN_BYTES}"),
             format!("processes={}", 2 * PIDS_MAX),
             "threads=4".to_owned(),
+            format!("read_bytes={READ_BYTES}"),
             "burn_ms=4000".to_owned(),
         ],
         descriptors: Vec::new(),

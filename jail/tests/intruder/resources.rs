@@ -13,6 +13,10 @@ const PAGE_BYTES: usize = 4_096;
 const STEP_BYTES: usize = 1 << 20;
 
 /// What the attacker has of the host's processors when he is bounded, in thousandths of one, and when he is not: the
+/// What is read at a time.
+const READ_BYTES: usize = 64 << 10;
+/// From which rate on a disk counts as not bounded: twice what its group may, in bytes a second.
+const DISK_RATE_MIN: u128 = 2 << 20;
 /// success lies in the middle.
 const CPU_MILLI_MIN: u128 = 3_000;
 
@@ -21,6 +25,7 @@ pub(crate) fn attempt(name: &str, given: &Given) -> Option<Outcome> {
     Some(match name {
         "eat_memory" => eat_memory(number(given, "eat_bytes")),
         "fork_bomb" => fork_bomb(number(given, "processes")),
+        "read_disk" => read_disk(number(given, "read_bytes")),
         "burn_cpu" => burn_cpu(number(given, "threads"), number(given, "burn_ms") as u64),
         _ => return None,
     })
@@ -88,6 +93,25 @@ fn burn_cpu(threads: usize, burn_ms: u64) -> Outcome {
     let milli = used * 1_000 / took;
     let seen = format!("{milli} thousandths of a processor");
     if milli >= CPU_MILLI_MIN { Ok(seen) } else { Err(Error::other(seen)) }
+}
+
+/// Reads the host's disk past every cache, as fast as it comes.
+fn read_disk(bytes: usize) -> Outcome {
+    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECT;
+    let disk = rustix::fs::open("/dev/vda", flags, rustix::fs::Mode::empty())?;
+    // Such reads want memory and places in whole blocks.
+    let mut room = vec![0_u8; READ_BYTES + PAGE_BYTES];
+    let start = room.as_ptr().align_offset(PAGE_BYTES);
+    let begun = Instant::now();
+    for n in 0..bytes / READ_BYTES {
+        let read = rustix::io::pread(&disk, &mut room[start..start + READ_BYTES], (n * READ_BYTES) as u64)?;
+        if read < READ_BYTES {
+            return Err(Error::other("the disk is too small"));
+        }
+    }
+    let each_second = bytes as u128 * 1_000 / begun.elapsed().as_millis().max(1);
+    let seen = format!("{} KiB a second", each_second >> 10);
+    if each_second >= DISK_RATE_MIN { Ok(seen) } else { Err(Error::other(seen)) }
 }
 
 /// Of the whole process.

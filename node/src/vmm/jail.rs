@@ -8,9 +8,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, Once, PoisonError};
 
-use holdfast_jail::cgroup::{Choice, Hierarchy, OVERHEAD_BYTES, PIDS_MAX, Shares};
+use holdfast_jail::cgroup::{Choice, Disk, DiskRate, Group, Hierarchy, OVERHEAD_BYTES, PIDS_MAX, Shares};
 use holdfast_jail::ids::{CLAIM_FOLDER, IdRange, Ids};
 use holdfast_jail::plan::{
     Access, Attack, Descriptor, Device, File, Filter, Limits, Namespace, Plan, Profile, Root, VERSION,
@@ -19,7 +19,10 @@ use holdfast_jail::program;
 use holdfast_jail::start::{Enforced, OWN_BINARY, launch};
 use sha2::{Digest, Sha256};
 
-use super::{Adoption, Vm, VmSpec, VmmError, VmmKind, process};
+use super::{
+    Adoption, DISK_BYTES_PER_SECOND_MAX, DISK_OPERATIONS_PER_SECOND_MAX, Vm, VmSpec, VmmError, VmmKind,
+    process,
+};
 use crate::step::{AfterStep, Step};
 
 /// The folder on which a jail's root is put together.
@@ -243,6 +246,7 @@ impl Jails {
         if let Some(hierarchy) = self.hierarchy()? {
             let shares = Shares { cpu_milli: spec.cpu_milli, vcpus: spec.vcpus, memory_bytes };
             let group = hierarchy.make(&self.group_name(&spec.instance_id), &shares)?;
+            bound_disks(&group, spec, &data)?;
             plan.cgroup = Some(group.folder().to_owned());
             (self.after_step)(Step::GroupMade);
         }
@@ -278,6 +282,29 @@ impl Jails {
         known.insert(program.to_owned(), needs.clone());
         Ok(needs)
     }
+}
+
+/// Bounds what a VMM does to each disk that it can reach, by what it is told to allow its guest: a broken one obeys nobody.
+fn bound_disks(group: &Group, spec: &VmSpec, files: &BTreeSet<PathBuf>) -> Result<(), VmmError> {
+    static WARNED: Once = Once::new();
+    let rate = DiskRate { bytes: DISK_BYTES_PER_SECOND_MAX, operations: DISK_OPERATIONS_PER_SECOND_MAX };
+    let mut disks: BTreeSet<Disk> = spec.volumes.iter().map(|volume| Disk::of_loop(volume.number)).collect();
+    for file in files.iter().chain(&spec.root_image) {
+        let under = Disk::under(file).map_err(|source| VmmError::File {
+            path: file.clone(),
+            action: "looked for on its disk",
+            source,
+        })?;
+        disks.extend(under);
+    }
+    for disk in disks {
+        if !group.bound_disk(disk, rate)? {
+            WARNED.call_once(|| {
+                tracing::warn!("this kernel throttles no disks (CONFIG_BLK_DEV_THROTTLING): a VMM that was taken over can keep them busy");
+            });
+        }
+    }
+    Ok(())
 }
 
 fn make_folder(path: &Path) -> Result<(), VmmError> {
