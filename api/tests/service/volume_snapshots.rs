@@ -115,7 +115,7 @@ async fn i10_a_snapshot_is_sealed_to_a_key_that_only_the_node_of_its_restore_get
     assert_eq!(status, StatusCode::OK, "{body}");
     let delivery = BASE64.decode(body["item"]["sealed"].as_str().unwrap().as_bytes()).unwrap();
     let delivery: SnapshotDelivery = postcard::from_bytes(&own.open(&delivery).unwrap()).unwrap();
-    assert_eq!(delivery.snapshot, id);
+    assert_eq!((delivery.snapshot, delivery.node.to_string()), (id, scene.peer.id.clone()));
     let key: SealKey = std::str::from_utf8(delivery.key.reveal()).unwrap().parse().unwrap();
     assert_eq!(&key.open(&sealed).unwrap()[..], b"the disk");
 

@@ -212,6 +212,11 @@ async fn a_wrong_key_manifest_or_size_is_refused() {
         let error = scene.restore(of(1), stored, bytes).await.unwrap_err();
         assert!(matches!(error, SnapshotError::Changed { .. }), "{error}");
     }
+    // Also where each part has the length that it should have.
+    let part = PART_BYTES as u64;
+    let stored = scene.store(of(2), &disk(2 * part, &[(0, b"data")])).await;
+    let error = scene.restore(of(2), stored, 3 * part).await.unwrap_err();
+    assert!(matches!(error, SnapshotError::Changed { .. }), "{error}");
 }
 
 #[tokio::test]

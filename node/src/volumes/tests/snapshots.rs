@@ -48,6 +48,9 @@ async fn what_is_half_a_snapshot_is_taken_anew() {
     let half = file_of(&folder, 1, &format!("{SNAPSHOT}.part"));
     std::fs::write(&half, vec![9; 20 << 20]).unwrap();
     let taken = volumes.snapshot(id, SNAPSHOT, None).await.unwrap();
+    let mut bytes = vec![0; 16 << 20];
+    taken.read_exact_at(&mut bytes, 0).unwrap();
+    assert!(bytes == std::fs::read(disk(&folder, id)).unwrap(), "nothing of the half shines through");
     assert_eq!(taken.metadata().unwrap().len(), 16 << 20);
     assert!(!half.exists());
 }
@@ -70,8 +73,18 @@ async fn a_disk_whose_machine_is_not_known_is_not_cloned() {
     drop(attached);
 }
 
+/// Ends with its handle, also when a test fails: whoever reads the test's output waits for it.
+struct Writer(std::process::Child);
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
 /// A process that has a volume as a machine has it, and writes a number to one place, and then to another.
-fn writer(folder: &Path, attached: &Attached) -> std::process::Child {
+fn writer(folder: &Path, attached: &Attached) -> Writer {
     let script = r#"
         i=10000000
         while :; do
@@ -79,17 +92,15 @@ fn writer(folder: &Path, attached: &Attached) -> std::process::Child {
             printf %d $i | dd of="$0" bs=8 seek=1179648 conv=notrunc status=none
             printf %d $i | dd of="$0" bs=8 seek=1310720 conv=notrunc status=none
         done"#;
-    let mut process = Command::new("/bin/sh")
+    let process = Command::new("/bin/sh")
         .args(["-c", script])
         .arg(attached.device().path())
         .stdin(Stdio::null())
         .spawn()
         .unwrap();
-    let recorded = Vm::record(folder, "inst_1", VmmKind::QemuTcg, process.id(), None, None).unwrap();
-    if recorded.is_none() {
-        process.kill().unwrap();
-        panic!("the writer ended");
-    }
+    let process = Writer(process);
+    let recorded = Vm::record(folder, "inst_1", VmmKind::QemuTcg, process.0.id(), None, None).unwrap();
+    assert!(recorded.is_some(), "the writer ended");
     process
 }
 
@@ -99,7 +110,7 @@ async fn i02_a_machine_that_writes_stands_while_its_disk_is_cloned_and_goes_on()
     let machine = folder.path().join("machine");
     std::fs::create_dir(&machine).unwrap();
     let attached = volumes.attach(&volume(1, 1), NOBODY).await.unwrap();
-    let mut process = writer(&machine, &attached);
+    let process = writer(&machine, &attached);
     let mut last = 0;
     for n in 0..12u128 {
         std::thread::sleep(Duration::from_millis(100));
@@ -116,8 +127,7 @@ async fn i02_a_machine_that_writes_stands_while_its_disk_is_cloned_and_goes_on()
         assert!(first > last, "it went on after the snapshot before: {first}, {last}");
         last = first;
     }
-    process.kill().unwrap();
-    process.wait().unwrap();
+    drop(process);
     drop(attached);
 }
 
