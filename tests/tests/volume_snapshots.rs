@@ -5,10 +5,8 @@
 
 mod database;
 
-use database::{COME_MAX, Tenant, image};
-use holdfast_tests::cluster::{Cluster, Options, wait_for};
-use holdfast_tests::netns;
-use holdfast_tests::oci::Registry;
+use database::{COME_MAX, Tenant};
+use holdfast_tests::cluster::wait_for;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -29,13 +27,7 @@ fn id(of: &Value) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_volume_is_restored_from_a_snapshot_that_was_taken_while_it_was_written_to() {
-    netns::enter().unwrap();
-    let registry = Registry::start().await.unwrap();
-    let image = image(&registry).await;
-    let mut tenant = Tenant { cluster: Cluster::start(Options::WHOLE).unwrap(), image };
-    for make in [&["org", "create", "acme"][..], &["app", "create", "shop"], &["env", "create", "prod"]] {
-        tenant.text(make);
-    }
+    let mut tenant = Tenant::start().await;
     assert_eq!(tenant.deploy("one")["state"], "complete");
     assert_eq!(tenant.told(), ["one"]);
     let attached = tenant.volume()["attached"].clone();

@@ -4,22 +4,14 @@
 
 mod database;
 
-use database::{COME_MAX, Tenant, image};
-use holdfast_tests::cluster::{Cluster, Options, signal, wait_for};
-use holdfast_tests::netns;
-use holdfast_tests::oci::Registry;
+use database::{COME_MAX, Tenant};
+use holdfast_tests::cluster::{signal, wait_for};
 use rustix::process::Signal;
 use serde_json::Value;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_volume_outlives_releases_agents_and_crashes_until_it_is_deleted() {
-    netns::enter().unwrap();
-    let registry = Registry::start().await.unwrap();
-    let image = image(&registry).await;
-    let mut tenant = Tenant { cluster: Cluster::start(Options::WHOLE).unwrap(), image };
-    for make in [&["org", "create", "acme"][..], &["app", "create", "shop"], &["env", "create", "prod"]] {
-        tenant.text(make);
-    }
+    let mut tenant = Tenant::start().await;
 
     assert_eq!(tenant.deploy("one")["state"], "complete");
     assert_eq!(tenant.told(), ["one"]);

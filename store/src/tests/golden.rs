@@ -319,11 +319,15 @@ fn scenario_v2(world: &mut World) {
 
 /// The same history, begun at version 1 and raised: its outcomes end by both kinds of time.
 fn raised(log: &[Proposal]) -> Store {
+    raised_by(log, ClusterVersion::TWO, &[Command::AdvanceLogTime { by_ms: 5_000 }])
+}
+
+/// A history of the version before, raised to this one, and what is asked for after that.
+fn raised_by(log: &[Proposal], to: ClusterVersion, after: &[Command]) -> Store {
     let store = memory_store();
-    let mut world = World::at(ClusterVersion::ONE);
-    let mut more = vec![Command::RaiseClusterVersion { to: ClusterVersion::TWO }];
-    more.push(Command::AdvanceLogTime { by_ms: 5_000 });
-    let more = more.into_iter().map(|command| {
+    let mut world = World::at(ClusterVersion(to.0 - 1));
+    let more = std::iter::once(Command::RaiseClusterVersion { to }).chain(after.iter().cloned());
+    let more = more.map(|command| {
         let context = world.context(Actor::System(MemberId(1)), None);
         Proposal { context: Context { request_id: RequestId::from_bits(1 << 100), ..context }, command }
     });

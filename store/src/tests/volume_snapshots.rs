@@ -4,9 +4,10 @@ use super::secrets::{CLUSTER, envelope, recipient};
 use super::volumes::database;
 use super::world::*;
 use crate::{SecretViews, SnapshotViews, Views};
+use holdfast_model::agent::DETAIL_BYTES_MAX;
 use holdfast_model::limits::{
-    SNAPSHOT_DAILY_MS, SNAPSHOT_DETAIL_BYTES_MAX, SNAPSHOT_NEWS_MAX, SNAPSHOT_RETRY_MS, SNAPSHOTS_ASKED_MAX,
-    SNAPSHOTS_DAILY_KEPT, SNAPSHOTS_FAILED_KEPT, VOLUMES_ORG_MAX,
+    SNAPSHOT_DAILY_MS, SNAPSHOT_NEWS_MAX, SNAPSHOT_RETRY_MS, SNAPSHOTS_ASKED_MAX, SNAPSHOTS_DAILY_KEPT,
+    SNAPSHOTS_FAILED_KEPT, VOLUMES_ORG_MAX,
 };
 use holdfast_model::resource::Unschedulable;
 use holdfast_model::sealed::SealOwner;
@@ -184,7 +185,7 @@ fn a_report_that_says_too_much_is_refused() {
     let mut scene = Scene::new("");
     let home = scene.home();
     let many = (0..=SNAPSHOT_NEWS_MAX as u128).map(|n| SnapshotId::from_bits(n + 1)).collect();
-    let long = SnapshotState::Failed { detail: "x".repeat(SNAPSHOT_DETAIL_BYTES_MAX + 1) };
+    let long = SnapshotState::Failed { detail: "x".repeat(DETAIL_BYTES_MAX + 1) };
     for news in [
         SnapshotNews { forgotten: many, ..SnapshotNews::default() },
         SnapshotNews { taken: [(SnapshotId::from_bits(1), long)].into(), ..SnapshotNews::default() },

@@ -2,7 +2,8 @@
 
 #![allow(dead_code)] // Each test uses what it needs.
 
-use holdfast_tests::cluster::{Cluster, wait_for};
+use holdfast_tests::cluster::{Cluster, Options, wait_for};
+use holdfast_tests::netns;
 use holdfast_tests::oci::{PushedImage, Registry, busybox};
 use serde_json::Value;
 use std::path::PathBuf;
@@ -36,7 +37,7 @@ size = "32Mi"
     )
 }
 
-pub(crate) async fn image(registry: &Registry) -> PushedImage {
+async fn image(registry: &Registry) -> PushedImage {
     let account = busybox::Account { name: "db", id: 70, home: "/" };
     let programs = ["sh", "cat", "echo", "sleep", "sync"];
     busybox::push(registry.host(), "team/db", account, &programs).await.unwrap()
@@ -44,10 +45,25 @@ pub(crate) async fn image(registry: &Registry) -> PushedImage {
 
 pub(crate) struct Tenant {
     pub(crate) cluster: Cluster,
-    pub(crate) image: PushedImage,
+    image: PushedImage,
+    /// Goes after the cluster that pulls from it.
+    _registry: Registry,
 }
 
 impl Tenant {
+    /// A cluster in a network of its own, with an org, an app and an env.
+    pub(crate) async fn start() -> Self {
+        netns::enter().unwrap();
+        let registry = Registry::start().await.unwrap();
+        let image = image(&registry).await;
+        let cluster = Cluster::start(Options::WHOLE).unwrap();
+        let tenant = Self { cluster, image, _registry: registry };
+        for make in [&["org", "create", "acme"][..], &["app", "create", "shop"], &["env", "create", "prod"]] {
+            tenant.text(make);
+        }
+        tenant
+    }
+
     pub(crate) fn run(&self, arguments: &[&str]) -> Output {
         let mut all = vec!["--org", "acme", "--app", "shop", "--env", "prod"];
         all.extend(arguments);

@@ -73,15 +73,7 @@ fn i01_what_version_4_writes_stays_as_it_is() {
 
 #[test]
 fn i01_i13_a_state_of_version_3_is_raised_to_version_4() {
-    let store = memory_store();
-    let mut world = World::at(ClusterVersion::THREE);
-    let more = [Command::RaiseClusterVersion { to: ClusterVersion::FOUR }].map(|command| {
-        let context = world.context(Actor::System(MemberId(1)), None);
-        Proposal { context: Context { request_id: RequestId::from_bits(1 << 100), ..context }, command }
-    });
-    for (index, proposal) in (0..).map(LogIndex).zip(read_commands("v3").into_iter().chain(more)) {
-        let _ = apply_one(&store, index, proposal);
-    }
+    let store = raised_by(&read_commands("v3"), ClusterVersion::FOUR, &[]);
     assert_eq!(store.cluster_version(), ClusterVersion::FOUR);
     check_raised("v4", &store);
 }

@@ -141,15 +141,7 @@ fn i01_what_version_3_writes_stays_as_it_is() {
 
 #[test]
 fn i01_i13_a_state_of_version_2_is_raised_to_version_3() {
-    let store = memory_store();
-    let mut world = World::at(ClusterVersion::TWO);
-    let more = [Command::RaiseClusterVersion { to: ClusterVersion::THREE }].map(|command| {
-        let context = world.context(Actor::System(MemberId(1)), None);
-        Proposal { context: Context { request_id: RequestId::from_bits(1 << 100), ..context }, command }
-    });
-    for (index, proposal) in (0..).map(LogIndex).zip(read_commands("v2").into_iter().chain(more)) {
-        let _ = apply_one(&store, index, proposal);
-    }
+    let store = raised_by(&read_commands("v2"), ClusterVersion::THREE, &[]);
     assert_eq!(store.cluster_version(), ClusterVersion::THREE);
     check_raised("v3", &store);
 }
