@@ -10,7 +10,6 @@ use crate::service::{RequestInfo, Service, now, told_to_stop};
 use holdfast_model::command::AgentRef;
 use holdfast_model::exec::{ExecEnd, ExecGrant};
 use holdfast_model::limits::{HEARTBEAT_MS, UNREACHABLE_MS};
-use holdfast_model::resource::NodeState;
 use holdfast_model::{Command, MemberId, Timestamp};
 use holdfast_store::Views;
 use std::sync::Arc;
@@ -165,7 +164,7 @@ async fn judge_nodes(service: &Service, since: Instant) -> Result<(), crate::pro
     let nodes = service.view()?.nodes()?;
     let watched: Vec<_> = nodes
         .iter()
-        .filter(|n| !matches!(n.state, NodeState::Quarantined | NodeState::Disabled))
+        .filter(|n| n.is_trusted())
         .map(|n| Watched {
             node: n.id,
             heard_at: service.contacts.age(AgentRef::Node(n.id)).map(before),

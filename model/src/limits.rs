@@ -47,8 +47,6 @@ pub const SNAPSHOT_RETRY_MS: u64 = 3_600_000;
 pub const SNAPSHOTS_AT_ONCE_MAX: usize = 2;
 /// Snapshots that a node is asked to forget, and tells of, at a time.
 pub const SNAPSHOT_NEWS_MAX: usize = 100;
-/// The longest text about a snapshot, in bytes.
-pub const SNAPSHOT_DETAIL_BYTES_MAX: usize = 512;
 /// Volumes that one process mounts at most: a machine has room for eight devices and has four of its own.
 pub const MOUNTS_MAX: usize = 4;
 /// Plain variables of one process or manifest at most.

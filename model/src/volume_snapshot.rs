@@ -1,7 +1,7 @@
 //! Volume snapshots: what was on a volume's disk at one moment, kept in the operator's store of backups, and what is
 //! restored from it. A restore makes another volume and never writes to one that is there.
 
-use crate::limits::SNAPSHOT_DETAIL_BYTES_MAX;
+use crate::agent::DETAIL_BYTES_MAX;
 use crate::sealed::Recipient;
 use crate::{AppId, Digest, EnvId, InstanceId, NodeId, OrgId, SnapshotId, Timestamp, VolumeId, VolumeName};
 use serde::{Deserialize, Serialize};
@@ -190,7 +190,7 @@ impl SnapshotNews {
             Restored::Failed { detail } => Some(detail),
             Restored::Whole => None,
         });
-        taken.chain(restored).all(|detail| detail.len() <= SNAPSHOT_DETAIL_BYTES_MAX)
+        taken.chain(restored).all(|detail| detail.len() <= DETAIL_BYTES_MAX)
     }
 }
 
@@ -234,7 +234,7 @@ mod tests {
             restored: [(VolumeId::from_bits(1), Restored::Failed { detail: "x".repeat(length) })].into(),
             ..SnapshotNews::default()
         };
-        assert!(of(SNAPSHOT_DETAIL_BYTES_MAX).fits());
-        assert!(!of(SNAPSHOT_DETAIL_BYTES_MAX + 1).fits());
+        assert!(of(DETAIL_BYTES_MAX).fits());
+        assert!(!of(DETAIL_BYTES_MAX + 1).fits());
     }
 }

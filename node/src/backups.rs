@@ -10,10 +10,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use holdfast_backups::Store;
 use holdfast_backups::volume::{self, SnapshotError};
-use holdfast_backups::{Store, StoreError};
 use holdfast_identity::{SealError, SealTo};
-use holdfast_model::limits::{SNAPSHOT_DETAIL_BYTES_MAX, SNAPSHOTS_AT_ONCE_MAX};
+use holdfast_model::limits::SNAPSHOTS_AT_ONCE_MAX;
 use holdfast_model::volume_snapshot::{
     RestoreVolume, Restored, SnapshotNews, SnapshotState, SnapshotWork, TakeSnapshot,
 };
@@ -23,6 +23,8 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use crate::logs::chain;
+use crate::pause;
+use crate::phase::bounded;
 use crate::secrets::{NodeSecretsError, NodeSecretsStore};
 use crate::volumes::{VolumeError, Volumes};
 
@@ -186,7 +188,7 @@ impl Backups {
             }
             Err(error) => {
                 tracing::warn!(%snapshot, %volume, error = %chain(&error), "a volume snapshot came to nothing");
-                SnapshotState::Failed { detail: detail(&error) }
+                SnapshotState::Failed { detail: bounded(chain(&error)) }
             }
         };
         self.news.send_modify(|news| drop(news.taken.insert(snapshot, state)));
@@ -214,7 +216,7 @@ impl Backups {
             }
             Err(error) => {
                 tracing::warn!(%snapshot, %volume, error = %chain(&error), "a volume could not be restored");
-                Restored::Failed { detail: detail(&error) }
+                Restored::Failed { detail: bounded(chain(&error)) }
             }
         };
         self.news.send_modify(|news| drop(news.restored.insert(volume, restored)));
@@ -230,21 +232,16 @@ impl Backups {
         Ok(restoring.finish().await?)
     }
 
-    /// Erases what is stored of snapshots; says whether something is left.
+    /// Erases what is stored of snapshots; says whether something is left to be tried again.
     async fn forget(&self, asked: &BTreeSet<SnapshotId>) -> bool {
+        // Without a store nothing can be erased, however often it is tried.
+        let Some(store) = &self.store else { return false };
         let mut left = false;
         for snapshot in asked {
             if self.news.borrow().forgotten.contains(snapshot) {
                 continue;
             }
-            let erased: Result<(), StoreError> = match &self.store {
-                Some(store) => store.erase_all(&volume::folder(*snapshot)).await,
-                None => {
-                    left = true;
-                    continue;
-                }
-            };
-            match erased {
+            match store.erase_all(&volume::folder(*snapshot)).await {
                 Ok(()) => self.news.send_modify(|news| {
                     news.forgotten.insert(*snapshot);
                 }),
@@ -273,8 +270,7 @@ async fn repeat<T, F: Future<Output = Result<T, BackupError>>>(
     loop {
         match work().await {
             Err(error) if attempt < ATTEMPTS_MAX && !error.is_final() => {
-                let whole = PAUSE_MIN.saturating_mul(1 << attempt).min(PAUSE_MAX);
-                let pause = whole.mul_f64(rand::rng().random_range(0.5..1.0));
+                let pause = pause::after(attempt, rand::rng().random(), PAUSE_MIN, PAUSE_MAX);
                 tracing::info!(%snapshot, attempt, ?pause, error = %chain(&error), "trying again");
                 tokio::time::sleep(pause).await;
                 attempt += 1;
@@ -282,15 +278,6 @@ async fn repeat<T, F: Future<Output = Result<T, BackupError>>>(
             done => return done,
         }
     }
-}
-
-/// What people are told: all of it, as far as it fits.
-fn detail(error: &BackupError) -> String {
-    let mut text = chain(error).to_string();
-    while text.len() > SNAPSHOT_DETAIL_BYTES_MAX {
-        text.pop();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ pub mod logs;
 pub mod machine;
 pub mod metrics;
 pub mod network;
+mod pause;
 pub mod phase;
 mod pulls;
 pub mod reconcile;

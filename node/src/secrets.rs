@@ -24,6 +24,8 @@ use holdfast_model::delivery::{ClearCredential, Delivery, SnapshotDelivery};
 use holdfast_model::sealed::Recipient;
 use holdfast_model::secrets::{Bundle, SecretsError};
 use holdfast_model::{ClusterId, InstanceId, NodeId, SnapshotId, VolumeId};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::logs::redact::RedactError;
 use crate::logs::{Ring, chain};
@@ -101,11 +103,8 @@ impl Source for Client {
         recipient: Recipient,
     ) -> BoxFuture<'static, Result<NodeSecrets, ClientError>> {
         let client = self.clone();
-        Box::pin(async move {
-            let body = AskSecrets { instance, recipient };
-            let answer: Answer<NodeSecrets> = client.post("/v1/agent/secrets", &body).await?;
-            Ok(answer.item)
-        })
+        let body = AskSecrets { instance, recipient };
+        Box::pin(async move { post(&client, "/v1/agent/secrets", &body).await })
     }
 
     fn ask_snapshot_key(
@@ -114,12 +113,18 @@ impl Source for Client {
         recipient: Recipient,
     ) -> BoxFuture<'static, Result<SnapshotKey, ClientError>> {
         let client = self.clone();
-        Box::pin(async move {
-            let body = AskSnapshotKey { volume, recipient };
-            let answer: Answer<SnapshotKey> = client.post("/v1/agent/snapshots/key", &body).await?;
-            Ok(answer.item)
-        })
+        let body = AskSnapshotKey { volume, recipient };
+        Box::pin(async move { post(&client, "/v1/agent/snapshots/key", &body).await })
     }
+}
+
+async fn post<T: DeserializeOwned>(
+    client: &Client,
+    path: &str,
+    body: &impl Serialize,
+) -> Result<T, ClientError> {
+    let answer: Answer<T> = client.post(path, body).await?;
+    Ok(answer.item)
 }
 
 struct Membership {

@@ -133,7 +133,7 @@ impl Volumes {
         let this = self.clone();
         blocking(move || {
             let path = this.path.join(volume.to_string());
-            let folder = this.existing(volume)?.ok_or(VolumeError::Missing { volume })?;
+            let folder = this.existing(volume, "looked for")?.ok_or(VolumeError::Missing { volume })?;
             let disk = path.join(disk::NAME);
             clone::take(&folder, volume, snapshot, &disk, machine.as_deref()).map(Arc::new)
         })
@@ -148,7 +148,7 @@ impl Volumes {
             for entry in std::fs::read_dir(&this.path).map_err(failed)? {
                 let name = entry.map_err(failed)?.file_name();
                 let Some(Ok(volume)) = name.to_str().map(str::parse::<VolumeId>) else { continue };
-                if let Some(folder) = this.existing(volume)? {
+                if let Some(folder) = this.existing(volume, "looked for")? {
                     clone::sweep(&folder, |id| keep.contains(&id)).map_err(failed)?;
                 }
             }
@@ -198,12 +198,12 @@ impl Volumes {
         Disk::take(self.made_folder(volume.id)?, volume)
     }
 
-    /// A volume's folder, if it has one here.
-    fn existing(&self, volume: VolumeId) -> Result<Option<OwnedFd>, VolumeError> {
+    /// A volume's folder, if it has one here. `action` is for what, as a past participle.
+    fn existing(&self, volume: VolumeId, action: &'static str) -> Result<Option<OwnedFd>, VolumeError> {
         match rustix::fs::openat(&self.folder, volume.to_string().as_str(), FOLDER, Mode::empty()) {
             Ok(folder) => Ok(Some(folder)),
             Err(rustix::io::Errno::NOENT) => Ok(None),
-            Err(source) => Err(VolumeError::Disk { volume, action: "looked for", source: source.into() }),
+            Err(source) => Err(VolumeError::Disk { volume, action, source: source.into() }),
         }
     }
 
@@ -227,11 +227,7 @@ impl Volumes {
             action: "erased",
             source: source.into(),
         };
-        let folder = match rustix::fs::openat(&self.folder, name.as_str(), FOLDER, Mode::empty()) {
-            Ok(folder) => folder,
-            Err(rustix::io::Errno::NOENT) => return Ok(true),
-            Err(source) => return Err(failed(source)),
-        };
+        let Some(folder) = self.existing(id, "erased")? else { return Ok(true) };
         if !disk::erase(&folder, id)? {
             return Ok(false);
         }

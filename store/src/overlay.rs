@@ -8,11 +8,11 @@ use crate::event_bytes;
 use crate::evolve::evolve;
 use crate::head::Head;
 use crate::merge::laid_over;
-use crate::rows::{RowList, Rows, RowsMut, prefix_end, range};
-use crate::tables::Value;
+use crate::rows::{RowList, Rows, RowsMut, id_suffix, prefix_end, range};
+use crate::tables::{Table, Value, key};
 use holdfast_model::event::EVENT_VERSION;
 use holdfast_model::{Aggregate, Context, DeploymentId, Event, EventPayload, OrgId, Revision};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 type Changes = BTreeMap<Vec<u8>, Option<Value>>;
 
@@ -102,6 +102,18 @@ impl<'a> Draft<'a> {
         let id = self.context.fresh_id(self.fresh);
         self.fresh += 1;
         id
+    }
+
+    /// Ids that are marked for `Tick`: a bounded number, beginning at another place each time, so that none waits for ever
+    /// behind others. Marks are ordered by the random half of their id, so a random start falls evenly among them.
+    pub(crate) fn marks_from_anywhere(&self, table: Table, max: usize) -> Result<BTreeSet<u128>, StoreError> {
+        let prefix = key(table, &[]);
+        let start = key(table, &[&self.context.fresh_id(u32::MAX).to_be_bytes()[8..]]);
+        let mut marks = self.scan(&prefix, Some(&start), max)?;
+        if marks.len() < max {
+            marks.extend(self.scan(&prefix, None, max - marks.len())?);
+        }
+        marks.iter().map(|(key, _)| id_suffix(key)).collect()
     }
 
     /// Records that something happened, and makes it so.

@@ -2,10 +2,10 @@
 
 use crate::error::StoreError;
 use crate::rows::{Rows, id_suffix, read_at};
-use crate::tables::{Table, key};
+use crate::tables::{Table, decode, key};
 use crate::views::{Views, by_mark, required};
-use holdfast_model::limits::SNAPSHOTS_ORG_MAX;
-use holdfast_model::volume_snapshot::{VolumeRestore, VolumeSnapshot};
+use holdfast_model::limits::{SNAPSHOT_NEWS_MAX, SNAPSHOTS_ORG_MAX};
+use holdfast_model::volume_snapshot::{SnapshotNews, VolumeRestore, VolumeSnapshot};
 use holdfast_model::{NodeId, OrgId, SnapshotId, VolumeId};
 
 /// Snapshots that are listed at most: more than an org may have, because daily ones are not refused.
@@ -77,6 +77,31 @@ pub trait SnapshotViews: Rows + Views {
         marks.iter().map(|(key, _)| one(key)).collect()
     }
 
+    /// What of a node's news says something new about what lies with it. The rest is a repeat, late, or not its business (I9).
+    ///
+    /// # Errors
+    /// When the database fails.
+    fn new_of_snapshots(&self, node: NodeId, told: &SnapshotNews) -> Result<SnapshotNews, StoreError> {
+        let mut news = SnapshotNews::default();
+        for (id, state) in &told.taken {
+            let known = self.volume_snapshot(*id)?.filter(|snapshot| snapshot.node == node);
+            if known.is_some_and(|known| state.follows(&known.state)) {
+                news.taken.insert(*id, state.clone());
+            }
+        }
+        for (id, restored) in &told.restored {
+            let known = self.volume_restore(*id)?;
+            if known.is_some_and(|known| known.node == node && known.failed.is_none()) {
+                news.restored.insert(*id, restored.clone());
+            }
+        }
+        if !told.forgotten.is_empty() {
+            let asked = self.snapshots_to_erase(node, SNAPSHOT_NEWS_MAX)?;
+            news.forgotten = asked.into_iter().filter(|id| told.forgotten.contains(id)).collect();
+        }
+        Ok(news)
+    }
+
     /// Whether some volume is being made from a snapshot.
     ///
     /// # Errors
@@ -84,7 +109,7 @@ pub trait SnapshotViews: Rows + Views {
     fn is_being_restored(&self, snapshot: SnapshotId) -> Result<bool, StoreError> {
         let rows = self.scan(&key(Table::VolumeRestore, &[]), None, RESTORES_MAX)?;
         for (_, value) in rows {
-            let restore: VolumeRestore = crate::tables::decode(Table::VolumeRestore, &value)?;
+            let restore: VolumeRestore = decode(Table::VolumeRestore, &value)?;
             if restore.snapshot == snapshot && restore.failed.is_none() {
                 return Ok(true);
             }

@@ -2,7 +2,7 @@
 
 use crate::error::StoreError;
 use crate::overlay::{Draft, Filing};
-use crate::rows::{Rows, RowsMut, id_suffix};
+use crate::rows::RowsMut;
 use crate::secret_views::seal_owner_bytes;
 use crate::tables::{Table, key};
 use crate::views::{Views, required};
@@ -14,7 +14,6 @@ use holdfast_model::sealed::SealOwner;
 use holdfast_model::volume::Volume;
 use holdfast_model::volume_snapshot::{SnapshotCause, SnapshotState, VolumeSnapshot};
 use holdfast_model::{Aggregate, EventPayload, NodeId, SnapshotId, Timestamp, VolumeId};
-use std::collections::BTreeSet;
 
 /// Volumes that one tick looks at.
 const TICK_VOLUMES_MAX: usize = 100;
@@ -25,17 +24,8 @@ pub(crate) fn request_due(draft: &mut Draft<'_>) -> Result<(), StoreError> {
     if !draft.cluster_version()?.has_snapshots() {
         return Ok(());
     }
-    let prefix = key(Table::VolumeBackedUp, &[]);
-    // Marks are ordered by the random half of their id, so a random start falls evenly among them.
-    let start = key(Table::VolumeBackedUp, &[&draft.context().fresh_id(u32::MAX).to_be_bytes()[8..]]);
-    let mut marks = draft.scan(&prefix, Some(&start), TICK_VOLUMES_MAX)?;
-    if marks.len() < TICK_VOLUMES_MAX {
-        marks.extend(draft.scan(&prefix, None, TICK_VOLUMES_MAX - marks.len())?);
-    }
-    let volumes: Result<BTreeSet<VolumeId>, StoreError> =
-        marks.iter().map(|(key, _)| id_suffix(key).map(VolumeId::from_bits)).collect();
-    for id in volumes? {
-        let volume = required(draft.volume(id)?, "a volume that is backed up")?;
+    for id in draft.marks_from_anywhere(Table::VolumeBackedUp, TICK_VOLUMES_MAX)? {
+        let volume = required(draft.volume(VolumeId::from_bits(id))?, "a volume that is backed up")?;
         if is_due(draft, &volume)? {
             request(draft, &volume, SnapshotCause::Daily)?;
         }

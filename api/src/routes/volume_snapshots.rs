@@ -138,32 +138,15 @@ async fn key(call: Call, Body(body): Body<AskSnapshotKey>) -> Result<Response, R
 
 /// What a node's news change. Agents repeat themselves at every heartbeat, and that must not reach the log.
 pub(super) fn changed(view: &View, node: NodeId, told: &SnapshotNews) -> Result<SnapshotNews, Refusal> {
-    let mut news = SnapshotNews::default();
     if told.is_empty() || !view.cluster_version()?.has_snapshots() {
-        return Ok(news);
+        return Ok(SnapshotNews::default());
     }
     if told.len() > SNAPSHOT_NEWS_MAX || !told.fits() {
         return Err(Refusal::invalid(
             "The report tells of more than 100 snapshots, or with too long a text.",
         ));
     }
-    for (id, state) in &told.taken {
-        let known = view.volume_snapshot(*id)?.filter(|snapshot| snapshot.node == node);
-        if known.is_some_and(|known| state.follows(&known.state)) {
-            news.taken.insert(*id, state.clone());
-        }
-    }
-    for (id, restored) in &told.restored {
-        let known = view.volume_restore(*id)?.filter(|known| known.node == node && known.failed.is_none());
-        if known.is_some() {
-            news.restored.insert(*id, restored.clone());
-        }
-    }
-    if !told.forgotten.is_empty() {
-        let asked = view.snapshots_to_erase(node, SNAPSHOT_NEWS_MAX)?;
-        news.forgotten = asked.into_iter().filter(|id| told.forgotten.contains(id)).collect();
-    }
-    Ok(news)
+    Ok(view.new_of_snapshots(node, told)?)
 }
 
 /// What a node has to do. A snapshot's key is made when its node first asks.

@@ -2,7 +2,7 @@
 
 use crate::args::audit::{Export, Search};
 use crate::commands::events;
-use crate::commands::rollout::Progress;
+use crate::commands::watch::Progress;
 use crate::failure::Failure;
 use crate::session::Session;
 use holdfast_model::audit::{AUDIT_FORM, AuditEnd, AuditHeader};

@@ -34,3 +34,4 @@ pub(crate) mod status;
 pub(crate) mod token;
 pub(crate) mod volume;
 mod volume_snapshot;
+mod watch;

@@ -2,20 +2,15 @@
 
 use crate::args::tenant::Wait;
 use crate::commands::instances::image;
+use crate::commands::watch::{Progress, watch};
 use crate::failure::Failure;
-use crate::output::{Output, word};
+use crate::output::word;
 use crate::session::Session;
 use holdfast_client::ClientError;
 use holdfast_model::api::InstanceStatus;
 use holdfast_model::resource::{Deployment, DeploymentState, Instance, InstanceState};
-use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
-
-/// Between two looks.
-const LOOK_EVERY: Duration = Duration::from_millis(400);
-/// Between two frames of the spinner.
-const SPIN_EVERY: Duration = Duration::from_millis(120);
 
 /// Prints the deployment, after watching it to its end if that was asked.
 pub(crate) async fn finish(session: &Session, started: Deployment, wait: Wait) -> Result<(), Failure> {
@@ -25,39 +20,26 @@ pub(crate) async fn finish(session: &Session, started: Deployment, wait: Wait) -
             .show(&started, || format!("Deployment {} is under way: {}", started.number, started.id));
     }
     let began = Instant::now();
-    let ended = watch(session, &started, wait.wait_timeout).await?;
+    let ended = watch_deployment(session, &started, wait.wait_timeout).await?;
     session.output.show(&ended, || {
         format!("Deployment {} is complete after {:.1} s.", ended.number, began.elapsed().as_secs_f32())
     })
 }
 
-async fn watch(session: &Session, started: &Deployment, patience: Duration) -> Result<Deployment, Failure> {
-    let deadline = Instant::now() + patience;
-    let mut progress = Progress::new(session.output);
-    loop {
-        match look(session, started).await {
-            Ok((deployment, shown)) => {
-                let images = images(&deployment, &shown);
-                let instances: Vec<Instance> = shown.into_iter().map(|shown| shown.instance).collect();
-                progress.say(&stand(&deployment, &instances), &images);
-                if let Some(ended) = ended(deployment, &instances) {
-                    progress.clear();
-                    return ended;
-                }
-            }
-            // The control plane may be away for a while; what it started goes on.
-            Err(error) if error.is_retryable() => {
-                progress.say("no member answers; still trying", "");
-            }
-            Err(error) => return Err(error.into()),
-        }
-        if Instant::now() >= deadline {
-            progress.clear();
-            let what = format!("Deployment {}", started.number);
-            return Err(Failure::WaitTimedOut { what, after: patience });
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
+async fn watch_deployment(
+    session: &Session,
+    started: &Deployment,
+    patience: Duration,
+) -> Result<Deployment, Failure> {
+    let what = format!("Deployment {}", started.number);
+    let look = async |progress: &mut Progress| {
+        let (deployment, shown) = look(session, started).await?;
+        let images = images(&deployment, &shown);
+        let instances: Vec<Instance> = shown.into_iter().map(|shown| shown.instance).collect();
+        progress.say(&stand(&deployment, &instances), &images);
+        Ok(ended(deployment, &instances))
+    };
+    watch(session, &what, patience, look).await?
 }
 
 async fn look(
@@ -140,42 +122,4 @@ fn images(deployment: &Deployment, shown: &[InstanceStatus]) -> String {
         .filter_map(|shown| shown.image_progress)
         .min_by_key(|progress| (progress.phase, progress.received_bytes, progress.layer));
     least.map_or_else(String::new, |progress| format!(" · {}", image(&progress)))
-}
-
-/// A spinner where somebody watches; elsewhere a line for each change.
-pub(crate) struct Progress {
-    output: Output,
-    bar: Option<ProgressBar>,
-    last: String,
-}
-
-impl Progress {
-    pub(crate) fn new(output: Output) -> Self {
-        let bar = output.watched.then(|| {
-            let bar = ProgressBar::new_spinner();
-            if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed:>4} {msg}") {
-                bar.set_style(style);
-            }
-            bar.enable_steady_tick(SPIN_EVERY);
-            bar
-        });
-        Self { output, bar, last: String::new() }
-    }
-
-    /// `more` changes often: who does not watch is not told.
-    pub(crate) fn say(&mut self, line: &str, more: &str) {
-        match &self.bar {
-            Some(bar) => bar.set_message(format!("{line}{more}")),
-            None if line != self.last => self.output.remark(line),
-            None => {}
-        }
-        line.clone_into(&mut self.last);
-    }
-
-    pub(crate) fn clear(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-            self.output.remark(&self.last);
-        }
-    }
 }

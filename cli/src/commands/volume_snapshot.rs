@@ -2,20 +2,16 @@
 //! made from it.
 
 use crate::args::tenant::Wait;
-use crate::commands::rollout::Progress;
+use crate::commands::watch::{Progress, watch};
 use crate::failure::Failure;
 use crate::output::{age, table};
 use crate::session::Session;
 use crate::terminal::harmless;
-use holdfast_client::ClientError;
 use holdfast_client::exit;
 use holdfast_model::volume::Volume;
 use holdfast_model::volume_snapshot::{SnapshotCause, SnapshotState, VolumeSnapshot};
 use holdfast_model::{SnapshotId, VolumeName};
-use std::time::{Duration, Instant};
-
-/// Between two looks.
-const LOOK_EVERY: Duration = Duration::from_millis(400);
+use std::time::Instant;
 
 /// Takes a snapshot of a volume, and watches it to its end if that was asked.
 pub(crate) async fn create(session: &Session, volume: &Volume, wait: Wait) -> Result<(), Failure> {
@@ -26,12 +22,15 @@ pub(crate) async fn create(session: &Session, volume: &Volume, wait: Wait) -> Re
             .show(&asked, || format!("Snapshot {} of volume {} is under way.", asked.id, asked.name));
     }
     let what = format!("Snapshot {}", asked.id);
-    let ended = watch(session, &what, wait.wait_timeout, async || {
+    let look = async |progress: &mut Progress| {
         let seen = session.client.volume_snapshot(asked.id).await?.item;
-        let state = state(&seen);
-        Ok(if seen.state.is_under_way() { Seen::UnderWay(state) } else { Seen::Ended(seen) })
-    });
-    let ended = ended.await?;
+        if !seen.state.is_under_way() {
+            return Ok(Some(seen));
+        }
+        progress.say(&format!("{what}: {}", state(&seen)), "");
+        Ok(None)
+    };
+    let ended = watch(session, &what, wait.wait_timeout, look).await?;
     match &ended.state {
         SnapshotState::Failed { detail } => {
             Err(Failure::Backup(format!("Snapshot {} came to nothing: {}", ended.id, harmless(detail))))
@@ -88,17 +87,17 @@ pub(crate) async fn restore(
     }
     let began = Instant::now();
     let what = format!("The restore of volume {}", made.name);
-    let failed = watch(session, &what, wait.wait_timeout, async || {
-        match session.client.volume_restore(made.id).await {
-            Ok(restore) => Ok(match restore.item.failed {
-                None => Seen::UnderWay("being restored".to_owned()),
-                Some(detail) => Seen::Ended(Some(detail)),
-            }),
-            Err(error) if error.exit_code() == exit::NOT_FOUND => Ok(Seen::Ended(None)),
-            Err(error) => Err(error),
+    // What is not being restored any more is whole.
+    let look = async |progress: &mut Progress| match session.client.volume_restore(made.id).await {
+        Ok(restore) if restore.item.failed.is_none() => {
+            progress.say(&format!("{what}: being restored"), "");
+            Ok(None)
         }
-    });
-    match failed.await? {
+        Ok(restore) => Ok(Some(restore.item.failed)),
+        Err(error) if error.exit_code() == exit::NOT_FOUND => Ok(Some(None)),
+        Err(error) => Err(error),
+    };
+    match watch(session, &what, wait.wait_timeout, look).await? {
         Some(detail) => Err(Failure::Backup(format!(
             "Volume {} could not be restored: {} Delete it, and restore another snapshot.",
             made.name,
@@ -121,41 +120,6 @@ pub(crate) async fn delete(session: &Session, id: SnapshotId) -> Result<(), Fail
         .confirmed(&format!("Delete snapshot {id} of volume {}, and the only key to it?", snapshot.name))?;
     let done = session.client.delete_snapshot(id).await?;
     session.output.show(&done, || format!("Snapshot {id} is deleted."))
-}
-
-/// What one look shows.
-enum Seen<T> {
-    /// Not done, and how far it is.
-    UnderWay(String),
-    /// Done, well or not.
-    Ended(T),
-}
-
-async fn watch<T>(
-    session: &Session,
-    what: &str,
-    patience: Duration,
-    look: impl AsyncFn() -> Result<Seen<T>, ClientError>,
-) -> Result<T, Failure> {
-    let deadline = Instant::now() + patience;
-    let mut progress = Progress::new(session.output);
-    loop {
-        match look().await {
-            Ok(Seen::UnderWay(state)) => progress.say(&format!("{what}: {state}"), ""),
-            Ok(Seen::Ended(ended)) => {
-                progress.clear();
-                return Ok(ended);
-            }
-            // The control plane may be away for a while; what it started goes on.
-            Err(error) if error.is_retryable() => progress.say("no member answers; still trying", ""),
-            Err(error) => return Err(error.into()),
-        }
-        if Instant::now() >= deadline {
-            progress.clear();
-            return Err(Failure::WaitTimedOut { what: what.to_owned(), after: patience });
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
 }
 
 fn state(snapshot: &VolumeSnapshot) -> String {

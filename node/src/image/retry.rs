@@ -44,8 +44,7 @@ impl Backoff {
 
 /// A random part, at least half, of a pause that doubles with each attempt. `random` is in 0..1.
 fn pause_after(attempts: u32, random: f64) -> Duration {
-    let whole = PAUSE_MIN.saturating_mul(1 << attempts.min(16)).min(PAUSE_MAX);
-    whole.mul_f64(0.5 + random / 2.0)
+    crate::pause::after(attempts, random, PAUSE_MIN, PAUSE_MAX)
 }
 
 #[cfg(test)]

@@ -164,14 +164,14 @@ impl Vm {
     }
 
     /// Sends the VMM a signal, wherever its process id leads by now.
-    pub(crate) fn signal(&self, signal: Signal) -> std::io::Result<()> {
-        Ok(rustix::process::pidfd_send_signal(&self.process, signal)?)
+    pub(crate) fn signal(&self, signal: Signal) -> rustix::io::Result<()> {
+        rustix::process::pidfd_send_signal(&self.process, signal)
     }
 
     /// Kills the VMM and waits until it is gone. A machine that is already gone is no error.
     pub async fn kill(&self) -> Result<(), VmmError> {
         let error = |action, source| VmmError::Process { pid: self.pid(), action, source };
-        match rustix::process::pidfd_send_signal(&self.process, Signal::KILL) {
+        match self.signal(Signal::KILL) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => {}
             Err(errno) => return Err(error("killed", errno.into())),
         }

@@ -20,7 +20,7 @@ use crate::host::disk_of;
 use crate::vmm::{Adoption, Vm};
 
 /// How long a machine is stopped, at most.
-pub(super) const QUIESCE_MAX: Duration = Duration::from_secs(2);
+const QUIESCE_MAX: Duration = Duration::from_secs(2);
 /// When a machine goes on although this agent died while it stood: in whole seconds, for `sleep`.
 const WATCHDOG_S: u64 = 3;
 /// What is copied before the clock is looked at, in bytes.
@@ -29,7 +29,7 @@ const COPY_BYTES: usize = 4 << 20;
 const STAND_MAX: Duration = Duration::from_millis(500);
 
 /// The file of a snapshot that is whole, and of one that is not.
-pub(super) fn names(snapshot: SnapshotId) -> (String, String) {
+fn names(snapshot: SnapshotId) -> (String, String) {
     (format!("{snapshot}.img"), format!("{snapshot}.part"))
 }
 

@@ -90,12 +90,7 @@ impl Disk {
     /// Gives it its size and a file system. Repeated whole after a crash: no machine has had it yet.
     pub(super) async fn make(self, owner: Owner) -> Result<Self, VolumeError> {
         let volume = self.volume;
-        let failed = move |action| move |source: io::Error| VolumeError::Disk { volume, action, source };
-        let bytes = self.record.size_mib << 20;
-        self.check_room()?;
-        // Empty first: what a start that failed has left of a file system is not to be found by the next.
-        self.file.set_len(0).map_err(failed("made"))?;
-        self.file.set_len(bytes).map_err(failed("made"))?;
+        self.empty()?;
         make_file_system(volume, &self.file, owner).await?;
         super::blocking(move || self.made()).await
     }
@@ -110,15 +105,18 @@ impl Disk {
         Ok(self)
     }
 
-    fn check_room(&self) -> Result<(), VolumeError> {
+    /// Gives it its size, if there is room, and nothing but zeros: what an attempt that failed has left of a file system is not
+    /// to be found by the next.
+    fn empty(&self) -> Result<(), VolumeError> {
         let (volume, needed_mib) = (self.volume, self.record.size_mib);
-        let said = rustix::fs::fstatvfs(&self.file).map_err(|e| VolumeError::Disk {
-            volume,
-            action: "looked at",
-            source: e.into(),
-        })?;
+        let failed = move |action| move |source: io::Error| VolumeError::Disk { volume, action, source };
+        let said = rustix::fs::fstatvfs(&self.file).map_err(|e| failed("looked at")(e.into()))?;
         let free_mib = disk_of(&said).free_mib;
-        if free_mib < needed_mib { Err(VolumeError::Room { volume, needed_mib, free_mib }) } else { Ok(()) }
+        if free_mib < needed_mib {
+            return Err(VolumeError::Room { volume, needed_mib, free_mib });
+        }
+        self.file.set_len(0).map_err(failed("made"))?;
+        self.file.set_len(needed_mib << 20).map_err(failed("made"))
     }
 }
 
@@ -140,11 +138,7 @@ pub(super) fn begin_restore(
     if disk.record.made {
         return Ok(None);
     }
-    let failed = |action| move |source: io::Error| VolumeError::Disk { volume, action, source };
-    disk.check_room()?;
-    // Empty first: what an attempt that failed has left is not to shine through.
-    disk.file.set_len(0).map_err(failed("made"))?;
-    disk.file.set_len(size_mib << 20).map_err(failed("made"))?;
+    disk.empty()?;
     Ok(Some(disk))
 }
 

@@ -4,7 +4,7 @@ use super::{Decision, exec};
 use crate::error::StoreError;
 use crate::overlay::Draft;
 use crate::rollout;
-use crate::rows::{Rows, id_suffix};
+use crate::rows::Rows;
 use crate::tables::{Table, key};
 use crate::views::{HOSTS_MAX, Views};
 use crate::{volume_snapshots, volumes};
@@ -64,14 +64,6 @@ fn give_up_silent_nodes(draft: &mut Draft<'_>) -> Result<(), StoreError> {
 /// Moves on envs whose instances are not what they should be: a bounded number, beginning at another place each time,
 /// so that none waits for ever behind others that cannot move.
 pub(super) fn advance_unsettled(draft: &mut Draft<'_>) -> Result<(), StoreError> {
-    let prefix = key(Table::Unsettled, &[]);
-    // Marks are ordered by the random half of their id, so a random start falls evenly among them.
-    let start = key(Table::Unsettled, &[&draft.context().fresh_id(u32::MAX).to_be_bytes()[8..]]);
-    let mut marks = draft.scan(&prefix, Some(&start), TICK_ENVS_MAX)?;
-    if marks.len() < TICK_ENVS_MAX {
-        marks.extend(draft.scan(&prefix, None, TICK_ENVS_MAX - marks.len())?);
-    }
-    let envs: Result<BTreeSet<EnvId>, StoreError> =
-        marks.iter().map(|(key, _)| id_suffix(key).map(EnvId::from_bits)).collect();
-    envs?.into_iter().try_for_each(|env| rollout::advance(draft, env))
+    let marks = draft.marks_from_anywhere(Table::Unsettled, TICK_ENVS_MAX)?;
+    marks.into_iter().try_for_each(|id| rollout::advance(draft, EnvId::from_bits(id)))
 }

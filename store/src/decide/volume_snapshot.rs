@@ -4,7 +4,7 @@ use super::agents::node;
 use super::volume::check_quota;
 use super::{Decision, Refusal, absent, admission::sees, refuse};
 use crate::overlay::{Draft, Filing};
-use crate::views::Views;
+use crate::views::{Views, required};
 use crate::volume_snapshot_views::SnapshotViews as _;
 use crate::volume_snapshots::{self, has_disk};
 use holdfast_model::limits::{SNAPSHOT_NEWS_MAX, SNAPSHOTS_ASKED_MAX, SNAPSHOTS_ORG_MAX};
@@ -113,35 +113,27 @@ pub(super) fn report(draft: &mut Draft<'_>, id: NodeId, news: &SnapshotNews) -> 
         let message = format!("A report tells of at most {SNAPSHOT_NEWS_MAX} snapshots, and shortly.");
         return Err(refuse(Code::InvalidRequest, message));
     }
+    let news = draft.new_of_snapshots(node, news)?;
     let mut ended = BTreeSet::new();
-    for (id, state) in &news.taken {
-        let Some(snapshot) = draft.volume_snapshot(*id)?.filter(|snapshot| snapshot.node == node) else {
-            continue;
-        };
-        if !state.follows(&snapshot.state) {
-            continue;
-        }
-        let filing = Filing::org(Aggregate::Snapshot(*id), snapshot.org);
-        draft.emit(filing, EventPayload::SnapshotAdvanced { snapshot: *id, state: state.clone() })?;
+    for (id, state) in news.taken {
+        let snapshot = required(draft.volume_snapshot(id)?, "a volume snapshot")?;
         if !state.is_under_way() {
             ended.insert(snapshot.volume);
         }
+        let filing = Filing::org(Aggregate::Snapshot(id), snapshot.org);
+        draft.emit(filing, EventPayload::SnapshotAdvanced { snapshot: id, state })?;
     }
-    for (id, restored) in &news.restored {
-        let restore = draft.volume_restore(*id)?.filter(|known| known.node == node && known.failed.is_none());
-        let (Some(_), Some(volume)) = (restore, draft.volume(*id)?) else { continue };
+    for (id, restored) in news.restored {
+        let volume = required(draft.volume(id)?, "a volume that is being restored")?;
         let payload = match restored {
-            Restored::Whole => EventPayload::VolumeRestored { volume: *id },
-            Restored::Failed { detail } => {
-                EventPayload::VolumeRestoreFailed { volume: *id, detail: detail.clone() }
-            }
+            Restored::Whole => EventPayload::VolumeRestored { volume: id },
+            Restored::Failed { detail } => EventPayload::VolumeRestoreFailed { volume: id, detail },
         };
-        draft.emit(Filing::org(Aggregate::Volume(*id), volume.org), payload)?;
+        draft.emit(Filing::org(Aggregate::Volume(id), volume.org), payload)?;
     }
-    let asked: BTreeSet<_> = draft.snapshots_to_erase(node, SNAPSHOT_NEWS_MAX)?.into_iter().collect();
-    for snapshot in news.forgotten.intersection(&asked) {
-        let payload = EventPayload::SnapshotErased { snapshot: *snapshot, node };
-        draft.emit(Filing::cluster(Aggregate::Snapshot(*snapshot)), payload)?;
+    for snapshot in news.forgotten {
+        let payload = EventPayload::SnapshotErased { snapshot, node };
+        draft.emit(Filing::cluster(Aggregate::Snapshot(snapshot)), payload)?;
     }
     for volume in ended {
         volume_snapshots::prune(draft, volume)?;
